@@ -1,0 +1,62 @@
+# make run | test | lab | notebooks | results | clean. Each sets up what it needs, once; README.md says the rest.
+PYTHON ?= python3
+DATA ?= small
+MINUTES ?= 4
+RUNS ?= runs/$(notdir $(abspath $(DATA)))
+BIN := .venv/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+export CVAE_LAB_CACHE ?= $(CURDIR)/data/cache
+export PYTHONHASHSEED = 0
+
+.PHONY: help run test lab notebooks results clean
+help:
+	@echo "make run        four KL strategies, their comparison, the test prediction   (DATA=folder for your own data)"
+	@echo "make test       every check"
+	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make notebooks  execute the committed notebooks again, in place, in order"
+	@echo "make results    write README's table from figures/reference"
+	@echo "make clean      remove what the others made: .venv and caches; never your data or runs"
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "cvae_lab needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; say make PYTHON=python3.12" % v)'
+	@echo "Setting up .venv (once; a minute or two) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	@$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "Installing Chromium for the browser tests ..."; \
+		(apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "No Chromium here: the browser tests will skip."; fi
+	@touch $@
+
+run: .venv/.ready
+	@$(BIN)/python -m cvae_lab sweep --data "$(DATA)" --out "$(RUNS)" -p minutes $(MINUTES)
+	@$(BIN)/python -m cvae_lab compare "$(RUNS)"
+	@$(BIN)/python -m cvae_lab predict "$(RUNS)" --data "$(DATA)"
+	@echo "Next: make lab, and open 04_kl_strategies with runs = \"../$(RUNS)\"."
+
+test: .venv/.ready-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
+
+lab: .venv/.ready
+	@echo "JupyterLab opens in your browser; Ctrl-C here ends it."
+	@$(BIN)/python -m jupyterlab notebooks
+
+notebooks: .venv/.ready-dev
+	@for notebook in $(NOTEBOOKS) $(sort $(wildcard notebooks/solutions/*.ipynb)); do \
+		echo "$$notebook" && $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; done
+	@echo "Executed. Next: git diff notebooks, and a look at every picture."
+
+results: .venv/.ready
+	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md
+
+clean:
+	@rm -rf .venv data/cache build *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rmdir data 2>/dev/null || true
+	@echo "Clean. Your runs stay in runs/."
