@@ -1,0 +1,62 @@
+"""What a data set holds, and what trivial predictions score on it."""
+
+import pandas as pd
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cvae_lab.data.clips import Clip, Dataset, Video, frame_changes
+
+Frames = UInt8[Tensor, "n 3 h w"]
+
+
+def report(dataset: Dataset) -> pd.DataFrame:
+    """One row per part and test clip: frames, takes, cuts and three baselines.
+
+    Baselines are means of per-frame PSNR in dB (peak 1, capped at 100) over all frames but the first of each
+    take: `static` repeats that first frame, `copy_previous` repeats the true frame before, `mean_frame` shows
+    the mean training frame. NaN where there is no answer to score against.
+    """
+    mean = _mean_frame(dataset.train)
+    rows = [_video_row(video, mean) for video in (dataset.train, dataset.val) if len(video)]
+    return pd.DataFrame(rows + [_clip_row(clip, mean) for clip in dataset.tests])
+
+
+def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict:
+    row = {"part": video.name, "frames": len(video), "takes": len(video.takes)}
+    return row | {"cuts": " ".join(map(str, video.cuts))} | _baselines(video, mean)
+
+
+def _clip_row(clip: Clip, mean: Float[Tensor, "3 h w"] | None) -> dict:
+    row = {"part": f"test {clip.name}", "frames": len(clip), "takes": 1, "cuts": ""}
+    answer = clip.first[None] if clip.answer is None else clip.answer
+    return row | _baselines(Video(answer, clip.labels[: len(answer)]), mean)
+
+
+def _baselines(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict[str, float]:
+    scores = {"static": [], "copy_previous": [], "mean_frame": []}
+    for start, stop in video.takes:
+        frames = video.frames[start:stop]
+        scores["static"].append(_error(frames[1:], frames[0] / 255))
+        scores["copy_previous"].append(frame_changes(frames))
+        scores["mean_frame"].append(_error(frames[1:], mean) if mean is not None else torch.zeros(0))
+    return {name: _mean_psnr(torch.cat(errors)) for name, errors in scores.items()}
+
+
+def _error(frames: Frames, still: Float[Tensor, "3 h w"]) -> Float[Tensor, " n"]:
+    """Mean squared error of each frame against one still picture."""
+    pieces = [
+        (piece / 255 - still).square().mean((1, 2, 3)) for piece in frames.split(32)
+    ]  # few floats at once
+    return torch.cat(pieces)
+
+
+def _mean_psnr(error: Float[Tensor, " n"]) -> float:
+    return (-10 * error.clamp_min(1e-10).log10()).mean().item()
+
+
+def _mean_frame(video: Video) -> Float[Tensor, "3 h w"] | None:
+    if not len(video):
+        return None
+    total = sum(piece.sum(0, dtype=torch.int64) for piece in video.frames.split(32))
+    return (total / (255 * len(video))).float()

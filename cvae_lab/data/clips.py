@@ -1,0 +1,247 @@
+"""Videos in takes, the cuts between them, and clips drawn from them."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames with their pose labels, in one take or several takes joined.
+
+    `cuts` holds the index of the first frame of every take but the first. A video may be empty.
+    """
+
+    frames: UInt8[Tensor, "n 3 h w"]
+    labels: UInt8[Tensor, "n 3 h w"]
+    cuts: tuple[int, ...] = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_pictures(self.name, frames=(self.frames, 4), labels=(self.labels, 4))
+        if self.frames.shape != self.labels.shape:
+            raise ValueError(
+                f"video {self.name!r}: frames {tuple(self.frames.shape)} and labels "
+                f"{tuple(self.labels.shape)} differ in shape; give one label per frame, of the same size"
+            )
+        edges = (0, *self.cuts, len(self)) if len(self) or self.cuts else ()
+        if any(stop <= start for start, stop in itertools.pairwise(edges)):
+            raise ValueError(
+                f"video {self.name!r}: cuts {self.cuts} must rise and lie strictly between 0 and {len(self)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def takes(self) -> list[tuple[int, int]]:
+        """First frame and end (one past the last frame) of every take."""
+        edges = (0, *self.cuts, len(self)) if len(self) else ()
+        return list(itertools.pairwise(edges))
+
+    def clip_starts(self, n_frames: int) -> Int64[Tensor, " s"]:
+        """Every start, stride 1, of a clip of `n_frames` that lies inside one take."""
+        starts = [torch.arange(a, b - n_frames + 1) for a, b in self.takes if b - a >= n_frames]
+        if not starts:
+            longest = max((b - a for a, b in self.takes), default=0)
+            raise ValueError(
+                f"video {self.name!r}: no take holds a clip of {n_frames} frames, the longest take has "
+                f"{longest}; ask for {longest} frames or fewer, or check the cuts {self.cuts}"
+            )
+        return torch.cat(starts)
+
+    def hold_out(self, fraction: float = 0.1, min_frames: int = 16) -> tuple["Video", "Video"]:
+        """Split into (kept, held out): the last `fraction` of every take, as one stretch.
+
+        A stretch has at least `min_frames` frames; a take too short to leave as many stays whole.
+        """
+        if not 0 < fraction < 1 or min_frames < 1:
+            raise ValueError(
+                f"hold_out(fraction={fraction}, min_frames={min_frames}): give a fraction between 0 and 1 "
+                "and at least 1 frame"
+            )
+        kept, held = [], []
+        for start, stop in self.takes:
+            split = stop - max(min_frames, round(fraction * (stop - start)))
+            splits = split - start >= min_frames
+            kept.append((start, split if splits else stop))
+            held += [(split, stop)] if splits else []
+        if not held:
+            raise ValueError(
+                f"video {self.name!r}: no take is long enough to hold out {min_frames} frames and keep as "
+                "many; lower min_frames or use a longer video"
+            )
+        return self._joined(kept, "kept"), self._joined(held, "held-out")
+
+    def as_clips(self) -> tuple["Clip", ...]:
+        """One prediction task per take, with the take's own frames as the answer."""
+        return tuple(
+            Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
+            for i, (a, b) in enumerate(self.takes)
+        )
+
+    def _joined(self, stretches: list[tuple[int, int]], suffix: str) -> "Video":
+        lengths = torch.tensor([b - a for a, b in stretches])
+        frames = torch.cat([self.frames[a:b] for a, b in stretches])
+        labels = torch.cat([self.labels[a:b] for a, b in stretches])
+        return Video(frames, labels, tuple(lengths.cumsum(0)[:-1].tolist()), f"{self.name} {suffix}".strip())
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One prediction task: the given first frame, the labels of all frames, the answer where known.
+
+    `labels[0]` and `answer[0]` belong to `first`.
+    """
+
+    name: str
+    first: UInt8[Tensor, "3 h w"]
+    labels: UInt8[Tensor, "t 3 h w"]
+    answer: UInt8[Tensor, "t 3 h w"] | None = None
+
+    def __post_init__(self) -> None:
+        _check_pictures(self.name, first=(self.first, 3), labels=(self.labels, 4))
+        if self.labels.shape[1:] != self.first.shape or len(self.labels) < 2:
+            raise ValueError(
+                f"clip {self.name!r}: labels {tuple(self.labels.shape)} do not fit the first frame "
+                f"{tuple(self.first.shape)}; give two labels or more, of the frame's size"
+            )
+        if self.answer is None:
+            return
+        _check_pictures(self.name, answer=(self.answer, 4))
+        if self.answer.shape != self.labels.shape or not torch.equal(self.answer[0], self.first):
+            raise ValueError(
+                f"clip {self.name!r}: answer {tuple(self.answer.shape)} must have one frame per label "
+                f"{tuple(self.labels.shape)} and begin with the first frame"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and validation videos, and the test clips."""
+
+    name: str
+    train: Video
+    val: Video
+    tests: tuple[Clip, ...]
+
+
+class ClipBatch(NamedTuple):
+    """Clips in [0, 1], each with an anchor: a frame of the same take, and that frame's label."""
+
+    x: Float[Tensor, "b t 3 h w"]
+    p: Float[Tensor, "b t 3 h w"]
+    anchor: Float[Tensor, "b 3 h w"]
+    anchor_label: Float[Tensor, "b 3 h w"]
+
+
+class ClipSampler:
+    """Shuffled clips of `n_frames`, any start inside a take, cut from bytes that stay on `device`.
+
+    All randomness comes from `generator` (a CPU one) and is drawn when an epoch begins, so its state saved
+    between epochs resumes the same sequence. `anchors` is "random" for any frame of the clip's take, "first"
+    for the clip's own first frame. An epoch draws its starts without replacement; by default it has whole
+    batches that show each frame about once as a frame to predict, and only starts that run out shorten it.
+    """
+
+    def __init__(
+        self,
+        video: Video,
+        n_frames: int,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+        clips_per_epoch: int | None = None,
+        anchors: Literal["random", "first"] = "random",
+    ) -> None:
+        if n_frames < 2 or batch_size < 1 or anchors not in ("random", "first"):
+            raise ValueError(
+                f"ClipSampler(n_frames={n_frames}, batch_size={batch_size}, anchors={anchors!r}): give 2 "
+                "frames or more, 1 clip or more, and anchors 'random' or 'first'"
+            )
+        self.n_frames, self.batch_size, self.generator, self.anchors = (
+            n_frames,
+            batch_size,
+            generator,
+            anchors,
+        )
+        self.frames, self.labels = video.frames.to(device), video.labels.to(device)
+        self.starts = video.clip_starts(n_frames)
+        self.take_edges = torch.tensor([0, *video.cuts, len(video)])
+        if clips_per_epoch is None:
+            batches = math.ceil(len(video) / (n_frames - 1) / batch_size)
+            clips_per_epoch = min(batches * batch_size, len(self.starts))
+        if not 1 <= clips_per_epoch <= len(self.starts):
+            raise ValueError(
+                f"clips_per_epoch is {clips_per_epoch}, but video {video.name!r} has {len(self.starts)} "
+                f"clips of {n_frames} frames; choose 1 to {len(self.starts)}"
+            )
+        self.clips_per_epoch = clips_per_epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return math.ceil(self.clips_per_epoch / self.batch_size)
+
+    def epoch(self) -> Iterator[ClipBatch]:
+        """One pass; the last batch may be smaller."""
+        order = torch.randperm(len(self.starts), generator=self.generator)[: self.clips_per_epoch]
+        starts = self.starts[order]
+        anchors = self._random_anchors(starts) if self.anchors == "random" else starts
+        offsets = torch.arange(self.n_frames)
+        for start, anchor in zip(starts.split(self.batch_size), anchors.split(self.batch_size), strict=True):
+            rows = (start[:, None] + offsets).to(self.frames.device)
+            anchor = anchor.to(self.frames.device)
+            sources = ((self.frames, rows), (self.labels, rows), (self.frames, anchor), (self.labels, anchor))
+            yield ClipBatch(*(_unit(bytes_[index]) for bytes_, index in sources))
+
+    def _random_anchors(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        take = torch.searchsorted(self.take_edges, starts, right=True) - 1
+        first, stop = self.take_edges[take], self.take_edges[take + 1]
+        # Double precision: in single, a draw just below 1 could round up to the next take's first frame.
+        share = torch.rand(len(starts), generator=self.generator, dtype=torch.float64)
+        return first + (share * (stop - first)).long()
+
+
+def find_cuts(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
+    """Index of the first frame after every cut, from jumps between consecutive frames.
+
+    A cut changes the picture (mean squared difference over 2e-3, that is under 27 dB) and does so alone:
+    4 times more than any of the 3 changes before it and the 3 after it, which a fast move never does.
+    """
+    if len(frames) < 2:
+        return ()
+    change = frame_changes(frames)
+    windows = torch.nn.functional.pad(change, (3, 3)).unfold(0, 7, 1)
+    around = windows[:, [0, 1, 2, 4, 5, 6]].amax(1)
+    cut = (change > 2e-3) & (change > 4 * around)
+    return tuple((cut.nonzero().flatten() + 1).tolist())
+
+
+def frame_changes(frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " m"]:
+    """Mean squared difference between each frame and the one before it, values in [0, 1]; n - 1 of them."""
+    change = torch.empty(max(len(frames) - 1, 0))
+    for i in range(0, len(change), 32):  # few floats at a time: they cost four times the bytes
+        change[i : i + 32] = _unit(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
+    return change
+
+
+def _unit(pictures: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return pictures.float() / 255
+
+
+def _check_pictures(name: str, **tensors: tuple[Tensor, int]) -> None:
+    for what, (tensor, ndim) in tensors.items():
+        if tensor.dtype != torch.uint8 or tensor.ndim != ndim or tensor.shape[-3] != 3:
+            raise ValueError(
+                f"{name!r}: {what} are {tensor.dtype} of shape {tuple(tensor.shape)}; "
+                f"give uint8 pictures with 3 channels and {ndim} dimensions"
+            )

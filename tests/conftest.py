@@ -1,0 +1,48 @@
+"""Small data that several test files share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Every test has a cache of its own, never the user's."""
+    monkeypatch.setenv("CVAE_LAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def picture():
+    """A picture of one grey level, 32 x 64, so that a test knows which one it sees."""
+    return lambda level, size=(32, 64): Image.fromarray(np.full((*size, 3), level, np.uint8))
+
+
+@pytest.fixture
+def handout(tmp_path, picture):
+    """The handout's folders: 20 training and 4 validation pairs, two test clips of 3 labels.
+
+    Clip 0 has answers. Picture k of a folder is grey level k, plus 100 in label folders.
+    """
+    root = tmp_path / "data"
+    counts = {"train/train": 20, "val/val": 4}
+    folders = {
+        f"{p}_{kind}": (n, base) for p, n in counts.items() for kind, base in (("img", 0), ("label", 100))
+    }
+    folders |= {f"test/test_img/{k}": (1, 0) for k in range(2)}
+    folders |= {f"test/test_label/{k}": (3, 100) for k in range(2)} | {"test/test_answer/0": (3, 0)}
+    for folder, (count, base) in folders.items():
+        (root / folder).mkdir(parents=True)
+        for k in range(count):
+            picture(base + k).save(root / folder / f"{k}.png")
+    return root
+
+
+@pytest.fixture
+def real_data():
+    """Real clips of the course beside the repository; they are not part of it."""
+    root = Path(__file__).parents[2] / "shared/data/lab4-real"
+    if not root.is_dir():
+        pytest.skip("real clips are not here (../shared/data/lab4-real)")
+    return root
