@@ -1,0 +1,183 @@
+"""The command line. Exit 0: done. 1: refused, with one clear line. 2: wrong usage."""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cvae_lab.config import RunConfig
+
+STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse and run one command."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("Interrupted; a training run goes on from its last epoch with --resume.", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"cvae-lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cvae-lab", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    stage = _command(commands, "stage", _stage, "write the embedded data set as the handout's folders")
+    stage.add_argument("out", type=Path)
+    stage.add_argument("--size", choices=["tiny", "small", "full"], default="small")
+    stage.add_argument("--seed", type=int, default=0)
+
+    check = _command(commands, "check", _check, "report what a data folder holds, or why it cannot be used")
+    check.add_argument("data")
+
+    train = _command(commands, "train", _train, "train one model, without a notebook")
+    train.add_argument("run_dir", type=Path, metavar="RUN")
+    train.add_argument("--data", default="small")
+    train.add_argument("--minutes", type=float)
+    train.add_argument("--resume", action="store_true", help="go on from RUN/last.pt")
+    train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
+    _parameters(train)
+
+    sweep = _command(commands, "sweep", _sweep, "train strategies x seeds through papermill, side by side")
+    sweep.add_argument("--data", default="small")
+    sweep.add_argument("--out", type=Path, default=Path("runs"))
+    sweep.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=[*STRATEGIES, "stages"])
+    sweep.add_argument("--seeds", nargs="+", type=int, default=[0])
+    sweep.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
+    sweep.add_argument("--scheduler", help="address of a running Dask scheduler")
+    _parameters(sweep)
+
+    predict = _command(commands, "predict", _predict, "predict the test clips: GIF, HTML player, CSV, score")
+    predict.add_argument("run_dir", type=Path, metavar="RUN")
+    predict.add_argument("--data", default="small")
+    predict.add_argument("--seed", type=int, default=0, help="of z at test time")
+
+    compare = _command(
+        commands, "compare", _compare, "print the table of finished runs and draw its pictures"
+    )
+    compare.add_argument("runs", type=Path)
+    compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="params",
+        help="any parameter of cvae_lab/config.py",
+    )  # fmt: skip
+
+
+def _values(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    return {name: _literal(text) for name, text in pairs}
+
+
+def _literal(text: str) -> Any:  # noqa: ANN401
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from cvae_lab.data import load, write_folder
+
+    write_folder(load(options.size, options.seed), options.out)
+    print(f"Wrote the embedded set ({options.size}, seed {options.seed}) to {options.out}.")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from cvae_lab.data import load
+    from cvae_lab.data.check import report
+
+    print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
+    print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions that need no model.")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from cvae_lab.data import load
+    from cvae_lab.runs.progress import reporter
+    from cvae_lab.runs.record import RunError, RunFolder
+    from cvae_lab.training import fit
+
+    params = _values(options.params)
+    if options.minutes:
+        params["minutes"] = options.minutes
+    config = RunConfig.from_params(options.data, **params)
+    run = RunFolder(options.run_dir)
+    if run.done or ((run.path / "last.pt").exists() and not options.resume):
+        raise RunError(f"{run.path} holds a run already; give --resume to go on with it, or another folder.")
+    data = load(options.data)
+    state = run.begin(config)
+    with reporter(run.path, tensorboard=options.tensorboard) as report:
+        for record in fit(state, data, config.train, report.step):
+            run.log(state, config)
+            report.epoch(record)
+    result = run.finish(config, data)
+    print(
+        f"{result['psnr_mean']:.2f} dB on {result['scored_on']}; a still picture: {result['baseline_static']:.2f} dB."
+    )
+    print(f"Wrote {run.path}.")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from cvae_lab.data import load
+    from cvae_lab.runs.sweep import plan, sweep
+
+    template = NOTEBOOKS / "03_training.ipynb"
+    runs = plan(
+        template, options.data, options.out, options.strategies, options.seeds, _values(options.params)
+    )
+    load(
+        options.data
+    )  # decoded or rendered once, before the workers need it; a faulty folder is refused here
+    print(f"{len(runs)} runs to {options.out}", flush=True)
+    failed = 0
+    for count, outcome in enumerate(sweep(template, runs, options.workers, options.scheduler), 1):
+        failed += not outcome.ok
+        state = outcome.message if outcome.ok else f"FAILED: {outcome.message}"
+        print(
+            f"[{count}/{len(runs)}] {Path(outcome.run_dir).name}: {state} ({outcome.minutes:.1f} min)",
+            flush=True,
+        )
+    return 1 if failed else 0
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from cvae_lab.data import load
+    from cvae_lab.runs.submit import predict_run
+
+    for line in predict_run(options.run_dir, load(options.data), options.seed):
+        print(line)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.compare import draw, into_markdown, summary
+    from cvae_lab.runs.record import compare, find_runs
+
+    runs = find_runs(options.runs)
+    table = compare(runs)
+    print(summary(table))
+    if options.into:
+        into_markdown(options.into, table)
+        print(f"Wrote the table into {options.into}.")
+    else:
+        for picture in draw(runs, table, options.runs):
+            print(f"Wrote {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Save, load, resume; checkpoints of the course are read here too. Everything loads with `weights_only=True`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvae_lab.config import ModelConfig, RunConfig
+from cvae_lab.cvae import CVAE
+from cvae_lab.state import TrainState
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or not one of this model; the message says which and why."""
+
+
+def save(path: Path, state: TrainState, config: RunConfig) -> None:
+    """Write a checkpoint atomically: to a temporary name beside it, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save({"config": config.to_json(), **state.state_dict()}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resume(path: Path, config: RunConfig) -> TrainState:
+    """The state of an interrupted run. CheckpointError where the run was another one.
+
+    A longer run may be asked for (`epochs`, `minutes`); anything else must be as it was, since the schedules
+    and the data would not be.
+    """
+    raw = _read(path)
+    was = RunConfig.from_json(raw["config"])
+    flat = {**asdict(config.train), **asdict(config.model), "data": config.data}
+    flat_was = {**asdict(was.train), **asdict(was.model), "data": was.data}
+    changed = [
+        name for name in flat if flat[name] != flat_was[name] and name not in ("epochs", "minutes", "threads")
+    ]
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"{path} was trained with {name} = {flat_was[name]!r}, not {flat[name]!r}; "
+            "give the same value to resume, or another run folder to start afresh."
+        )
+    state = TrainState.create(config.model, config.train)
+    state.load_state_dict(raw)
+    return state
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu", average: bool = True) -> CVAE:
+    """A model in eval mode from a run's `best.pt` or `last.pt`, or from a course checkpoint.
+
+    Averaged weights where the run kept them, unless `average` is False. Of a course file only `state_dict` is
+    read: most public copies hold something else under `optimizer`.
+    """
+    path = Path(path)
+    raw = _read(path)
+    config = json.loads(raw["config"])["model"] if "config" in raw else None
+    model = CVAE(ModelConfig(**config) if config else ModelConfig.preset("handout"))
+    weights = (raw.get("average") if average else None) or raw["state_dict"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not hold the weights of preset {model.config.name}: {error}."
+        ) from error
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of tensors ({type(error).__name__})."
+        ) from error
+    if not isinstance(raw, dict) or "state_dict" not in raw:
+        raise CheckpointError(
+            f"{path} holds no state_dict, so it is no checkpoint of this lab or of the course."
+        )
+    return raw

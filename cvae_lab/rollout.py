@@ -1,0 +1,235 @@
+"""Frames through time: the literal loop, its fast equivalent, and prediction.
+
+Two paths that cannot be confused: `reconstruct` may look at the future through the posterior, `predict`
+cannot, because it is never given it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from cvae_lab.cvae import CVAE, reparameterise
+from cvae_lab.modules import StepwiseBatchNorm2d
+
+Latents = Callable[[int], Tensor]
+"""z of every step: called with s = 0, 1, ... for the frame after s; returns (b, z, hz, wz)."""
+
+
+class Unrolled(NamedTuple):
+    """What a training unroll gives: predictions of frames 1 to T-1, and their posteriors."""
+
+    prediction: Float[Tensor, "b s 3 h w"]
+    mu: Float[Tensor, "b s z hz wz"]
+    logvar: Float[Tensor, "b s z hz wz"]
+
+
+class Feed(NamedTuple):
+    """How steps are fed: which get the true previous frame, where gradients stop, noise on predictions fed back."""
+
+    coins: Bool[Tensor, "b s"]
+    bptt: int = -1
+    noise: Float[Tensor, "b s 3 h w"] | None = None
+
+    def back(self, prediction: Tensor, rows: Tensor | slice, step: int | Tensor) -> Tensor:
+        """Predictions of step - 1 on their way into `step`: truncated gradient, noise."""
+        if self.bptt >= 0:
+            cut = torch.as_tensor(step) % self.bptt == 0 if self.bptt else torch.as_tensor(True)
+            cut = cut.reshape(-1, 1, 1, 1).to(prediction.device)
+            prediction = torch.where(cut, prediction.detach(), prediction)
+        return prediction if self.noise is None else prediction + self.noise[rows, step]
+
+
+def unroll_literal(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    eps: Float[Tensor, "b s z hz wz"],
+    feed: Feed,
+    anchor: Float[Tensor, "b a hf wf"] | None = None,
+) -> Unrolled:
+    """The handout's training protocol, frame by frame: the specification of every faster path."""
+    steps = []
+    previous = x[:, 0]
+    for t in range(1, x.shape[1]):
+        s = t - 1
+        if s > 0:
+            own = feed.back(steps[-1][0], slice(None), s)
+            previous = torch.where(feed.coins[:, s, None, None, None].to(x.device), x[:, t - 1], own)
+        label = model.label_transformation(p[:, t])
+        mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)
+        z = reparameterise(mu, logvar, eps[:, s])
+        steps.append((model.decode(previous, label, z, anchor), mu, logvar))
+    return Unrolled(*(torch.stack(part, dim=1) for part in zip(*steps, strict=True)))
+
+
+def unroll(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    eps: Float[Tensor, "b s z hz wz"],
+    feed: Feed,
+    anchor: Float[Tensor, "b a hf wf"] | None = None,
+) -> Unrolled:
+    """Equal to `unroll_literal`: only predictions must wait for predictions.
+
+    True frames, labels and posteriors wait for nothing and go in one batch. A step fed the true frame starts a
+    segment; the first steps of all segments of all clips go in one batch, then the second steps of those that
+    have one, and so on: as many batches as the longest segment has steps (1 at forcing 1, T - 1 at forcing 0).
+    """
+    batch, steps = x.shape[0], x.shape[1] - 1
+    frames = model.frame_transformation(x.flatten(0, 1)).unflatten(0, (batch, -1))
+    labels = _encode_labels(model, p[:, 1:])
+    mu, logvar = model.posterior(frames[:, 1:].flatten(0, 1), labels.flatten(0, 1))
+    mu, logvar = (part.unflatten(0, (batch, steps)) for part in (mu, logvar))
+    z = reparameterise(mu, logvar, eps)
+
+    waves, rows_of, steps_of = [], [], []
+    position = torch.zeros(batch, steps, dtype=torch.long)  # where a clip's step lies in its wave
+    for depth, (rows, at) in enumerate(_waves(feed.coins)):
+        if depth == 0:
+            previous = frames[rows, at]
+        else:
+            own = waves[-1][position[rows, at - 1]]
+            previous = model.frame_transformation(feed.back(own, rows, at))
+        context = None if anchor is None else anchor[rows]
+        waves.append(model.decode_features(previous, labels[rows, at], z[rows, at], context))
+        position[rows, at] = torch.arange(len(rows))
+        rows_of.append(rows)
+        steps_of.append(at)
+    order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of))
+    prediction = torch.cat(waves)[order.to(x.device)].unflatten(0, (batch, steps))
+    return Unrolled(prediction, mu, logvar)
+
+
+def _waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(clip, step) of every step at distance 0, 1, ... from the true frame that starts its segment."""
+    index = torch.arange(coins.shape[1]).expand(coins.shape)
+    depth = index - torch.where(coins, index, 0).cummax(dim=1).values
+    for d in range(int(depth.max()) + 1):
+        yield torch.nonzero(depth == d, as_tuple=True)
+
+
+def _encode_labels(model: CVAE, p: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s l hf wf"]:
+    """Label features of all steps at once; step-major, so that batch norm can keep the steps apart."""
+    by_step = model.label_transformation(p.transpose(0, 1).flatten(0, 1), steps=p.shape[1])
+    return by_step.unflatten(0, (p.shape[1], -1)).transpose(0, 1)
+
+
+@contextmanager
+def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
+    """Eval mode, then every module's own mode again.
+
+    `batch_statistics` lets the handout's batch norm use the batch at hand, as the course's validation does (its
+    `eval` method hides `nn.Module.eval`): needed to reproduce a course score, wrong otherwise.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [module for module in model.modules() if isinstance(module, StepwiseBatchNorm2d)]
+    model.eval()
+    for layer in norms:
+        layer.batch_statistics = batch_statistics
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for layer in norms:
+            layer.batch_statistics = False
+
+
+def prior_latents(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
+) -> Latents:
+    """z ~ N(0, I), drawn step by step from the generator on its own device (the same video on any device)."""
+    shape = (first.shape[0], *model.latent_shape(*first.shape[-2:]))
+    source = generator.device if generator is not None else torch.device("cpu")
+    return lambda step: torch.randn(shape, generator=generator, device=source).to(first.device)
+
+
+def zero_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
+    """z = 0, the prior's mean."""
+    zeros = first.new_zeros(first.shape[0], *model.latent_shape(*first.shape[-2:]))
+    return lambda step: zeros
+
+
+def posterior_latents(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    generator: torch.Generator | None = None,
+    mean: bool = False,
+) -> Latents:
+    """z ~ q(z | x_t, p_t), or its mean: sees the answer, so never a prediction."""
+    noise = prior_latents(model, x[:, 0], generator)
+
+    def latents(step: int) -> Tensor:
+        t = step + 1
+        mu, logvar = model.posterior(model.frame_transformation(x[:, t]), model.label_transformation(p[:, t]))
+        return mu if mean else reparameterise(mu, logvar, noise(step))
+
+    return latents
+
+
+@torch.no_grad()
+def rollout(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Float[Tensor, "b t 3 h w"], latents: Latents
+) -> Float[Tensor, "b s 3 h w"]:
+    """Frames 1 to T-1 from the first, each fed to the next, in [0, 1]. The model's mode is the caller's choice."""
+    anchor = model.anchor(first, labels[:, 0])
+    frames = first.new_empty(first.shape[0], labels.shape[1] - 1, *first.shape[1:])
+    previous = first
+    for chunk in range(1, labels.shape[1], 64):  # label features ahead, but not of a whole film at once
+        encoded = _encode_labels(model, labels[:, chunk : chunk + 64])
+        for offset in range(encoded.shape[1]):
+            s = chunk + offset - 1
+            previous = model.decode(previous, encoded[:, offset], latents(s), anchor)
+            frames[:, s] = previous
+    return frames.clamp_(0, 1)
+
+
+def predict(
+    model: CVAE,
+    first: Float[Tensor, "b 3 h w"],
+    labels: Float[Tensor, "b t 3 h w"],
+    generator: torch.Generator | None = None,
+    batch_statistics: bool = False,
+) -> Float[Tensor, "b s 3 h w"]:
+    """The test: from frame 0 and labels 0 to T-1 to frames 1 to T-1 in [0, 1], z ~ N(0, I) (handout, section 4).
+
+    labels[:, 0] belongs to the given frame. All clips of the batch at once; any T >= 2.
+    """
+    with evaluating(model, batch_statistics):
+        return rollout(model, first, labels, prior_latents(model, first, generator))
+
+
+def reconstruct(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    generator: torch.Generator | None = None,
+    mean: bool = False,
+) -> Float[Tensor, "b s 3 h w"]:
+    """Free-running like `predict`, but with z from the posterior of the true frames: an upper bound, no prediction."""
+    with evaluating(model):
+        return rollout(model, x[:, 0], p, posterior_latents(model, x, p, generator, mean))
+
+
+@torch.no_grad()
+def predict_literal(
+    model: CVAE,
+    first: Float[Tensor, "b 3 h w"],
+    labels: Float[Tensor, "b t 3 h w"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b s 3 h w"]:
+    """`predict` as the handout writes it, one frame and one label at a time: its specification."""
+    with evaluating(model):
+        latents, anchor = prior_latents(model, first, generator), model.anchor(first, labels[:, 0])
+        frames = [first]
+        for t in range(1, labels.shape[1]):
+            frames.append(
+                model.decode(frames[-1], model.label_transformation(labels[:, t]), latents(t - 1), anchor)
+            )
+        return torch.stack(frames[1:], dim=1).clamp(0, 1)

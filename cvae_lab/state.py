@@ -1,0 +1,103 @@
+"""All that changes while a model trains: weights, optimiser, averages, generators, history."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvae_lab.config import ModelConfig, TrainConfig
+from cvae_lab.cvae import CVAE
+
+Record = dict[str, float]
+"""What one epoch leaves behind; the columns of history.csv."""
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@dataclass
+class TrainState:
+    """All that changes while a model trains, and so all that a checkpoint must hold."""
+
+    model: CVAE
+    optimiser: torch.optim.Optimizer
+    generators: dict[str, torch.Generator]
+    average: dict[str, Tensor] | None = None
+    epoch: int = 0
+    step: int = 0
+    elapsed: float = 0.0
+    history: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
+        """Fresh weights and generators, all from `config.seed`; the caller's random state is left as it was."""
+        device = pick_device(config.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = CVAE(model_config).to(device, memory_format=torch.channels_last)
+        places = {"clips": "cpu", "coins": "cpu", "augment": "cpu", "noise": device}
+        generators = {
+            name: torch.Generator(place).manual_seed(1000 * config.seed + index)
+            for index, (name, place) in enumerate(places.items())
+        }
+        average = {k: v.clone() for k, v in model.state_dict().items()} if config.ema else None
+        return cls(model, make_optimiser(model, config), generators, average)
+
+    def averaged_model(self) -> CVAE:
+        """A copy of the model with the averaged weights (its own where none are kept)."""
+        model = CVAE(self.model.config).to(
+            next(self.model.parameters()).device, memory_format=torch.channels_last
+        )
+        model.load_state_dict(self.average or self.model.state_dict())
+        return model
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Exponential moving average of the weights, its decay warmed up so that early weights do not linger."""
+        if self.average is None:
+            return
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        current = self.model.state_dict()
+        floats = [name for name, value in current.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in floats], [current[n] for n in floats], weight)
+        for name in current.keys() - set(floats):
+            self.average[name].copy_(current[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that it loads with `weights_only=True`."""
+        return {
+            "state_dict": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "epoch": self.epoch,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.model.load_state_dict(state["state_dict"])
+        if self.average is not None:
+            device = next(self.model.parameters()).device
+            self.average = {name: value.to(device) for name, value in state["average"].items()}
+        self.optimiser.load_state_dict(state["optimiser"])
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name].cpu())
+        self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
+        self.history = list(state["history"])
+
+
+def make_optimiser(model: CVAE, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam, AdamW or Adamax, fused where the library offers it."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimiser != "adamax":
+        options["fused"] = True
+    return kinds[config.optimiser](model.parameters(), **options)

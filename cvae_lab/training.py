@@ -1,0 +1,266 @@
+"""Training: one step, one evaluation, and a generator that yields a record per epoch."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cvae_lab import augment
+from cvae_lab.config import TrainConfig
+from cvae_lab.cvae import CVAE
+from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
+from cvae_lab.metrics import psnr
+from cvae_lab.objective import handout_beta, kl_standard_normal, squared_error
+from cvae_lab.rollout import Feed, evaluating, posterior_latents, prior_latents, rollout, unroll
+from cvae_lab.schedules import beta_at, coins, lr_factor_at, tf_ratio_at
+from cvae_lab.state import Record, TrainState
+
+MAX_SKIPPED = 10
+"""Steps in a row with a non-finite loss or gradient after which training stops."""
+
+
+COLUMNS = (
+    "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
+    "heldout_psnr", "skipped", "seconds", "frames_per_s",
+)  # fmt: skip
+"""Of a record and of history.csv, in order."""
+
+OnStep = Callable[[Record, float], None]
+
+
+class TrainingDivergedError(RuntimeError):
+    """Several steps in a row had a non-finite loss or gradient."""
+
+
+def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on CUDA; float32 on a CPU, where a run then repeats to the last digit anywhere."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, config.precision)
+
+
+def train_step(
+    state: TrainState, batch: ClipBatch, config: TrainConfig, beta: float, feed: Feed
+) -> Float[Tensor, "3"] | None:
+    """One optimiser step; returns loss, mse, KL in nats per frame; None where they were not finite: no step then.
+
+    The loss is the handout's, mean squared error + beta * KL, summed over a frame's pixels or latents as
+    `objective` says, then averaged over clips and over the T - 1 predicted frames, here and nowhere else.
+    """
+    model, dims, device = state.model, batch.x[0, 0].numel(), batch.x.device
+    eps = _noise_like_latents(model, batch.x, state.generators["noise"])
+    with torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16):
+        out = unroll(model, batch.x, batch.p, eps, feed, model.anchor(batch.anchor, batch.anchor_label))
+    mse = squared_error(out.prediction, batch.x[:, 1:]).mean() / dims
+    kl = kl_standard_normal(out.mu, out.logvar).mean()
+    loss = mse + handout_beta(beta, config.scale, dims, config.sigma, mse) * kl
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
+    if not torch.isfinite(loss + norm):
+        return None
+    state.optimiser.step()
+    state.step += 1
+    state.update_average(config.ema)
+    return torch.stack([loss, mse, kl]).detach().cpu()
+
+
+def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> Tensor:
+    shape = (x.shape[0], x.shape[1] - 1, *model.latent_shape(*x.shape[-2:]))
+    return torch.randn(shape, generator=generator, device=x.device)
+
+
+def make_feed(batch: ClipBatch, config: TrainConfig, ratio: float, coin: bool, generators: dict) -> Feed:
+    """Coins and feedback noise of one batch."""
+    clips, steps = batch.x.shape[0], batch.x.shape[1] - 1
+    tossed = coins(ratio, clips, steps, config.tf_per, generators["coins"], coin)
+    noise = None
+    if config.feedback_noise and not bool(tossed.all()):
+        shape = (clips, steps, *batch.x.shape[2:])
+        noise = config.feedback_noise * torch.randn(
+            shape, generator=generators["noise"], device=batch.x.device
+        )
+    return Feed(tossed, config.bptt, noise)
+
+
+def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, list[Float[Tensor, " s"]]]:
+    """PSNR per frame of every clip, free-running, with z from the `prior` (a prediction) and the `posterior`.
+
+    All clips and both kinds of z run as one batch, shorter clips padded with their last frame.
+    """
+    device = next(model.parameters()).device
+    longest = max(len(clip.labels) for clip in clips)
+    x = torch.stack([_padded(clip.answer, longest) for clip in clips]).to(device).float() / 255
+    p = torch.stack([_padded(clip.labels, longest) for clip in clips]).to(device).float() / 255
+    generators = [torch.Generator(device).manual_seed(seed + k) for k in range(2)]
+    with evaluating(model):
+        prior = prior_latents(model, x[:, 0], generators[0])
+        posterior = posterior_latents(model, x, p, generators[1])
+        frames = rollout(
+            model,
+            x[:, 0].repeat(2, 1, 1, 1),
+            p.repeat(2, 1, 1, 1, 1),
+            lambda s: torch.cat([prior(s), posterior(s)]),
+        )
+    scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu().split(len(clips))
+    lengths = [len(clip.labels) - 1 for clip in clips]
+    return {
+        name: [row[:n] for row, n in zip(part, lengths, strict=True)]
+        for name, part in zip(("prior", "posterior"), scores, strict=True)
+    }
+
+
+def _padded(frames: Tensor, length: int) -> Tensor:
+    return torch.cat([frames, frames[-1:].expand(length - len(frames), *frames.shape[1:])])
+
+
+def fit(
+    state: TrainState,
+    data: Dataset,
+    config: TrainConfig,
+    on_step: OnStep | None = None,
+) -> Iterator[Record]:
+    """Train from where `state` stands to the end; yields one record after each epoch.
+
+    A record holds epoch, step, beta and tf_ratio at the epoch's end, lr, loss, mse, kl_nats (nats per frame),
+    val_psnr_prior, val_psnr_posterior, heldout_psnr (dB, nan where the epoch had no evaluation; held-out clips
+    choose the best checkpoint), skipped, seconds since the start, frames_per_s. `on_step` gets a short
+    record and the progress in [0, 1] after every step. Raises TrainingDivergedError.
+    """
+    device = next(state.model.parameters()).device
+    train, heldout = (
+        data.train.hold_out(config.holdout, config.n_frames) if config.holdout else (data.train, None)
+    )
+    sampler = ClipSampler(
+        train, config.n_frames, config.batch_size, state.generators["clips"], device,
+        clips_per_epoch=config.clips_per_epoch or None, anchors=config.anchors,
+    )  # fmt: skip
+    clock = _Clock(config, state, len(sampler))
+    while not clock.over():
+        record = _train_epoch(state, sampler, config, clock, on_step)
+        if state.epoch % config.eval_every == 0 or clock.over():
+            record |= _scores(state.averaged_model(), data, heldout)
+        state.elapsed = clock.elapsed()
+        record["seconds"] = state.elapsed
+        state.history.append(record)
+        yield record
+
+
+class _Clock:
+    """Progress of a run, by steps or by a time budget."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
+        self.config, self.state, self.per_epoch = config, state, steps_per_epoch
+        self.started = time.monotonic() - state.elapsed
+        self.step_in_epoch = 0
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def progress(self) -> float | Fraction:
+        if self.config.minutes:
+            return min(1.0, self.elapsed() / (60 * self.config.minutes))
+        done = self.state.epoch * self.per_epoch + self.step_in_epoch
+        return Fraction(done, self.config.epochs * self.per_epoch)
+
+    def over(self) -> bool:
+        return self.progress() >= 1
+
+
+def _train_epoch(
+    state: TrainState, sampler: ClipSampler, config: TrainConfig, clock: _Clock, on_step: OnStep | None
+) -> Record:
+    state.model.train()
+    started, at_start = time.monotonic(), clock.progress()
+    ratio = _tf_ratio(config, state.epoch + 1, _seen_scores(state))
+    coin = bool(torch.rand((), generator=state.generators["coins"]) < ratio)
+    sums, clips, skipped, in_a_row = torch.zeros(3), 0, 0, 0
+    for index, batch in enumerate(sampler.epoch()):
+        clock.step_in_epoch = index
+        beta = _beta(config, at_start if config.kl_per == "epoch" else clock.progress())
+        lr = _set_lr(state.optimiser, config, clock.progress())
+        batch = _augmented(batch, config, state.generators["augment"])
+        feed = make_feed(batch, config, ratio, coin, state.generators)
+        values = train_step(state, batch, config, beta, feed)
+        if values is None:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            _stop_if_diverged(in_a_row, state.epoch + 1, index + 1)
+        else:
+            in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
+        pace = clips * (config.n_frames - 1) / (time.monotonic() - started)
+        settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": pace}
+        if on_step:
+            on_step({"loss": float(sums[0]) / max(clips, 1), **settings}, float(clock.progress()))
+        if config.minutes and clock.over():
+            break
+    clock.step_in_epoch = 0
+    state.epoch += 1
+    loss, mse, kl = (sums / clips if clips else sums + math.nan).tolist()
+    record = {"epoch": state.epoch, "step": state.step, "loss": loss, "mse": mse, "kl_nats": kl}
+    return dict.fromkeys(COLUMNS, math.nan) | record | settings | {"skipped": skipped}
+
+
+def _tf_ratio(config: TrainConfig, epoch: int, scores: Sequence[float]) -> float:
+    return tf_ratio_at(
+        epoch, config.tf_strategy, start=config.tf_start, first_decay=config.tf_first_decay,
+        step=config.tf_step, decay=config.tf_decay, scores=scores,
+    )  # fmt: skip
+
+
+def _beta(config: TrainConfig, progress: float | Fraction) -> float:
+    return beta_at(
+        progress, config.kl_strategy, beta_max=config.beta_max, n_cycles=config.n_cycles,
+        ratio=config.cycle_ratio, shape=config.cycle_shape, stages=config.stages,
+    )  # fmt: skip
+
+
+def _set_lr(optimiser: torch.optim.Optimizer, config: TrainConfig, progress: float | Fraction) -> float:
+    factor = lr_factor_at(
+        progress,
+        config.lr_schedule,
+        warmup=config.lr_warmup,
+        milestones=config.lr_milestones,
+        gamma=config.lr_gamma,
+    )
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * factor
+    return config.lr * factor
+
+
+def _augmented(batch: ClipBatch, config: TrainConfig, generator: torch.Generator) -> ClipBatch:
+    if config.flip:
+        batch = augment.flip(batch, generator)
+    if config.jitter:
+        batch = augment.jitter(batch, config.jitter, generator)
+    return batch
+
+
+def _seen_scores(state: TrainState) -> list[float]:
+    return [r["val_psnr_prior"] for r in state.history if not math.isnan(r["val_psnr_prior"])]
+
+
+def _stop_if_diverged(in_a_row: int, epoch: int, step: int) -> None:
+    if in_a_row >= MAX_SKIPPED:
+        raise TrainingDivergedError(
+            f"Loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} of epoch {epoch}; "
+            "lower lr, or raise beta_max or lower clip_norm."
+        )
+
+
+def _scores(model: CVAE, data: Dataset, heldout: Any) -> Record:  # noqa: ANN401
+    """Mean PSNR on the validation clips, and on held-out stretches and validation together."""
+    validation = data.val.as_clips()
+    others = heldout.as_clips() if heldout is not None else ()
+    scores = evaluate(model, [*validation, *others])
+    mean = {kind: [float(curve.mean()) for curve in curves] for kind, curves in scores.items()}
+    count = len(validation)
+    return {
+        "val_psnr_prior": sum(mean["prior"][:count]) / count,
+        "val_psnr_posterior": sum(mean["posterior"][:count]) / count,
+        "heldout_psnr": sum(mean["prior"]) / len(mean["prior"]),
+    }
