@@ -1,0 +1,72 @@
+"""Tables and pictures over finished runs."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cvae_lab.runs.record import RunError, RunFolder
+from cvae_lab.views import figures
+
+START, END = "<!-- results: made by `make results` -->", "<!-- end of results -->"
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The table as text for a terminal, dB to two digits."""
+    return table.drop(columns=["preset", "tf_strategy"]).to_string(
+        index=False, float_format="%.3g", na_rep="-"
+    )
+
+
+def by_strategy(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread (standard deviation over seeds) per preset and strategy, best first."""
+    groups = table.groupby(["preset", "strategy"], as_index=False, sort=False)
+    rows = groups.agg(
+        seeds=("seed", "nunique"), psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
+        baseline_static=("baseline_static", "mean"), ssim_mean=("ssim_mean", "mean"),
+        kl_nats=("kl_nats", "mean"), minutes=("minutes", "mean"), grade=("grade", "mean"),
+    )  # fmt: skip
+    return rows.sort_values("psnr_mean", ascending=False, ignore_index=True)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """`by_strategy` as a Markdown table."""
+    head = (
+        "| preset | KL strategy | seeds | PSNR (dB) | still picture (dB) | SSIM | KL (nats/frame) | minutes |"
+    )
+    lines = [head, "|" + "---|" * 8]
+    for row in by_strategy(table).itertuples():
+        spread = f" ± {row.psnr_std:.2f}" if row.psnr_std == row.psnr_std else ""
+        lines.append(
+            f"| {row.preset} | {row.strategy} | {row.seeds} | {row.psnr_mean:.2f}{spread} | {row.baseline_static:.2f} "
+            f"| {row.ssim_mean:.3f} | {row.kl_nats:.3g} | {row.minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def into_markdown(path: Path, table: pd.DataFrame) -> None:
+    """Replace what stands between the two markers of a Markdown file. RunError where they are missing."""
+    text = path.read_text()
+    if START not in text or END not in text:
+        raise RunError(f"{path} has no lines {START!r} and {END!r} to put the table between.")
+    before, rest = text.split(START, 1)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(f"{before}{START}\n{markdown(table)}\n{END}{rest.split(END, 1)[1]}")
+    temporary.replace(path)
+
+
+def draw(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) -> Iterator[Path]:
+    """Strategies side by side, and their histories, as PNGs in `out`; then the GIF of the best run."""
+    histories = {run.path.name: run.history for run in runs}
+    baseline = float(table["baseline_static"].mean())
+    pictures = {
+        "strategies.png": figures.strategy_bars(by_strategy(table), baseline),
+        "histories.png": figures.histories(histories),
+    }
+    for name, figure in pictures.items():
+        figure.savefig(out / name, dpi=100)
+        yield out / name
+    best = next(run for run in runs if run.path.name == table["run"].iloc[0])
+    if (best.path / "predictions.gif").exists():
+        yield best.path / "predictions.gif"

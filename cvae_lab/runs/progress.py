@@ -1,0 +1,73 @@
+"""Progress people can read: a bar with time left in a terminal or notebook, one line per epoch elsewhere."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.notebook import tqdm as notebook_tqdm
+
+from cvae_lab.runs.record import describe
+from cvae_lab.state import Record
+
+
+@dataclass
+class Reporter:
+    """Shows steps on a bar where there is one, epochs as lines, both to TensorBoard where asked."""
+
+    bar: Any = None
+    writer: Any = None
+
+    def step(self, record: Record, progress: float) -> None:
+        """After each step; progress in [0, 1]."""
+        if self.bar is not None:
+            self.bar.n = round(progress * self.bar.total, 1)
+            forced = "on" if record["tf_ratio"] > 0 else "off"
+            self.bar.set_postfix_str(
+                f"loss {record['loss']:.4f} beta {record['beta']:.2g} forcing {forced} {record['tf_ratio']:.2f} "
+                f"lr {record['lr']:.1e} {record['frames_per_s']:.0f} frames/s"
+            )
+
+    def epoch(self, record: Record) -> None:
+        """After each epoch."""
+        line = describe(record)
+        self.bar.write(line) if isinstance(self.bar, tqdm) else print(line, flush=True)  # noqa: T201
+        if self.writer is not None:
+            for name, value in record.items():
+                if value == value:  # an epoch without evaluation has no score
+                    self.writer.add_scalar(name, value, int(record["epoch"]))
+
+
+@contextmanager
+def reporter(
+    run_dir: Path | None = None, style: str = "auto", tensorboard: bool = False
+) -> Iterator[Reporter]:
+    """`auto`: a bar where standard error is a terminal; `bar`: a notebook's bar; `lines`: epochs only."""
+    bar = writer = None
+    if style == "bar" or (style == "auto" and sys.stderr.isatty()):
+        kind = notebook_tqdm if style == "bar" else tqdm
+        bar = kind(
+            total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left {postfix}"
+        )
+    if tensorboard:
+        writer = _summary_writer(run_dir)
+    try:
+        yield Reporter(bar, writer)
+    finally:
+        if bar is not None:
+            bar.close()
+        if writer is not None:
+            writer.close()
+
+
+def _summary_writer(run_dir: Path | None) -> Any:  # noqa: ANN401
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RuntimeError(
+            "TensorBoard is not installed; run pip install tensorboard, or leave the option out."
+        ) from error
+    return SummaryWriter(run_dir)

@@ -1,0 +1,62 @@
+"""The test: predict the clips of a data set with a finished run; write what one looks at and what one hands in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cvae_lab import checkpoint, metrics
+from cvae_lab.data import Dataset
+from cvae_lab.data.clips import Clip
+from cvae_lab.runs.course import write_submission
+from cvae_lab.runs.record import RunFolder, find_runs, predict_clips
+from cvae_lab.state import pick_device
+from cvae_lab.views import player
+
+
+def predict_run(run: Path, data: Dataset, seed: int = 0) -> Iterator[str]:
+    """GIF and HTML player per test clip, one submission CSV; yields a line for each thing done.
+
+    `run` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
+    """
+    weights = run if run.is_file() else best_run(run).path / "best.pt"
+    model = checkpoint.load_model(weights, pick_device())
+    yield f"predicting with {weights}"
+    out = weights.parent / "test"
+    out.mkdir(exist_ok=True)
+    predictions = predict_clips(model, data.tests, seed)
+    means = []
+    for clip, frames in zip(data.tests, predictions, strict=True):
+        scores = None if clip.answer is None else metrics.psnr(frames, clip.answer[1:].float() / 255)
+        write_clip(out, clip, frames, scores)
+        means += [] if scores is None else [float(scores.mean())]
+        yield f"clip {clip.name}: {'no answer' if scores is None else f'{means[-1]:.2f} dB'}, {out}/clip{clip.name}.gif"
+    whole = [
+        torch.cat([clip.first[None].float() / 255, f])
+        for clip, f in zip(data.tests, predictions, strict=True)
+    ]
+    write_submission(out / "submission.csv", whole)
+    yield f"submission: {out / 'submission.csv'}"
+    if means:
+        mean = sum(means) / len(means)
+        yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
+
+
+def write_clip(
+    out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"], scores: Float[Tensor, " s"] | None
+) -> None:
+    """clipK.gif and clipK.html: label | truth where known | prediction."""
+    truth = None if clip.answer is None else clip.answer[1:]
+    baseline = None if truth is None else metrics.static_baseline(clip.answer.float() / 255).numpy()
+    player.write_gif(out / f"clip{clip.name}.gif", player.panels(clip.labels[1:], truth, frames))
+    player.write_html(
+        out / f"clip{clip.name}.html", clip.labels[1:], frames, truth=truth,
+        psnr=None if scores is None else scores.numpy(), baseline=baseline, title=f"Clip {clip.name}",
+    )  # fmt: skip
+
+
+def best_run(root: Path) -> RunFolder:
+    """The finished run at or below `root` with the highest held-out score: chosen without looking at a test clip."""
+    return max(find_runs(root), key=lambda run: run.result["heldout_psnr"])

@@ -1,0 +1,131 @@
+"""Many runs of the training notebook: papermill on Dask, one process a run, on one machine or many."""
+
+import contextlib
+import difflib
+import itertools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import papermill
+from distributed import Client, LocalCluster, as_completed
+
+from cvae_lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig
+from cvae_lab.runs.record import RunFolder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended."""
+
+    run_dir: str
+    ok: bool
+    message: str
+    minutes: float
+
+
+def plan(
+    template: Path,
+    data: str,
+    out: Path,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Notebook parameters of every run, strategies x seeds; ConfigError for a name or value that cannot be.
+
+    papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
+    """
+    known = set(papermill.inspect_notebook(str(template)))
+    in_config = {f.name for f in (*fields(ModelConfig), *fields(TrainConfig))} - {"name"}
+    direct = {name: value for name, value in options.items() if name in known}
+    extra = {name: value for name, value in options.items() if name not in known}
+    for name in extra:
+        if name not in in_config:
+            near = difflib.get_close_matches(name, sorted(known | in_config), n=1)
+            raise ConfigError(
+                f"There is no parameter {name!r}." + (f" Did you mean {near[0]}?" if near else "")
+            )
+    runs = []
+    for strategy, seed in itertools.product(strategies, seeds):
+        chosen = {"kl_strategy": strategy, "seed": seed}
+        RunConfig.from_params(
+            data,
+            **{name: v for name, v in direct.items() if name not in ("data", "run_dir")} | extra | chosen,
+        )
+        run_dir = out.resolve() / f"{strategy}-seed{seed}"
+        source = str(Path(data).resolve()) if Path(data).is_dir() else data
+        runs.append({**direct, **chosen, "data": source, "run_dir": str(run_dir), "extra": extra})
+    return runs
+
+
+def sweep(
+    template: Path, runs: Sequence[dict[str, Any]], workers: int = 0, scheduler: str | None = None
+) -> Iterator[Outcome]:
+    """Run them all; yields an Outcome as each ends. Runs already done are skipped; a failing one stops no other."""
+    with _client(workers or min(len(runs), os.cpu_count() or 1), scheduler) as client:
+        futures = [
+            client.submit(
+                execute,
+                str(template.resolve()),
+                params,
+                key=f"{params['run_dir']}-{time.time_ns()}",
+                retries=2,
+            )
+            for params in runs
+        ]
+        names = {future.key: params["run_dir"] for future, params in zip(futures, runs, strict=True)}
+        for future in as_completed(futures):
+            if future.status == "finished":
+                yield future.result()
+            else:
+                error = future.exception()
+                yield Outcome(names[future.key], False, f"{type(error).__name__}: {error}", 0.0)
+
+
+@contextlib.contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
+    if scheduler:
+        with Client(scheduler) as client:
+            yield client
+        return
+    # One thread per process: runs side by side that share cores are many times slower with more.
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    with (
+        LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+            env={"OMP_NUM_THREADS": threads},
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        yield client
+
+
+def execute(template: str, params: dict[str, Any]) -> Outcome:
+    """One run in this process. Safe to repeat: a done run is skipped, an interrupted one resumes."""
+    run = RunFolder(Path(params["run_dir"]))
+    started = time.monotonic()
+    if run.done:
+        return Outcome(params["run_dir"], True, "done before", 0.0)
+    run.path.mkdir(parents=True, exist_ok=True)
+    unfinished = run.path / ".notebook.ipynb"
+    try:
+        papermill.execute_notebook(
+            template, str(unfinished), parameters=params, kernel_name="python3", cwd=str(Path(template).parent),
+            progress_bar=False,
+        )  # fmt: skip
+    except Exception as error:
+        return Outcome(params["run_dir"], False, _reason(error), (time.monotonic() - started) / 60)
+    if not run.done:
+        return Outcome(params["run_dir"], False, "the notebook ended without a result.json", 0.0)
+    unfinished.replace(run.path / "notebook.ipynb")
+    return Outcome(params["run_dir"], True, "done", (time.monotonic() - started) / 60)
+
+
+def _reason(error: Exception) -> str:
+    """The notebook's own error where there is one, in one line."""
+    name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    return f"{name}: {value}".splitlines()[0]
