@@ -28,7 +28,11 @@ def _fits(value: Any, kind: Any) -> bool:  # noqa: ANN401
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(kind))
     if origin is tuple:
-        return isinstance(value, tuple)
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(item, kinds[0]) for item in value)
+        same_length = isinstance(value, tuple) and len(value) == len(kinds)
+        return same_length and all(_fits(*pair) for pair in zip(value, kinds, strict=True))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:
@@ -62,7 +66,7 @@ class ModelConfig:
     """The network. `handout` is the course's and takes none of the options but `logvar_bound`."""
 
     name: Preset = "compact"
-    width: int = within(48, 8, 1024)  # channels at half resolution, a multiple of 8
+    width: int = within(32, 8, 1024)  # channels at half resolution, a multiple of 8
     latents: int = within(8, 1, 64)  # channels of z
     anchor: bool = True  # see the given first frame at every step
     norm: Literal["group", "none"] = "group"
@@ -160,13 +164,10 @@ class TrainConfig:
                 'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'
             )
         for stage in self.stages:
-            if (
-                len(stage) != 3
-                or stage[0] not in ("cyclical", "monotonic", "none", "constant")
-                or min(stage[1:]) <= 0
-            ):
+            if stage[0] not in ("cyclical", "monotonic", "none", "constant") or min(stage[1:]) <= 0:
                 raise ConfigError(
-                    f"stages: {stage!r} is not (strategy, length, n_cycles) with positive numbers."
+                    f"stages: {stage!r} is not (strategy, length, n_cycles) with a strategy of "
+                    "cyclical, monotonic, none, constant, and two positive numbers."
                 )
 
 

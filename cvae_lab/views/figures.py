@@ -1,5 +1,6 @@
 """Matplotlib figures in one quiet style, 9 inches wide; each is returned, none is shown or saved."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -112,35 +113,58 @@ def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> F
 
 @plt.rc_context(STYLE)
 def histories(
-    histories: Mapping[str, pd.DataFrame],
+    histories: Mapping[str, pd.DataFrame | Sequence[pd.DataFrame]],
     columns: Sequence[str] = ("mse", "kl_nats", "val_psnr_prior"),
     baseline: int | float | None = None,
 ) -> Figure:
-    """One panel per column of the runs' histories, one line per run; epochs without a value are skipped.
+    """One panel per column of the runs' histories, three to a row; epochs without a value are skipped.
 
-    `baseline`, in dB, is drawn in the PSNR panels.
+    A name with several histories (seeds) is drawn as their mean within the band from least to greatest, over
+    the share of training. `baseline`, in dB, is drawn in the PSNR panels.
     """
+    groups = {name: [h] if isinstance(h, pd.DataFrame) else list(h) for name, h in histories.items()}
+    several = any(len(group) > 1 for group in groups.values())
+    rows, across = math.ceil(len(columns) / 3), min(3, len(columns))
     figure, axes = plt.subplots(
-        1, len(columns), figsize=(WIDTH, 2.6), layout="constrained", squeeze=False, sharex=True
+        rows, across, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False
     )
-    for ax, column in zip(axes[0], columns, strict=True):
-        for i, (name, history) in enumerate(histories.items()):
-            known = history.dropna(subset=[column])
-            look = {"color": _colour(i), "linewidth": 1.2, "marker": "o" if len(known) < 3 else ""}
-            ax.plot(known["epoch"], known[column], label=name, **look)
-        if column in LOGARITHMIC and any((history[column] > 0).any() for history in histories.values()):
+    for ax in axes.flat[len(columns) :]:
+        ax.remove()
+    for ax, column in zip(axes.flat, columns, strict=False):
+        for i, (name, group) in enumerate(groups.items()):
+            _band(ax, group, column, name, _colour(i)) if several else _line(
+                ax, group[0], column, name, _colour(i)
+            )
+        if column in LOGARITHMIC and any((h[column] > 0).any() for group in groups.values() for h in group):
             ax.set_yscale("log", nonpositive="mask")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 3)), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
         if baseline is not None and "psnr" in column:
             ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="still picture")
-        quiet(ax).set(xlabel="epoch", title=COLUMN_LABELS.get(column, column))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-    entries = {
-        name: line for ax in axes[0] for line, name in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
+        quiet(ax).set(
+            xlabel="share of training" if several else "epoch", title=COLUMN_LABELS.get(column, column)
+        )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
+    handles = [ax.get_legend_handles_labels() for ax in figure.axes]
+    entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5))
     return figure
+
+
+def _line(ax: Axes, history: pd.DataFrame, column: str, name: str, colour: str) -> None:
+    known = history.dropna(subset=[column])
+    ax.plot(
+        known["epoch"], known[column], label=name, color=colour, linewidth=1.2,
+        marker="o" if len(known) < 3 else "",
+    )  # fmt: skip
+
+
+def _band(ax: Axes, group: Sequence[pd.DataFrame], column: str, name: str, colour: str) -> None:
+    """Mean and range over seeds; runs on a time budget differ in epochs, so all are read at 100 shares of training."""
+    share = np.linspace(0, 1, 101)[1:]
+    known = [history.dropna(subset=[column]) for history in group]
+    values = np.stack([np.interp(share, h["seconds"] / h["seconds"].iloc[-1], h[column]) for h in known])
+    with_band(ax, share, values.mean(0), values.min(0), values.max(0), name, colour)
 
 
 @plt.rc_context(STYLE)

@@ -1,0 +1,67 @@
+"""Small copies of finished runs, fit to be committed: scores, history and a few predicted frames, no checkpoints."""
+
+import shutil
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pandas as pd
+
+from cvae_lab.runs.record import RunFolder
+
+KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
+COLUMNS = 16  # frames side by side on the sheet
+
+
+def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
+    """Copy a run's small files to `out`/name; with `pictures`, also a sheet of predicted frames.
+
+    The sheet (`excerpt.png`, lossless, with `excerpt.csv` naming clip and frame of each picture) holds every
+    fourth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
+    """
+    folder = out / run.path.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(run.path / name, folder / name)
+    if pictures:
+        _write_sheet(run, folder)
+    shutil.copyfile(run.path / "result.json", folder / "result.json")
+    return folder
+
+
+def _write_sheet(run: RunFolder, folder: Path) -> None:
+    predictions, chosen = run.predictions(), _chosen(run.psnr)
+    frames = np.stack([predictions[clip][frame - 1] for clip, frame in chosen]).transpose(0, 2, 3, 1)
+    padding = -len(frames) % COLUMNS
+    frames = np.concatenate([frames, np.zeros((padding, *frames.shape[1:]), np.uint8)])
+    rows = frames.reshape(-1, COLUMNS, *frames.shape[1:]).swapaxes(1, 2)
+    iio.imwrite(folder / "excerpt.png", rows.reshape(-1, COLUMNS * frames.shape[2], 3))
+    pd.DataFrame(chosen, columns=["clip", "frame"]).to_csv(folder / "excerpt.csv", index=False)
+
+
+def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
+    keys: set[tuple[str, int]] = set()
+    tests = [clip for clip in psnr["clip"].unique() if not clip.startswith("val")] or list(
+        psnr["clip"].unique()
+    )
+    for clip in tests:
+        scores = psnr[psnr["clip"] == clip].sort_values("psnr")
+        extremes = [*scores["frame"][:4], *scores["frame"][-4:]]
+        regular = scores["frame"][scores["frame"] % (4 if clip == tests[0] else 64) == 0]
+        keys |= {(clip, int(frame)) for frame in (*extremes, *regular)}
+    return sorted(keys)
+
+
+def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
+    """Predicted frames by clip and frame number, (3, h, w) uint8: all of them, or a reference run's sheet."""
+    if (run.path / "predictions.npz").exists():
+        return {clip: dict(enumerate(frames, 1)) for clip, frames in run.predictions().items()}
+    table = pd.read_csv(run.path / "excerpt.csv", dtype={"clip": str})
+    sheet = iio.imread(run.path / "excerpt.png")
+    width, height = sheet.shape[1] // COLUMNS, sheet.shape[0] // -(-len(table) // COLUMNS)
+    frames: dict[str, dict[int, np.ndarray]] = {}
+    for index, row in enumerate(table.itertuples()):
+        top, left = height * (index // COLUMNS), width * (index % COLUMNS)
+        picture = sheet[top : top + height, left : left + width].transpose(2, 0, 1)
+        frames.setdefault(row.clip, {})[int(row.frame)] = picture
+    return frames

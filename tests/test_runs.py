@@ -1,0 +1,142 @@
+"""Run folders and sweeps, as a person would use them: papermill runs of the real notebook on the tiny set."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from cvae_lab.config import ConfigError
+from cvae_lab.metrics import grade
+from cvae_lab.runs.compare import by_strategy, into_markdown
+from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs
+from cvae_lab.runs.reference import excerpt, export
+from cvae_lab.runs.sweep import execute, plan, sweep
+
+TEMPLATE = Path(__file__).parents[1] / "notebooks/03_training.ipynb"
+STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
+TINY = {"epochs": 1, "width": 8, "clips_per_epoch": 24}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """One short run per strategy, two at a time, through Dask and papermill."""
+    out = tmp_path_factory.mktemp("runs")
+    runs = plan(TEMPLATE, "tiny", out, STRATEGIES, [0], TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CVAE_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return out, list(sweep(TEMPLATE, runs, workers=2))
+
+
+@pytest.mark.xdist_group("sweep")
+def test_one_run_per_strategy(swept):
+    out, outcomes = swept
+    assert [o.message for o in outcomes if not o.ok] == []
+    assert {run.result["strategy"] for run in find_runs(out)} == set(STRATEGIES)
+
+
+@pytest.mark.xdist_group("sweep")
+def test_a_run_folder_is_complete(swept):
+    out, _ = swept
+    run = RunFolder(out / "cyclical-seed0")
+    files = {f.name for f in run.path.iterdir()}
+    wanted = {"config.json", "history.csv", "psnr_per_frame.csv", "last.pt", "best.pt", "predictions.npz"}
+    assert files == wanted | {"predictions.gif", "notebook.ipynb", "result.json"}
+    assert run.config.train.kl_strategy == "cyclical"
+    assert run.config.model.width == 8
+    assert len(run.history) == 1
+    assert {"epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats"} <= set(run.history)
+    cells = nbformat.read(run.path / "notebook.ipynb", 4).cells
+    assert all(c.execution_count for c in cells if c.cell_type == "code")
+
+
+@pytest.mark.xdist_group("sweep")
+def test_scores_are_those_of_the_predictions(swept):
+    out, _ = swept
+    from cvae_lab.data.stage import render
+
+    run = RunFolder(out / "none-seed0")
+    clips = {clip.name: clip for clip in render("tiny").tests}
+    means = []
+    for name, clip in clips.items():
+        error = (run.predictions()[name] / 255.0 - clip.answer[1:].numpy() / 255.0) ** 2
+        psnr = -10 * np.log10(error.mean(axis=(1, 2, 3)))
+        stored = run.psnr[run.psnr["clip"] == name]["psnr"]
+        np.testing.assert_allclose(stored, psnr, atol=0.05)  # predictions are stored as bytes
+        means.append(psnr.mean())
+    assert run.result["psnr_mean"] == pytest.approx(np.mean(means), abs=0.02)
+    assert run.result["grade"] == grade(run.result["psnr_mean"])
+
+
+@pytest.mark.xdist_group("sweep")
+def test_done_runs_are_skipped(swept):
+    out, _ = swept
+    before = (out / "none-seed0/result.json").stat().st_mtime_ns
+    params = plan(TEMPLATE, "tiny", out, ["none"], [0], TINY)[0]
+    assert execute(str(TEMPLATE), params).message == "done before"
+    assert (out / "none-seed0/result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.xdist_group("sweep")
+def test_a_failing_run_says_why_and_stops_no_other(tmp_path):
+    runs = plan(TEMPLATE, "tiny", tmp_path, ["none", "constant"], [0], TINY)
+    runs[0]["data"] = str(tmp_path / "nowhere")
+    outcomes = {Path(o.run_dir).name: o for o in sweep(TEMPLATE, runs, workers=1)}
+    assert not outcomes["none-seed0"].ok
+    assert "nowhere" in outcomes["none-seed0"].message
+    assert outcomes["constant-seed0"].ok
+    assert not RunFolder(tmp_path / "none-seed0").done
+
+
+def test_names_and_values_are_checked_before_anything_runs(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean epochs"):
+        plan(TEMPLATE, "tiny", tmp_path, ["none"], [0], {"epoch": 3})
+    with pytest.raises(ConfigError, match="lr = -1"):
+        plan(TEMPLATE, "tiny", tmp_path, ["none"], [0], {"lr": -1})
+    (params,) = plan(TEMPLATE, "tiny", tmp_path, ["none"], [7], {"epochs": 3, "lr": 0.5})
+    assert params["epochs"] == 3
+    assert params["extra"] == {"lr": 0.5}  # not a name of the notebook's own, so it goes in by `extra`
+    assert params["seed"] == 7
+    assert not (tmp_path / "none-seed7").exists()
+
+
+@pytest.mark.xdist_group("sweep")
+def test_comparison_table(swept):
+    out, _ = swept
+    table = compare(find_runs(out))
+    assert list(table["psnr_mean"]) == sorted(table["psnr_mean"], reverse=True)
+    assert {"strategy", "clip 0", "baseline_static", "kl_nats", "minutes", "grade"} <= set(table)
+    assert by_strategy(table)["seeds"].tolist() == [1] * 4
+    with pytest.raises(RunError, match="no finished run"):
+        find_runs(out / "cyclical-seed0" / "test")
+
+
+@pytest.mark.xdist_group("sweep")
+def test_reference_copy(swept, tmp_path):
+    out, _ = swept
+    run = RunFolder(out / "constant-seed0")
+    copy = RunFolder(export(run, tmp_path, pictures=True))
+    assert not list(copy.path.glob("*.pt"))
+    for clip, frames in excerpt(copy).items():
+        for frame, picture in frames.items():
+            np.testing.assert_array_equal(picture, run.predictions()[clip][frame - 1])
+    pd.testing.assert_frame_equal(copy.psnr, run.psnr)
+    assert json.loads((copy.path / "result.json").read_text()) == run.result
+
+
+def test_table_goes_between_the_markers(tmp_path, swept):
+    from cvae_lab.runs.compare import END, START
+
+    file = tmp_path / "README.md"
+    file.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    into_markdown(file, compare(find_runs(swept[0])))
+    text = file.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| compact | none |" in text
+    file.write_text("no markers")
+    with pytest.raises(RunError, match="has no lines"):
+        into_markdown(file, compare(find_runs(swept[0])))
