@@ -14,7 +14,7 @@ help:
 	@echo "make test       every check"
 	@echo "make lab        JupyterLab on the notebooks"
 	@echo "make notebooks  execute the committed notebooks again, in place, in order"
-	@echo "make results    write README's table from figures/reference"
+	@echo "make results    write README's table and pictures from figures/reference"
 	@echo "make clean      remove what the others made: .venv and caches; never your data or runs"
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -54,6 +54,7 @@ notebooks: .venv/.ready-dev
 
 results: .venv/.ready
 	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md
+	@$(BIN)/python -m cvae_lab pictures figures
 
 clean:
 	@rm -rf .venv data/cache build *.egg-info .pytest_cache .ruff_cache

@@ -65,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("runs", type=Path)
     compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
+
+    export = _command(
+        commands, "export", _export, "copy finished runs without checkpoints, small enough to commit"
+    )
+    export.add_argument("runs", type=Path)
+    export.add_argument("out", type=Path)
+
+    pictures = _command(commands, "pictures", _pictures, "draw README's pictures")
+    pictures.add_argument("out", type=Path)
+    pictures.add_argument("--runs", type=Path, default=Path("figures/reference"))
     return parser
 
 
@@ -177,6 +187,24 @@ def _compare(options: argparse.Namespace) -> None:
     else:
         for picture in draw(runs, table, options.runs):
             print(f"Wrote {picture}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.record import find_runs
+    from cvae_lab.runs.reference import export
+    from cvae_lab.runs.submit import best_run
+
+    best = best_run(options.runs)
+    for run in find_runs(options.runs):
+        print(f"Wrote {export(run, options.out, pictures=run == best)}")
+
+
+def _pictures(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.pictures import write
+    from cvae_lab.runs.submit import best_run
+
+    for picture in write(options.out, best_run(options.runs)):
+        print(f"Wrote {picture}")
 
 
 if __name__ == "__main__":

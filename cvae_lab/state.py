@@ -9,7 +9,7 @@ from torch import Tensor
 from cvae_lab.config import ModelConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 
-Record = dict[str, float]
+Record = dict[str, float | int]
 """What one epoch leaves behind; the columns of history.csv."""
 
 
