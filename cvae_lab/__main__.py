@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path)
     compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
 
+    bench = _command(
+        commands, "bench", _bench, "time the literal loop against the fast paths on this machine"
+    )
+    bench.add_argument("--presets", nargs="+", default=["handout", "compact"], choices=["handout", "compact"])
+    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--out", type=Path, help="also write the table as JSON")
+
     export = _command(
         commands, "export", _export, "copy finished runs without checkpoints, small enough to commit"
     )
@@ -167,11 +174,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cvae_lab.data import load
     from cvae_lab.runs.submit import predict_run
 
-    for line in predict_run(options.run_dir, load(options.data), options.seed):
-        print(line)
+    for line in predict_run(options.run_dir, options.data, options.seed):
+        print(line, flush=True)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -187,6 +193,25 @@ def _compare(options: argparse.Namespace) -> None:
     else:
         for picture in draw(runs, table, options.runs):
             print(f"Wrote {picture}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from cvae_lab.bench import bench, write
+
+    rows = []
+    print(
+        f"{'preset':8} {'what':24} {'literal':>9} {'ours':>9} {'ratio':>7} {'spread':>7} {'of matmul':>9}   (frames/s)"
+    )
+    for row in bench(tuple(options.presets), options.repeats):
+        rows.append(row)
+        print(
+            f"{row.preset:8} {row.what:24} {row.literal:9.1f} {row.ours:9.1f} {row.ratio:6.1f}x {row.spread:7.0%} "
+            f"{row.share_of_matmul:9.0%}",
+            flush=True,
+        )
+    if options.out:
+        write(options.out, rows)
+        print(f"Wrote {options.out}.")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -34,6 +34,10 @@ def resume(path: Path, config: RunConfig) -> TrainState:
     and the data would not be.
     """
     raw = _read(path)
+    if "config" not in raw:
+        raise CheckpointError(
+            f"{path} is not a run's checkpoint, so it cannot be resumed; give a run's last.pt."
+        )
     was = RunConfig.from_json(raw["config"])
     flat = {**asdict(config.train), **asdict(config.model), "data": config.data}
     flat_was = {**asdict(was.train), **asdict(was.model), "data": was.data}

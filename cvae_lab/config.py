@@ -114,7 +114,9 @@ class TrainConfig:
         "random"  # the anchor in training: any frame of the take, or the clip's first
     )
     holdout: float = within(0.1, 0.0, 0.5)  # share of each training take kept out, for choosing checkpoints
-    eval_every: int = within(1, 1)  # epochs between evaluations; the last epoch always has one
+    eval_every: int = within(
+        5, 1
+    )  # epochs between evaluations (1 if tf_strategy is adaptive); the last has one
 
     optimiser: Literal["adam", "adamw", "adamax"] = "adamw"
     lr: float = within(2e-3, 1e-8, 1.0)

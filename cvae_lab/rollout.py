@@ -36,9 +36,8 @@ class Feed(NamedTuple):
 
     def back(self, prediction: Tensor, rows: Tensor | slice, step: int | Tensor) -> Tensor:
         """Predictions of step - 1 on their way into `step`: truncated gradient, noise."""
-        if self.bptt >= 0:
-            cut = torch.as_tensor(step) % self.bptt == 0 if self.bptt else torch.as_tensor(True)
-            cut = cut.reshape(-1, 1, 1, 1).to(prediction.device)
+        if self.bptt >= 0:  # gradients cross at most `bptt` of these links in a row
+            cut = (torch.as_tensor(step) % (self.bptt + 1) == 0).reshape(-1, 1, 1, 1).to(prediction.device)
             prediction = torch.where(cut, prediction.detach(), prediction)
         return prediction if self.noise is None else prediction + self.noise[rows, step]
 

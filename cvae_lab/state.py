@@ -1,5 +1,6 @@
 """All that changes while a model trains: weights, optimiser, averages, generators, history."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,20 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on CUDA and on CPUs with instructions for it (about 1.4 times faster), else float32."""
+    if config.precision != "auto":
+        return getattr(torch, config.precision)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    native = device.type == "cuda" or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """A context in which convolutions run at the precision of `precision_of`; losses and norms stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)
+
+
 @dataclass
 class TrainState:
     """All that changes while a model trains, and so all that a checkpoint must hold."""
@@ -32,6 +47,7 @@ class TrainState:
     step: int = 0
     elapsed: float = 0.0
     history: list[Record] = field(default_factory=list)
+    skipped_in_a_row: int = 0
 
     @classmethod
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
@@ -50,9 +66,7 @@ class TrainState:
 
     def averaged_model(self) -> CVAE:
         """A copy of the model with the averaged weights (its own where none are kept)."""
-        model = CVAE(self.model.config).to(
-            next(self.model.parameters()).device, memory_format=torch.channels_last
-        )
+        model = copy.deepcopy(self.model)
         model.load_state_dict(self.average or self.model.state_dict())
         return model
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +19,7 @@ from cvae_lab.metrics import psnr
 from cvae_lab.objective import handout_beta, kl_standard_normal, squared_error
 from cvae_lab.rollout import Feed, evaluating, posterior_latents, prior_latents, rollout, unroll
 from cvae_lab.schedules import beta_at, coins, lr_factor_at, tf_ratio_at
-from cvae_lab.state import Record, TrainState
+from cvae_lab.state import Record, TrainState, reduced_precision
 
 MAX_SKIPPED = 10
 """Steps in a row with a non-finite loss or gradient after which training stops."""
@@ -37,13 +38,6 @@ class TrainingDivergedError(RuntimeError):
     """Several steps in a row had a non-finite loss or gradient."""
 
 
-def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on CUDA; float32 on a CPU, where a run then repeats to the last digit anywhere."""
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, config.precision)
-
-
 def train_step(
     state: TrainState, batch: ClipBatch, config: TrainConfig, beta: float, feed: Feed
 ) -> Float[Tensor, "3"] | None:
@@ -54,7 +48,7 @@ def train_step(
     """
     model, dims, device = state.model, batch.x[0, 0].numel(), batch.x.device
     eps = _noise_like_latents(model, batch.x, state.generators["noise"])
-    with torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16):
+    with reduced_precision(config, device):
         out = unroll(model, batch.x, batch.p, eps, feed, model.anchor(batch.anchor, batch.anchor_label))
     mse = squared_error(out.prediction, batch.x[:, 1:]).mean() / dims
     kl = kl_standard_normal(out.mu, out.logvar).mean()
@@ -91,32 +85,32 @@ def make_feed(batch: ClipBatch, config: TrainConfig, ratio: float, coin: bool, g
 def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, list[Float[Tensor, " s"]]]:
     """PSNR per frame of every clip, free-running, with z from the `prior` (a prediction) and the `posterior`.
 
-    All clips and both kinds of z run as one batch, shorter clips padded with their last frame.
+    Clips of one length run as one batch, both kinds of z with them.
     """
+    scores: dict[str, list] = {
+        "prior": [torch.empty(0)] * len(clips),
+        "posterior": [torch.empty(0)] * len(clips),
+    }
+    for length in sorted({len(clip.labels) for clip in clips}):
+        places = [index for index, clip in enumerate(clips) if len(clip.labels) == length]
+        for kind, curves in _evaluate_equal([clips[index] for index in places], model, seed).items():
+            for index, curve in zip(places, curves, strict=True):
+                scores[kind][index] = curve
+    return scores
+
+
+def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:
     device = next(model.parameters()).device
-    longest = max(len(clip.labels) for clip in clips)
-    x = torch.stack([_padded(clip.answer, longest) for clip in clips]).to(device).float() / 255
-    p = torch.stack([_padded(clip.labels, longest) for clip in clips]).to(device).float() / 255
+    x = torch.stack([clip.answer for clip in clips]).to(device).float() / 255
+    p = torch.stack([clip.labels for clip in clips]).to(device).float() / 255
     generators = [torch.Generator(device).manual_seed(seed + k) for k in range(2)]
     with evaluating(model):
         prior = prior_latents(model, x[:, 0], generators[0])
         posterior = posterior_latents(model, x, p, generators[1])
-        frames = rollout(
-            model,
-            x[:, 0].repeat(2, 1, 1, 1),
-            p.repeat(2, 1, 1, 1, 1),
-            lambda s: torch.cat([prior(s), posterior(s)]),
-        )
-    scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu().split(len(clips))
-    lengths = [len(clip.labels) - 1 for clip in clips]
-    return {
-        name: [row[:n] for row, n in zip(part, lengths, strict=True)]
-        for name, part in zip(("prior", "posterior"), scores, strict=True)
-    }
-
-
-def _padded(frames: Tensor, length: int) -> Tensor:
-    return torch.cat([frames, frames[-1:].expand(length - len(frames), *frames.shape[1:])])
+        both = x[:, 0].repeat(2, 1, 1, 1), p.repeat(2, 1, 1, 1, 1)
+        frames = rollout(model, *both, lambda s: torch.cat([prior(s), posterior(s)]))
+    scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu()
+    return {"prior": scores[: len(clips)], "posterior": scores[len(clips) :]}
 
 
 def fit(
@@ -141,14 +135,27 @@ def fit(
         clips_per_epoch=config.clips_per_epoch or None, anchors=config.anchors,
     )  # fmt: skip
     clock = _Clock(config, state, len(sampler))
-    while not clock.over():
-        record = _train_epoch(state, sampler, config, clock, on_step)
-        if state.epoch % config.eval_every == 0 or clock.over():
-            record |= _scores(state.averaged_model(), data, heldout)
+    every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # it moves by each epoch's score
+    last = clock.over()
+    while not last:
+        with _seeded(config.seed, state.epoch, device):
+            record = _train_epoch(state, sampler, config, clock, on_step)
+        last = clock.over()
+        if last or state.epoch % every == 0:
+            with reduced_precision(config, device):
+                record |= _scores(state.averaged_model(), data, heldout)
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
         state.history.append(record)
         yield record
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from the global state alone: lend it a seed of the run's own, an epoch at a time."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(1_000_003 * seed + epoch)
+        yield
 
 
 class _Clock:
@@ -177,9 +184,9 @@ def _train_epoch(
 ) -> Record:
     state.model.train()
     started, at_start = time.monotonic(), clock.progress()
-    ratio = _tf_ratio(config, state.epoch + 1, _seen_scores(state))
+    ratio = _tf_ratio(config, state.epoch + 1, [record["val_psnr_prior"] for record in state.history])
     coin = bool(torch.rand((), generator=state.generators["coins"]) < ratio)
-    sums, clips, skipped, in_a_row = torch.zeros(3), 0, 0, 0
+    sums, clips, skipped = torch.zeros(3), 0, 0
     for index, batch in enumerate(sampler.epoch()):
         clock.step_in_epoch = index
         beta = _beta(config, at_start if config.kl_per == "epoch" else clock.progress())
@@ -188,10 +195,10 @@ def _train_epoch(
         feed = make_feed(batch, config, ratio, coin, state.generators)
         values = train_step(state, batch, config, beta, feed)
         if values is None:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            _stop_if_diverged(in_a_row, state.epoch + 1, index + 1)
+            skipped, state.skipped_in_a_row = skipped + 1, state.skipped_in_a_row + 1
+            _stop_if_diverged(state.skipped_in_a_row, state.epoch + 1, index + 1)
         else:
-            in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
+            state.skipped_in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
         pace = clips * (config.n_frames - 1) / (time.monotonic() - started)
         settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": pace}
         if on_step:
@@ -238,10 +245,6 @@ def _augmented(batch: ClipBatch, config: TrainConfig, generator: torch.Generator
     if config.jitter:
         batch = augment.jitter(batch, config.jitter, generator)
     return batch
-
-
-def _seen_scores(state: TrainState) -> list[float]:
-    return [r["val_psnr_prior"] for r in state.history if not math.isnan(r["val_psnr_prior"])]
 
 
 def _stop_if_diverged(in_a_row: int, epoch: int, step: int) -> None:

@@ -105,7 +105,7 @@ def _takes(size: str, seed: int) -> list[Take]:
 
 def _render_takes(takes: list[Take], workers: int, progress: bool = False) -> list[tuple[Tensor, Tensor]]:
     """Frames and labels of each take, in order. A process that may have no children works alone."""
-    bar = partial(tqdm, total=len(takes), desc="rendering takes", disable=not progress)
+    bar = partial(tqdm, total=len(takes), desc="rendering takes", disable=None if progress else True)
     if workers == 1 or current_process().daemon:
         return list(bar(map(_render_take, takes)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

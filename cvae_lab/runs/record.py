@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cvae_lab import checkpoint, metrics
-from cvae_lab.config import RunConfig
+from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, Dataset
 from cvae_lab.rollout import predict
-from cvae_lab.state import Record, TrainState, pick_device
+from cvae_lab.state import Record, TrainState, pick_device, reduced_precision
 from cvae_lab.views import player, to_uint8
 
 
@@ -137,7 +137,8 @@ def predict_clips(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> list[Flo
     labels = [torch.cat([clip.labels, extra]) for clip, extra in zip(clips, padding, strict=True)]
     first = torch.stack([clip.first for clip in clips]).to(device).float() / 255
     generator = torch.Generator().manual_seed(seed)
-    frames = predict(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
+    with reduced_precision(TrainConfig(), device):
+        frames = predict(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cvae_lab import checkpoint, metrics
-from cvae_lab.data import Dataset
+from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
 from cvae_lab.runs.course import write_submission
 from cvae_lab.runs.record import RunFolder, find_runs, predict_clips
@@ -16,26 +16,26 @@ from cvae_lab.state import pick_device
 from cvae_lab.views import player
 
 
-def predict_run(run: Path, data: Dataset, seed: int = 0) -> Iterator[str]:
+def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     """GIF and HTML player per test clip, one submission CSV; yields a line for each thing done.
 
     `run` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
     """
     weights = run if run.is_file() else best_run(run).path / "best.pt"
     model = checkpoint.load_model(weights, pick_device())
+    clips = load(data).tests
     yield f"predicting with {weights}"
     out = weights.parent / "test"
     out.mkdir(exist_ok=True)
-    predictions = predict_clips(model, data.tests, seed)
+    predictions = predict_clips(model, clips, seed)
     means = []
-    for clip, frames in zip(data.tests, predictions, strict=True):
+    for clip, frames in zip(clips, predictions, strict=True):
         scores = None if clip.answer is None else metrics.psnr(frames, clip.answer[1:].float() / 255)
         write_clip(out, clip, frames, scores)
         means += [] if scores is None else [float(scores.mean())]
         yield f"clip {clip.name}: {'no answer' if scores is None else f'{means[-1]:.2f} dB'}, {out}/clip{clip.name}.gif"
     whole = [
-        torch.cat([clip.first[None].float() / 255, f])
-        for clip, f in zip(data.tests, predictions, strict=True)
+        torch.cat([clip.first[None].float() / 255, f]) for clip, f in zip(clips, predictions, strict=True)
     ]
     write_submission(out / "submission.csv", whole)
     yield f"submission: {out / 'submission.csv'}"

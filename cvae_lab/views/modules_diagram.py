@@ -160,7 +160,7 @@ def _box(ax: Axes, x: float, y: float, name: str, lines: tuple[str, ...], share:
     tint = ax.add_patch(Rectangle(corner, share * BOX[0], BOX[1], color=PALETTE[4], alpha=0.35, linewidth=0))
     tint.set_clip_path(frame)
     ax.text(x, y - 0.2, name, ha="center", va="center", fontsize=9, fontweight="bold")
-    size = 7 if max(map(len, lines)) < 28 else 6
+    size = 7 if max(map(len, lines)) < 26 else 6
     ax.text(x, y + 0.08, "\n".join(lines), ha="center", va="center", fontsize=size)
 
 

@@ -1,0 +1,192 @@
+"""Speed, measured side by side: the literal loop against the fast paths, same network, data, batch and machine.
+
+The literal loop runs as public solutions run it: float32, default memory format, frame by frame. Ours runs as
+`fit` and `predict` would on this device. Each pair is timed in turn, A B A B ..., and medians are reported.
+"""
+
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cvae_lab.config import ModelConfig, TrainConfig
+from cvae_lab.cvae import CVAE
+from cvae_lab.objective import kl_standard_normal, squared_error
+from cvae_lab.rollout import Feed, predict, predict_literal, unroll, unroll_literal
+from cvae_lab.schedules import coins
+from cvae_lab.state import make_optimiser, pick_device, precision_of
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; frames/s are medians, spread is (max - min) / median over the repeats."""
+
+    preset: str
+    what: str
+    literal: float
+    ours: float
+    ratio: float
+    spread: float
+    share_of_matmul: float  # of the machine's own matrix-product rate at ours' precision
+    peak_mib: float
+
+
+def machine(device: torch.device) -> dict[str, float | str]:
+    """Limits measured here and now: matrix products (GFLOP/s) and memory copies (GB/s)."""
+    size = 4096 if device.type == "cuda" else 1024
+    limits: dict[str, float | str] = {}
+    for name in ("float32", "bfloat16"):
+        a = torch.randn(size, size, device=device, dtype=getattr(torch, name))
+        limits[f"matmul_{name}_gflops"] = 2 * size**3 / 1e9 / _median(lambda a=a: a @ a, device, 7)
+    block = torch.empty(1 << 26, device=device)
+    limits["copy_gb_per_s"] = 2 * block.numel() * 4 / 1e9 / _median(lambda: block.clone(), device, 7)
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return limits | {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def bench(
+    presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
+) -> Iterator[Row]:
+    """Training at teacher forcing 0, 0.5, 1 and rollouts of 1, 6, 60 streams, for each preset."""
+    device = pick_device()
+    limits = machine(device)
+    for preset in presets:
+        for forcing in (0.0, 0.5, 1.0):
+            pair = _training_pair(preset, device, batch, frames, forcing)
+            yield _row(
+                preset,
+                f"training, forcing {forcing:g}",
+                pair,
+                batch * (frames - 1),
+                3,
+                device,
+                limits,
+                repeats,
+            )
+        for streams in (1, 6, 60):
+            steps = 12 if preset == "handout" else 37
+            pair = _rollout_pair(preset, device, streams, steps)
+            yield _row(
+                preset, f"rollout, {streams} streams", pair, streams * steps, 1, device, limits, repeats
+            )
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """The table and the machine's limits as JSON."""
+    text = json.dumps({"machine": machine(pick_device()), "rows": [asdict(row) for row in rows]}, indent=2)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def flops_per_frame(model: CVAE) -> float:
+    """Forward operations per training frame, multiplication and addition counted apart."""
+    device = next(model.parameters()).device
+    x = torch.rand(1, 2, 3, 32, 64, device=device)
+    eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unroll_literal(
+            model, x, x, eps, Feed(torch.ones(1, 1, dtype=torch.bool)), model.anchor(x[:, 0], x[:, 0])
+        )
+    return counter.get_total_flops()
+
+
+def _row(
+    preset: str, what: str, pair: tuple[Callable, Callable], frames: int, passes: int,
+    device: torch.device, limits: dict, repeats: int,
+) -> Row:  # fmt: skip
+    literal, ours = [], []
+    for action in pair:
+        _seconds(action, device)  # warm-up
+    for _ in range(repeats):
+        literal.append(frames / _seconds(pair[0], device))
+        ours.append(frames / _seconds(pair[1], device))
+    middle = statistics.median(ours)
+    rate = passes * flops_per_frame(CVAE(ModelConfig.preset(preset)).to(device)) * middle / 1e9
+    name = str(precision_of(TrainConfig(), device)).removeprefix("torch.")
+    ratio = statistics.median(b / a for a, b in zip(literal, ours, strict=True))
+    spread = (max(ours) - min(ours)) / middle
+    share = rate / float(limits[f"matmul_{name}_gflops"])
+    return Row(preset, what, statistics.median(literal), middle, ratio, spread, share, _peak_mib(device))
+
+
+def _training_pair(
+    preset: str, device: torch.device, batch: int, frames: int, forcing: float
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    x, p = torch.rand(2, batch, frames, 3, 32, 64, device=device)
+    tossed = coins(forcing, batch, frames - 1, "step", torch.Generator().manual_seed(0))
+
+    def step(path: Callable, channels_last: bool, dtype: torch.dtype) -> Callable[[], None]:
+        model = CVAE(ModelConfig.preset(preset)).to(device).train()
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        optimiser = (
+            make_optimiser(model, TrainConfig()) if channels_last else torch.optim.Adam(model.parameters())
+        )
+        eps = torch.randn(batch, frames - 1, *model.latent_shape(32, 64), device=device)
+
+        def run() -> None:
+            with torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16):
+                out = path(model, x, p, eps, Feed(tossed), model.anchor(x[:, 0], p[:, 0]))
+            loss = (
+                squared_error(out.prediction, x[:, 1:]).mean() + kl_standard_normal(out.mu, out.logvar).mean()
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        return run
+
+    return step(unroll_literal, False, torch.float32), step(unroll, True, precision_of(TrainConfig(), device))
+
+
+def _rollout_pair(
+    preset: str, device: torch.device, streams: int, steps: int
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    model = CVAE(ModelConfig.preset(preset)).to(device)
+    fast = CVAE(ModelConfig.preset(preset)).to(device, memory_format=torch.channels_last)
+    first = torch.rand(streams, 3, 32, 64, device=device)
+    labels = torch.rand(streams, steps + 1, 3, 32, 64, device=device)
+    reduced = precision_of(TrainConfig(), device) == torch.bfloat16
+
+    def literal() -> None:
+        for k in range(streams):  # clip by clip, as every public solution predicts
+            predict_literal(model, first[k : k + 1], labels[k : k + 1])
+
+    def ours() -> None:
+        with torch.autocast(device.type, torch.bfloat16, reduced):
+            predict(fast, first, labels)
+
+    return literal, ours
+
+
+def _seconds(action: Callable, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _median(action: Callable, device: torch.device, repeats: int) -> float:
+    action()
+    return statistics.median(_seconds(action, device) for _ in range(repeats))
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Peak memory so far: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,71 @@
+"""Mirror image and brightness of clips."""
+
+import itertools
+
+import pytest
+import torch
+
+from cvae_lab import augment
+from cvae_lab.data import ClipBatch, load
+
+H, W = 8, 16
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_of(clips):
+    x, p = torch.rand(2, clips, 4, 3, H, W, generator=seeded())
+    return ClipBatch(x, p, x[:, 0], p[:, 0])
+
+
+GREEN, ORANGE = (torch.tensor(ink)[:, None, None] for ink in ((1.0, 0.0, 0.6), (0.0, 0.5, 0.8)))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
+def test_mirroring_a_label_swaps_the_legs(strength):
+    label = torch.ones(3, H, W)
+    label[:, :, 1:2], label[:, :, 5:6] = 1 - strength * GREEN, 1 - strength * ORANGE
+    mirrored = augment.mirror_labels(label)
+    wanted = torch.ones(3, H, W)
+    wanted[:, :, -2:-1], wanted[:, :, -6:-5] = 1 - strength * ORANGE, 1 - strength * GREEN
+    torch.testing.assert_close(mirrored, wanted)
+    torch.testing.assert_close(augment.mirror_labels(mirrored), label)
+
+
+def test_mirroring_real_labels_twice_gives_them_back():
+    labels = load("tiny", progress=False).train.labels[::8].float() / 255
+    twice = augment.mirror_labels(augment.mirror_labels(labels))
+    assert (twice - labels).abs().mean() < 1e-3
+    assert ((twice - labels).abs().amax(1) > 0.1).float().mean() < 1e-2
+    ink = (1 - labels).amax(1) > 0.2
+    moved = (augment.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
+    assert 0.02 < moved.sum() / ink.sum() < 0.9
+
+
+def test_flip_is_an_involution_and_flips_whole_clips():
+    batch = batch_of(16)
+    once = augment.flip(batch, seeded(5))
+    again = augment.flip(once, seeded(5))
+    assert torch.equal(again.x, batch.x)
+    assert torch.equal(again.anchor, batch.anchor)
+    chosen = [k for k in range(16) if not torch.equal(once.x[k], batch.x[k])]
+    assert 0 < len(chosen) < 16
+    for k, part in itertools.product(range(16), ("x", "p", "anchor", "anchor_label")):
+        before, after = getattr(batch, part)[k], getattr(once, part)[k]
+        if k in chosen:
+            before = augment.mirror_labels(before) if part in ("p", "anchor_label") else before.flip(-1)
+        assert torch.equal(after, before)
+
+
+def test_jitter_scales_a_clip_and_its_anchor_alike():
+    batch = batch_of(8)
+    batch = batch._replace(x=batch.x * 0.5 + 0.1, anchor=batch.anchor * 0.5 + 0.1)
+    bright = augment.jitter(batch, 0.3, seeded())
+    ratio = (bright.x / batch.x).flatten(1)
+    assert (ratio.amax(1) - ratio.amin(1)).max() < 1e-5
+    torch.testing.assert_close((bright.anchor / batch.anchor).flatten(1)[:, 0], ratio[:, 0])
+    assert ratio.min() >= 0.7 - 1e-5
+    assert ratio.max() <= 1.3 + 1e-5
+    assert torch.equal(bright.p, batch.p)

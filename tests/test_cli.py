@@ -1,0 +1,74 @@
+"""The command line as a person meets it: exit codes, one clear line, nothing half-written."""
+
+import pytest
+
+from cvae_lab.__main__ import main
+from cvae_lab.data import read_folder
+from cvae_lab.runs.record import RunFolder
+
+SMALL = ["-p", "width", "8", "-p", "clips_per_epoch", "24", "-p", "epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", str(folder), "--data", "tiny", *SMALL]) == 0
+    return folder
+
+
+def test_stage_writes_what_check_reads(tmp_path, capsys):
+    out = tmp_path / "stage"
+    assert main(["stage", str(out), "--size", "tiny"]) == 0
+    assert main(["check", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "test 1" in text
+    assert len(read_folder(out, progress=False).tests) == 2
+    assert main(["stage", str(out), "--size", "tiny"]) == 1  # never over what is there
+    assert str(out) in capsys.readouterr().err
+
+
+def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
+    for arguments in (
+        ["check", str(tmp_path / "none")],
+        ["train", str(tmp_path / "run"), "--data", str(tmp_path / "none")],
+        ["train", str(tmp_path / "run"), "--data", "tiny", "-p", "epoch", "3"],
+        ["compare", str(tmp_path)],
+        ["predict", str(tmp_path / "run.pt"), "--data", "tiny"],
+    ):
+        assert main(arguments) == 1
+        captured = capsys.readouterr()
+        assert captured.err.startswith("cvae-lab: ")
+        assert captured.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_usage_exits_2():
+    with pytest.raises(SystemExit) as error:
+        main(["no-such-command"])
+    assert error.value.code == 2
+
+
+def test_train_refuses_a_second_run_in_one_folder(run, capsys):
+    assert main(["train", str(run), "--data", "tiny", *SMALL]) == 1
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_train_can_go_on_for_longer(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "longer"
+    shutil.copytree(run, copy)
+    (copy / "result.json").unlink()
+    assert main(["train", str(copy), "--data", "tiny", "--resume", *SMALL[:-1], "2"]) == 0
+    assert RunFolder(copy).history["epoch"].tolist() == [1, 2]
+    assert RunFolder(copy).history["loss"][0] == RunFolder(run).history["loss"][0]
+
+
+def test_predict_and_compare(run, capsys):
+    assert main(["predict", str(run), "--data", "tiny"]) == 0
+    text = capsys.readouterr().out
+    assert "grade" in text
+    names = {f.name for f in (run / "test").iterdir()}
+    assert names == {"clip0.gif", "clip0.html", "clip1.gif", "clip1.html", "submission.csv"}
+    assert main(["compare", str(run)]) == 0
+    assert (run / "strategies.png").exists()

@@ -1,0 +1,168 @@
+"""The two networks: sizes, names, bounds, and what must not mix."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cvae_lab import CVAE, ModelConfig, compact, modules
+from cvae_lab.cvae import reparameterise
+from cvae_lab.modules import StepwiseBatchNorm2d
+from cvae_lab.objective import kl_standard_normal
+from cvae_lab.rollout import Feed, rollout, unroll_literal, zero_latents
+
+PARTS = {
+    "frame_transformation": ("RGB_Encoder", 193_568),
+    "label_transformation": ("Label_Encoder", 16_832),
+    "Gaussian_Predictor": ("Gaussian_Predictor", 8_289),
+    "Decoder_Fusion": ("Decoder_Fusion", 617_768),
+    "Generator": ("Generator", 749_163),
+}
+SMALL = {"handout": {}, "compact": {"width": 8, "latents": 2}}
+
+
+def build(preset, seed=0, **changes):
+    """A model whose weights are all random: a fresh `compact` block is its skip alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = CVAE(ModelConfig.preset(preset, **SMALL[preset] | changes))
+        with torch.no_grad():
+            for value in model.parameters():
+                value += 0.05 * torch.randn_like(value)
+    return model
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def listed_state():
+    """Name and shape of every tensor of the course's network, from our list of its layers."""
+    for line in (Path(__file__).parent / "handout_state.txt").read_text().splitlines()[1:]:
+        layer, channels, size = line.split()
+        if channels == "norm":
+            yield from ((f"{layer}.{name}", (int(size),)) for name in ("weight", "bias"))
+            yield from ((f"{layer}.running_{name}", (int(size),)) for name in ("mean", "var"))
+            yield f"{layer}.num_batches_tracked", ()
+        else:
+            i, o = map(int, channels.split(">"))
+            yield f"{layer}.weight", (o, i, *map(int, size.split("x")))
+            yield f"{layer}.bias", (o,)
+
+
+def test_handout_has_the_courses_parameters():
+    model = CVAE(ModelConfig.preset("handout"))
+    counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
+    assert counts == {part: count for part, (_, count) in PARTS.items()}
+    assert sum(p.numel() for p in model.parameters()) == 1_585_620
+
+
+def test_handout_state_has_the_courses_names_and_shapes_in_order():
+    found = [(name, tuple(value.shape)) for name, value in build("handout").state_dict().items()]
+    assert len(found) == 209
+    assert found == list(listed_state())
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, (name, _) in PARTS.items()])
+def test_compact_has_the_same_five_names_and_calls(part, name):
+    ours, theirs = getattr(compact, name), getattr(modules, name)
+    assert type(getattr(build("compact"), part)) is ours
+    assert type(getattr(build("handout"), part)) is theirs
+    mine, course = (list(inspect.signature(cls.forward).parameters.values()) for cls in (ours, theirs))
+    assert [(p.kind, p.default) for p in mine] == [(p.kind, p.default) for p in course]
+    if len(mine) > 2:
+        assert [p.name for p in mine] == [p.name for p in course]
+
+
+def test_compact_needs_a_twentieth_of_the_handouts_operations():
+    flops = {}
+    for preset in ("handout", "compact"):
+        model = CVAE(ModelConfig.preset(preset)).eval()
+        x = rand(1, 2, 3, 32, 64)
+        eps = torch.zeros(1, 1, *model.latent_shape(32, 64))
+        feed, anchor = Feed(torch.ones(1, 1, dtype=torch.bool)), model.anchor(x[:, 0], x[:, 0])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            unroll_literal(model, x, x, eps, feed, anchor)
+        flops[preset] = counter.get_total_flops()
+    assert flops["handout"] == pytest.approx(7.25e9, rel=0.01)
+    assert flops["compact"] * 20 <= flops["handout"]
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_logvar_is_bounded_and_nothing_is_nan_at_its_extremes(preset):
+    model = build(preset, logvar_bound=20.0)
+    with torch.no_grad():
+        list(model.Gaussian_Predictor.modules())[-1].weight.mul_(1e4)
+    frame = model.frame_transformation(rand(2, 3, 8, 16))
+    mu, logvar = model.posterior(frame, model.label_transformation(rand(2, 3, 8, 16)))
+    assert (logvar.min(), logvar.max()) == (-20, 20)
+    z = reparameterise(mu, logvar, torch.randn_like(mu))
+    for value in (mu, z, kl_standard_normal(mu, logvar)):
+        assert value.isfinite().all()
+    for bound in (-20.0, 20.0):
+        spread = torch.full((1, 2, 3, 4), bound, requires_grad=True)
+        kl = kl_standard_normal(torch.zeros(1, 2, 3, 4), spread).sum()
+        assert torch.autograd.grad(kl, spread)[0].isfinite().all()
+
+
+def test_compact_paints_within_0_and_1_whatever_it_sees():
+    model = build("compact")
+    with torch.no_grad():
+        model.Generator.out.weight.mul_(1e4)
+    label = model.label_transformation(rand(2, 3, 8, 16, seed=1) * 100)
+    first = rand(2, 3, 8, 16) * 100
+    frame = model.decode(first, label, torch.full((2, 2, 1, 2), 50.0), model.anchor(first, first))
+    assert frame.min() >= 0
+    assert frame.max() <= 1
+    assert frame.max() - frame.min() > 0.5
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_clips_of_a_batch_do_not_see_each_other_in_eval_mode(preset):
+    model = build(preset).eval()
+    p = rand(3, 4, 3, 8, 16)
+    first = rand(3, 3, 8, 16, seed=1)
+    together = rollout(model, first, p, zero_latents(model, first))
+    for k in range(3):
+        one = slice(k, k + 1)
+        alone = rollout(model, first[one], p[one], zero_latents(model, first[one]))
+        torch.testing.assert_close(together[one], alone, atol=2e-5, rtol=0)
+    others = first.clone()
+    others[1:] = 0.5
+    assert torch.equal(rollout(model, others, p, zero_latents(model, first))[0], together[0])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_stepwise_batch_norm_is_that_many_calls_of_batch_norm(steps):
+    ours, theirs = StepwiseBatchNorm2d(4), nn.BatchNorm2d(4)
+    weights = {"weight": rand(4), "bias": rand(4, seed=1)}
+    ours.load_state_dict(weights, strict=False)
+    theirs.load_state_dict(weights, strict=False)
+    ours.steps = steps
+    for seed in range(2):
+        x = (
+            3 * rand(steps, 3, 4, 5, 6, seed=seed) + torch.arange(steps)[:, None, None, None, None]
+        ).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        mine, plain = ours(x.flatten(0, 1)), torch.cat([theirs(part) for part in y])
+        torch.testing.assert_close(mine, plain, atol=2e-5, rtol=1e-5)
+        mine.pow(3).sum().backward()
+        plain.pow(3).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, atol=2e-4, rtol=1e-4)
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value)
+    torch.testing.assert_close(
+        ours.eval()(x.flatten(0, 1)), theirs.eval()(x.flatten(0, 1)), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_batch_statistics_in_eval_mode_leave_the_running_ones_alone():
+    layer = StepwiseBatchNorm2d(4).eval()
+    layer.batch_statistics = True
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    x = rand(3, 4, 5, 6)
+    torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())

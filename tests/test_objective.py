@@ -1,0 +1,105 @@
+"""Reconstruction, KL and the scale between them, against torch.distributions and plain loops."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Normal, kl_divergence
+
+from cvae_lab.cvae import reparameterise
+from cvae_lab.objective import (
+    gaussian_nll,
+    handout_beta,
+    kl_per_latent,
+    kl_standard_normal,
+    sigma_of_beta,
+    squared_error,
+)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def normal(generator, *shape):
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def test_kl_is_the_one_of_torch_distributions(generator):
+    mu, logvar = 3 * normal(generator, 2, 5, 3, 2, 4), 3 * normal(generator, 2, 5, 3, 2, 4)
+    expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0))
+    torch.testing.assert_close(kl_per_latent(mu, logvar), expected)
+    torch.testing.assert_close(kl_standard_normal(mu, logvar), expected.sum((-3, -2, -1)))
+
+
+def test_kl_of_the_prior_is_zero_and_no_other_is_less(generator):
+    zero = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
+    assert kl_standard_normal(zero, zero).item() == 0
+    assert (kl_per_latent(normal(generator, 4, 8, 8, 8), normal(generator, 4, 8, 8, 8)) >= 0).all()
+
+
+def test_squared_error_sums_over_a_frame_only(generator):
+    a, b = normal(generator, 2, 2, 3, 4, 5), normal(generator, 2, 2, 3, 4, 5)
+    for clip in range(2):
+        for step in range(2):
+            pairs = zip(a[clip, step].flatten().tolist(), b[clip, step].flatten().tolist(), strict=True)
+            total = math.fsum((u - v) ** 2 for u, v in pairs)
+            assert squared_error(a, b)[clip, step].item() == pytest.approx(total, rel=1e-12)
+
+
+def test_reparameterised_gradient_is_that_of_finite_differences(generator):
+    mu, logvar, eps = (normal(generator, 1, 2, 2, 2) for _ in range(3))
+    mu.requires_grad_()
+    logvar.requires_grad_()
+    assert torch.autograd.gradcheck(lambda m, s: reparameterise(m, s, eps).pow(3), (mu, logvar))
+
+
+def test_reparameterised_samples_have_the_posteriors_distribution(generator):
+    mu, logvar = 0.7, math.log(0.09)
+    eps = normal(generator, 20_000, 1, 1, 1)
+    z = reparameterise(torch.full_like(eps, mu), torch.full_like(eps, logvar), eps).flatten()
+    wanted = Normal(mu, 0.3)
+    assert z.mean().item() == pytest.approx(wanted.mean.item(), abs=5 * 0.3 / math.sqrt(len(z)))
+    assert z.var().item() == pytest.approx(wanted.variance.item(), rel=5 * math.sqrt(2 / len(z)))
+    assert stats.kstest(z.numpy(), "norm", args=(mu, 0.3)).pvalue > 1e-3
+
+
+def test_nll_is_the_one_of_torch_distributions(generator):
+    x, prediction = normal(generator, 4, 3, 2, 5), normal(generator, 4, 3, 2, 5)
+    expected = -Normal(prediction, 0.4).log_prob(x).sum((-3, -2, -1))
+    torch.testing.assert_close(gaussian_nll(squared_error(prediction, x), 30, 0.4**2), expected)
+
+
+@pytest.mark.parametrize(("sigma", "beta"), [(0.1, 1.0), (2.0, 0.3), (0.0, 1.0)])
+def test_elbo_and_handout_losses_have_proportional_gradients(generator, sigma, beta):
+    x = normal(generator, 4, 3, 2, 5)
+    leaves = [
+        normal(generator, *shape).requires_grad_() for shape in ((4, 3, 2, 5), (4, 2, 1, 3), (4, 2, 1, 3))
+    ]
+    prediction, mu, logvar = leaves
+    error, kl, dims = squared_error(prediction, x).mean(), kl_standard_normal(mu, logvar).mean(), 30
+    variance = sigma**2 if sigma else error.item() / dims
+    elbo = gaussian_nll(squared_error(prediction, x), dims, variance).mean() + beta * kl
+    ours = error / dims + handout_beta(beta, "elbo", dims, sigma, error / dims) * kl
+    factor = dims / (2 * variance)
+    wanted = torch.autograd.grad(elbo, leaves, retain_graph=True)
+    got = torch.autograd.grad(ours, leaves)
+    torch.testing.assert_close(wanted, tuple(factor * part for part in got))
+
+
+def test_best_variance_is_the_mean_squared_error():
+    dims, error = 30, torch.tensor([6.0], dtype=torch.float64)
+    grid = torch.arange(0.05, 0.6, 0.001, dtype=torch.float64)
+    nll = torch.cat([gaussian_nll(error, dims, value) for value in grid])
+    assert grid[nll.argmin()].item() == pytest.approx(6.0 / dims, abs=0.001)
+    weight = handout_beta(1.0, "elbo", dims, 0.0, 6.0 / dims)
+    assert float(weight) == pytest.approx(2 * (6.0 / dims) / dims)
+
+
+def test_beta_stands_for_a_sigma_and_back():
+    assert sigma_of_beta(1.0, 6144) == pytest.approx(55.4, abs=0.1)
+    for beta in (1e-6, 1e-3, 1.0):
+        assert handout_beta(1.0, "elbo", 6144, sigma_of_beta(beta, 6144)) == pytest.approx(beta)
+        assert handout_beta(beta, "handout", 6144) == beta
