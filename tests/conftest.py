@@ -1,10 +1,14 @@
 """Small data that several test files share."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+torch.set_num_threads(1)  # tests run side by side, and threads that share cores are slower than one
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +50,17 @@ def real_data():
     if not root.is_dir():
         pytest.skip("real clips are not here (../shared/data/lab4-real)")
     return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip(f"no Chromium on this machine: none of {', '.join(names)} is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,7 +1,5 @@
 """What people click: driven in headless Chromium, skipped where there is none."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -10,19 +8,6 @@ from cvae_lab.views import player
 
 pytestmark = pytest.mark.browser
 T = 40
-
-
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip(f"no Chromium on this machine: none of {', '.join(names)} is installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -139,6 +139,8 @@ def histories(
             ax.set_yscale("log", nonpositive="mask")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 3)), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
+        if column in ("beta", "tf_ratio"):
+            ax.set_ylim(-0.05, max(1.05, ax.get_ylim()[1]) if column == "tf_ratio" else None)
         if baseline is not None and "psnr" in column:
             ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="still picture")
         quiet(ax).set(

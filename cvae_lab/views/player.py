@@ -53,11 +53,12 @@ def scrubber(
     baseline: ArrayLike | None = None,
     title: str = "",
     horizon: int | None = None,
+    name: str = "prediction",
 ) -> "ipywidgets.Widget":
     """A notebook widget: play, drag or press the arrow keys to move through the clip.
 
     `psnr` and `baseline` (a still picture's) are in dB; the first `horizon` frames, as many as
-    training unrolled, are shaded.
+    training unrolled, are shaded. `name` is the caption of `prediction`.
     Pictures are encoded beforehand and the curve is drawn once, so a step costs under a millisecond.
     """
     import ipywidgets as widgets
@@ -80,7 +81,7 @@ def scrubber(
         image.value, text.value, cursor.value = pictures[i], texts[i], _cursor(i, len(pictures))
 
     slider.observe(show, "value")
-    head = widgets.HTML(_head(title, truth is not None))
+    head = widgets.HTML(_head(title, truth is not None, name))
     rows = [head, image, widgets.HBox([play, slider, text])]
     if svg := curve_svg(psnr, baseline, horizon):
         rows.append(_overlaid(widgets.HTML(svg), cursor))
@@ -187,13 +188,15 @@ def _parts(label: Frames, truth: Frames | None, prediction: Frames) -> list[Pict
     return [to_uint8(part).permute(0, 2, 3, 1).numpy() for part in parts]
 
 
-def _captions(with_truth: bool) -> list[str]:
-    return ["pose label", "truth", "prediction"] if with_truth else ["pose label", "prediction"]
+def _captions(with_truth: bool, name: str = "prediction") -> list[str]:
+    return ["pose label", "truth", name] if with_truth else ["pose label", name]
 
 
-def _head(title: str, with_truth: bool) -> str:
+def _head(title: str, with_truth: bool, name: str) -> str:
     """Title and captions for the widget, with the one style rule it needs."""
-    cells = "".join(f'<div style="flex:1;text-align:center">{name}</div>' for name in _captions(with_truth))
+    cells = "".join(
+        f'<div style="flex:1;text-align:center">{name}</div>' for name in _captions(with_truth, name)
+    )
     style = "<style>.cvae-pixels{image-rendering:pixelated;outline:1px solid #8886}</style>"
     return f'{style}<b>{html.escape(title)}</b><div style="display:flex">{cells}</div>'
 
