@@ -125,29 +125,15 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from cvae_lab.data import load
-    from cvae_lab.runs.progress import reporter
-    from cvae_lab.runs.record import RunError, RunFolder
-    from cvae_lab.training import fit
+    from cvae_lab import parallel
+    from cvae_lab.runs.train import train_run
 
     params = _values(options.params)
     if options.minutes:
         params["minutes"] = options.minutes
     config = RunConfig.from_params(options.data, **params)
-    run = RunFolder(options.run_dir)
-    if run.done or ((run.path / "last.pt").exists() and not options.resume):
-        raise RunError(f"{run.path} holds a run already; give --resume to go on with it, or another folder.")
-    data = load(options.data)
-    state = run.begin(config)
-    with reporter(run.path, tensorboard=options.tensorboard) as report:
-        for record in fit(state, data, config.train, report.step):
-            run.log(state, config)
-            report.epoch(record)
-    result = run.finish(config, data)
-    print(
-        f"{result['psnr_mean']:.2f} dB on {result['scored_on']}; a still picture: {result['baseline_static']:.2f} dB."
-    )
-    print(f"Wrote {run.path}.")
+    with parallel.joined():
+        train_run(options.run_dir, config, options.resume, options.tensorboard)
 
 
 def _sweep(options: argparse.Namespace) -> int:

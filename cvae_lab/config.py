@@ -108,7 +108,7 @@ class TrainConfig:
     epochs: int = within(20, 1)
     minutes: float = within(0.0, 0.0)  # > 0: a time budget that replaces `epochs`; all schedules follow it
     n_frames: int = within(6, 2, 512)  # frames in a clip, the given one included
-    batch_size: int = within(12, 1, 65536)
+    batch_size: int = within(6, 1, 65536)
     clips_per_epoch: int = within(0, 0)  # 0: as many as show each frame once
     anchors: Literal["random", "first"] = (
         "random"  # the anchor in training: any frame of the take, or the clip's first

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from cvae_lab.cvae import CVAE, reparameterise
+from cvae_lab.data.clips import ClipBatch
 from cvae_lab.modules import StepwiseBatchNorm2d
 
 Latents = Callable[[int], Tensor]
@@ -102,6 +103,18 @@ def unroll(
     order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of))
     prediction = torch.cat(waves)[order.to(x.device)].unflatten(0, (batch, steps))
     return Unrolled(prediction, mu, logvar)
+
+
+class Unroll(nn.Module):
+    """The whole unroll as one forward, so that DistributedDataParallel sees it as one."""
+
+    def __init__(self, model: CVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: ClipBatch, eps: Float[Tensor, "b s z hz wz"], feed: Feed) -> Unrolled:
+        anchor = self.model.anchor(batch.anchor, batch.anchor_label)
+        return unroll(self.model, batch.x, batch.p, eps, feed, anchor)
 
 
 def _waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:

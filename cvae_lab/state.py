@@ -1,24 +1,27 @@
 """All that changes while a model trains: weights, optimiser, averages, generators, history."""
 
 import copy
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cvae_lab import parallel
 from cvae_lab.config import ModelConfig, TrainConfig
 from cvae_lab.cvae import CVAE
+from cvae_lab.rollout import Unroll
 
 Record = dict[str, float | int]
 """What one epoch leaves behind; the columns of history.csv."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`: CUDA where there is one, else the CPU."""
+    """`auto`: CUDA where there is one, else the CPU. Under torchrun each rank of a machine has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -40,6 +43,7 @@ class TrainState:
     """All that changes while a model trains, and so all that a checkpoint must hold."""
 
     model: CVAE
+    network: nn.Module  # the model's unroll, its gradients averaged over ranks where there are several
     optimiser: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
     average: dict[str, Tensor] | None = None
@@ -62,7 +66,8 @@ class TrainState:
             for index, (name, place) in enumerate(places.items())
         }
         average = {k: v.clone() for k, v in model.state_dict().items()} if config.ema else None
-        return cls(model, make_optimiser(model, config), generators, average)
+        generators["noise"].manual_seed(1000 * config.seed + len(places) + 100_003 * parallel.rank())
+        return cls(model, parallel.wrap(Unroll(model)), make_optimiser(model, config), generators, average)
 
     def averaged_model(self) -> CVAE:
         """A copy of the model with the averaged weights (its own where none are kept)."""
@@ -104,6 +109,9 @@ class TrainState:
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())
+        if parallel.rank():  # the file holds rank 0's noise; the others must not repeat it
+            noise = self.generators["noise"]
+            noise.manual_seed(noise.initial_seed() + 100_003 * parallel.rank() + state["step"])
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history = list(state["history"])
 

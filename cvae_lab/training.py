@@ -8,16 +8,16 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cvae_lab import augment
-from cvae_lab.config import TrainConfig
+from cvae_lab import augment, parallel
+from cvae_lab.config import ConfigError, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
 from cvae_lab.metrics import psnr
 from cvae_lab.objective import handout_beta, kl_standard_normal, squared_error
-from cvae_lab.rollout import Feed, evaluating, posterior_latents, prior_latents, rollout, unroll
+from cvae_lab.rollout import Feed, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, lr_factor_at, tf_ratio_at
 from cvae_lab.state import Record, TrainState, reduced_precision
 
@@ -49,7 +49,7 @@ def train_step(
     model, dims, device = state.model, batch.x[0, 0].numel(), batch.x.device
     eps = _noise_like_latents(model, batch.x, state.generators["noise"])
     with reduced_precision(config, device):
-        out = unroll(model, batch.x, batch.p, eps, feed, model.anchor(batch.anchor, batch.anchor_label))
+        out = state.network(batch, eps, feed)
     mse = squared_error(out.prediction, batch.x[:, 1:]).mean() / dims
     kl = kl_standard_normal(out.mu, out.logvar).mean()
     loss = mse + handout_beta(beta, config.scale, dims, config.sigma, mse) * kl
@@ -69,16 +69,12 @@ def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> T
     return torch.randn(shape, generator=generator, device=x.device)
 
 
-def make_feed(batch: ClipBatch, config: TrainConfig, ratio: float, coin: bool, generators: dict) -> Feed:
-    """Coins and feedback noise of one batch."""
-    clips, steps = batch.x.shape[0], batch.x.shape[1] - 1
-    tossed = coins(ratio, clips, steps, config.tf_per, generators["coins"], coin)
+def make_feed(batch: ClipBatch, config: TrainConfig, tossed: Bool[Tensor, "b s"], state: TrainState) -> Feed:
+    """The coins of a batch, with feedback noise for the predictions they leave."""
     noise = None
     if config.feedback_noise and not bool(tossed.all()):
-        shape = (clips, steps, *batch.x.shape[2:])
-        noise = config.feedback_noise * torch.randn(
-            shape, generator=generators["noise"], device=batch.x.device
-        )
+        noise = torch.randn(batch.x[:, 1:].shape, generator=state.generators["noise"], device=batch.x.device)
+        noise = config.feedback_noise * noise
     return Feed(tossed, config.bptt, noise)
 
 
@@ -127,6 +123,10 @@ def fit(
     record and the progress in [0, 1] after every step. Raises TrainingDivergedError.
     """
     device = next(state.model.parameters()).device
+    if config.batch_size < parallel.world():
+        raise ConfigError(
+            f"batch_size = {config.batch_size} is less than the {parallel.world()} processes; raise it."
+        )
     train, heldout = (
         data.train.hold_out(config.holdout, config.n_frames) if config.holdout else (data.train, None)
     )
@@ -171,7 +171,7 @@ class _Clock:
 
     def progress(self) -> float | Fraction:
         if self.config.minutes:
-            return min(1.0, self.elapsed() / (60 * self.config.minutes))
+            return parallel.agreed(min(1.0, self.elapsed() / (60 * self.config.minutes)))
         done = self.state.epoch * self.per_epoch + self.step_in_epoch
         return Fraction(done, self.config.epochs * self.per_epoch)
 
@@ -189,25 +189,29 @@ def _train_epoch(
     sums, clips, skipped = torch.zeros(3), 0, 0
     for index, batch in enumerate(sampler.epoch()):
         clock.step_in_epoch = index
-        beta = _beta(config, at_start if config.kl_per == "epoch" else clock.progress())
-        lr = _set_lr(state.optimiser, config, clock.progress())
-        batch = _augmented(batch, config, state.generators["augment"])
-        feed = make_feed(batch, config, ratio, coin, state.generators)
+        progress = clock.progress()
+        beta = _beta(config, at_start if config.kl_per == "epoch" else progress)
+        lr = _set_lr(state.optimiser, config, progress)
+        batch, tossed = _drawn(batch, config, ratio, coin, state.generators)
+        if not len(batch.x):  # a last batch with fewer clips than ranks
+            continue
+        feed = make_feed(batch, config, tossed, state)
         values = train_step(state, batch, config, beta, feed)
         if values is None:
             skipped, state.skipped_in_a_row = skipped + 1, state.skipped_in_a_row + 1
             _stop_if_diverged(state.skipped_in_a_row, state.epoch + 1, index + 1)
         else:
             state.skipped_in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
-        pace = clips * (config.n_frames - 1) / (time.monotonic() - started)
+        pace = parallel.world() * clips * (config.n_frames - 1) / (time.monotonic() - started)
         settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": pace}
         if on_step:
-            on_step({"loss": float(sums[0]) / max(clips, 1), **settings}, float(clock.progress()))
+            on_step({"loss": float(sums[0]) / max(clips, 1), **settings}, float(progress))
         if config.minutes and clock.over():
             break
     clock.step_in_epoch = 0
     state.epoch += 1
-    loss, mse, kl = (sums / clips if clips else sums + math.nan).tolist()
+    sums, clips = parallel.summed(sums), parallel.summed(torch.tensor(float(clips)))
+    loss, mse, kl = (sums / clips).tolist()  # nan where every step was skipped
     record = {"epoch": state.epoch, "step": state.step, "loss": loss, "mse": mse, "kl_nats": kl}
     return dict.fromkeys(COLUMNS, math.nan) | record | settings | {"skipped": skipped}
 
@@ -239,12 +243,16 @@ def _set_lr(optimiser: torch.optim.Optimizer, config: TrainConfig, progress: flo
     return config.lr * factor
 
 
-def _augmented(batch: ClipBatch, config: TrainConfig, generator: torch.Generator) -> ClipBatch:
+def _drawn(
+    batch: ClipBatch, config: TrainConfig, ratio: float, coin: bool, generators: dict[str, torch.Generator]
+) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
+    """Augmentation and coins, drawn alike on every rank for the joined batch; then this rank's share of both."""
     if config.flip:
-        batch = augment.flip(batch, generator)
+        batch = augment.flip(batch, generators["augment"])
     if config.jitter:
-        batch = augment.jitter(batch, config.jitter, generator)
-    return batch
+        batch = augment.jitter(batch, config.jitter, generators["augment"])
+    tossed = coins(ratio, len(batch.x), config.n_frames - 1, config.tf_per, generators["coins"], coin)
+    return ClipBatch(*(parallel.share(part) for part in batch)), parallel.share(tossed)
 
 
 def _stop_if_diverged(in_a_row: int, epoch: int, step: int) -> None:

@@ -31,10 +31,13 @@ class Reporter:
                 f"lr {record['lr']:.1e} {record['frames_per_s']:.0f} frames/s"
             )
 
+    def say(self, line: str) -> None:
+        """A line of text, above the bar where there is one."""
+        self.bar.write(line) if isinstance(self.bar, tqdm) else print(line, flush=True)  # noqa: T201
+
     def epoch(self, record: Record) -> None:
         """After each epoch."""
-        line = describe(record)
-        self.bar.write(line) if isinstance(self.bar, tqdm) else print(line, flush=True)  # noqa: T201
+        self.say(describe(record))
         if self.writer is not None:
             for name, value in record.items():
                 if value == value:  # an epoch without evaluation has no score

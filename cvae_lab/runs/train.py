@@ -1,0 +1,31 @@
+"""One run without a notebook, in one process or, under torchrun, in several."""
+
+from pathlib import Path
+
+from cvae_lab import parallel
+from cvae_lab.config import RunConfig
+from cvae_lab.data import load
+from cvae_lab.runs.progress import reporter
+from cvae_lab.runs.record import RunError, RunFolder
+from cvae_lab.training import fit
+
+
+def train_run(path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False) -> None:
+    """Train, keep and score a run; every rank trains, rank 0 alone writes and prints."""
+    run = RunFolder(path)
+    if run.done or ((path / "last.pt").exists() and not resume):
+        raise RunError(f"{path} holds a run already; give --resume to go on with it, or another folder.")
+    data = load(config.data, progress=parallel.rank() == 0)
+    state = run.begin(config)
+    if parallel.rank():
+        for _ in fit(state, data, config.train):
+            pass
+        return
+    with reporter(path, tensorboard=tensorboard) as report:
+        for record in fit(state, data, config.train, report.step):
+            run.log(state, config)
+            report.epoch(record)
+    result = run.finish(config, data)
+    report.say(f"{result['psnr_mean']:.2f} dB on {result['scored_on']} clips")
+    report.say(f"{result['baseline_static']:.2f} dB for a still picture")
+    report.say(f"Wrote {path}.")

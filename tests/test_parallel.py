@@ -1,0 +1,75 @@
+"""Several processes under torchrun against one with the joined batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvae_lab import parallel
+from cvae_lab.config import ModelConfig, TrainConfig
+from cvae_lab.data.clips import ClipBatch
+from cvae_lab.objective import kl_standard_normal, squared_error
+from cvae_lab.rollout import Feed, Unroll
+from cvae_lab.runs.record import RunFolder
+from cvae_lab.schedules import coins
+from cvae_lab.state import TrainState
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ROOT = Path(__file__).parents[1]
+
+
+def gradients_of_a_joined_batch(share=lambda rows: rows):
+    """Gradients after one backward pass over (this rank's share of) six clips with per-step coins."""
+    state = TrainState.create(ModelConfig(width=8), TrainConfig(device="cpu"))
+    g = torch.Generator().manual_seed(3)
+    batch = ClipBatch(
+        *(torch.rand(6, *shape, generator=g) for shape in [(5, 3, 16, 32)] * 2 + [(3, 16, 32)] * 2)
+    )
+    eps = torch.randn(6, 4, *state.model.latent_shape(16, 32), generator=g)
+    tossed = coins(0.5, 6, 4, "step", g)
+    mine = ClipBatch(*(share(part) for part in batch))
+    out = state.network(mine, share(eps), Feed(share(tossed)))
+    loss = squared_error(out.prediction, mine.x[:, 1:]).mean() + kl_standard_normal(out.mu, out.logvar).mean()
+    loss.backward()
+    return [p.grad for p in state.model.parameters()]
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    result = subprocess.run([*TORCHRUN, __file__, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    one = gradients_of_a_joined_batch()
+    scale = max(
+        float(gradient.abs().max()) for gradient in one
+    )  # a bias before a norm has a gradient of rounding alone
+    for rank in range(2):
+        two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_one_process_is_left_alone():
+    network = Unroll(TrainState.create(ModelConfig(width=8), TrainConfig()).model)
+    assert parallel.wrap(network) is network
+    assert parallel.share(torch.arange(5)).tolist() == [0, 1, 2, 3, 4]
+    assert parallel.agreed(0.3) == 0.3
+
+
+@pytest.mark.slow
+def test_a_run_under_torchrun_is_one_run(tmp_path):
+    out = tmp_path / "run"
+    small = ["-p", "width", "8", "-p", "clips_per_epoch", "24", "-p", "epochs", "2", "-p", "eval_every", "1"]
+    command = [*TORCHRUN, "-m", "cvae_lab", "train", str(out), "--data", "tiny", *small]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-2000:]
+    run = RunFolder(out)
+    assert run.history["epoch"].tolist() == [1, 2]
+    assert run.result["psnr_mean"] > 5
+    assert result.stdout.count("epoch   1") == 1  # rank 0 alone prints
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with parallel.joined():
+        torch.save(gradients_of_a_joined_batch(parallel.share), Path(sys.argv[1]) / f"{parallel.rank()}.pt")
