@@ -89,6 +89,51 @@ def write(path: Path, rows: list[Row]) -> None:
     temporary.replace(path)
 
 
+def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, float]]:
+    """Seconds of one training step by frames, of one by batch, and of a rollout by streams, medians."""
+    device = pick_device()
+    frames = {t: _training_pair(preset, device, 2, t, 0.0)[1] for t in (3, 5, 9, 17)}
+    batch = {b: _training_pair(preset, device, b, 3, 0.0)[1] for b in (1, 2, 4, 8, 16)}
+    streams = {n: _rollout_pair(preset, device, n, 4)[1] for n in (1, 2, 4, 8, 16)}
+    curves = {"frames": frames, "batch": batch, "streams": streams}
+    return {
+        axis: {size: _median(action, device, repeats) for size, action in actions.items()}
+        for axis, actions in curves.items()
+    }
+
+
+def exponent(curve: dict[int, float]) -> float:
+    """k of seconds = c * size^k, by least squares on logarithms: 1 is proportional, below 1 is room to grow."""
+    sizes = torch.tensor(list(curve), dtype=torch.double).log()
+    seconds = torch.tensor(list(curve.values()), dtype=torch.double).log()
+    sizes = sizes - sizes.mean()
+    return float(sizes @ seconds / (sizes @ sizes))
+
+
+def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
+    """Shares of one training step spent in convolutions, norms, other operations, and outside of them."""
+    device = pick_device()
+    action = _training_pair(preset, device, 2, 6, 0.0)[fast]
+    action()
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        action()
+    wall = (time.perf_counter() - started) * 1e6
+    shares = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
+    for event in profile.key_averages():
+        if event.key.startswith("aten::"):
+            kind = (
+                "convolution"
+                if "conv" in event.key
+                else "norm"
+                if "norm" in event.key
+                else "other operations"
+            )
+            shares[kind] += event.self_cpu_time_total / wall
+    shares["Python and waiting"] = max(0.0, 1 - sum(shares.values()))
+    return shares
+
+
 def flops_per_frame(model: CVAE) -> float:
     """Forward operations per training frame, multiplication and addition counted apart."""
     device = next(model.parameters()).device

@@ -39,7 +39,8 @@ class CVAE(nn.Module):
     ) -> tuple[Float[Tensor, "b z hz wz"], Float[Tensor, "b z hz wz"]]:
         """mu and logvar of q(z | x_t, p_t) from features of the current frame and label; logvar is bounded."""
         mu, logvar = self.Gaussian_Predictor(frame, label)
-        return mu.float(), logvar.float().clamp(-self.config.logvar_bound, self.config.logvar_bound)
+        bound = self.config.logvar_bound
+        return _full(mu), _full(logvar).clamp(-bound, bound)
 
     def anchor(
         self, first: Float[Tensor, "b 3 h w"], label: Float[Tensor, "b 3 h w"]
@@ -70,7 +71,12 @@ class CVAE(nn.Module):
         """The same from features of the previous frame, for those who have them already."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        return self.Generator(self.Decoder_Fusion(previous, label, z)).float()
+        return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
+
+
+def _full(x: Tensor) -> Tensor:
+    """Single precision again where autocast reduced it."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def reparameterise(

@@ -1,7 +1,184 @@
-"""Posterior collapse and drift: what a latent does, and whether it can do anything at all."""
+"""Posterior collapse and drift: what a latent does, and whether it can do anything at all.
 
-from jaxtyping import Float
+`diagnose` measures a trained model on held-out clips and says in words what it found. The functions it is made of
+leave the model's mode to the caller, as `rollout` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from cvae_lab.cvae import CVAE
+from cvae_lab.data.clips import Clip
+from cvae_lab.metrics import mse, psnr, static_baseline
+from cvae_lab.objective import kl_standard_normal, sigma_of_beta
+from cvae_lab.rollout import Latents, evaluating, posterior_latents, prior_latents, rollout, zero_latents
+
+NOTICEABLE, UNREACHABLE = 0.1, 3.0  # dB: less is no use of z; a posterior worth more starves predictions
+
+
+class Score(NamedTuple):
+    """Mean of frame PSNRs, dB, with one kind of z: fed the true previous frame, and free-running."""
+
+    forced: float
+    free: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What latent and rollout do on held-out clips."""
+
+    kl: float  # nats per frame
+    active: int  # of `units`, values of z per frame
+    units: int
+    variance: float  # of the aggregated posterior, mean over units; the prior's is 1
+    scores: dict[str, Score]  # by z: posterior, mean, prior, zero, swapped
+    sigma: float  # the decoder's best standard deviation, posterior z
+    asked: float | None  # the standard deviation that the beta of training stands for, where given
+    still: float  # dB of repeating the first frame
+    loses: list[int | None]  # by clip: frame from which a still picture stays ahead
+    growth: float  # factor of a small disturbance per step
+
+    @property
+    def verdict(self) -> str:
+        """Dead, idle, unreachable or alive, and how predictions hold out; with the reasons."""
+        scores, lost = self.scores, [frame for frame in self.loses if frame is not None]
+        gain = scores["posterior"].free - scores["prior"].free
+        swap = scores["mean"].free - scores["swapped"].free
+        asked = f"Training's beta asked for a sigma of {self.asked:.2g}; " if self.asked is not None else ""
+        return (
+            f"The latent is {self._word(gain, swap)}: KL {self.kl:.3g} nats per frame, {self.active} of {self.units} "
+            f"units active; posterior z is worth {gain:+.1f} dB over prior z, and another clip's z costs {swap:.1f} "
+            f"dB. {asked}the decoder's calibrated sigma is {self.sigma:.2g}. "
+            f"Predictions reach {scores['prior'].free:.1f} dB, a still picture {self.still:.1f}, and it stays ahead "
+            f"{f'on {len(lost)} of' if lost else 'on none of'} {len(self.loses)} clips"
+            f"{f', from frame {min(lost)} at the earliest' if lost else ''}. A small disturbance "
+            f"{'grows' if self.growth > 1 else 'dies out'}, by a factor of {self.growth:.3g} per step."
+        )
+
+    def _word(self, gain: float, swap: float) -> str:
+        if self.active == 0:
+            return "dead"
+        if gain > UNREACHABLE:
+            return "unreachable"
+        return "idle" if max(gain, swap) < NOTICEABLE else "alive"
+
+
+def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | None = None) -> Diagnosis:
+    """Everything here at once, on two clips or more with answers, cut to the shortest.
+
+    `beta` is the handout-scale weight at the end of training. Raises ValueError where clips are too few.
+    """
+    x, p = _stacked(clips, next(model.parameters()).device)
+    truth, still = x[:, 1:], torch.stack([static_baseline(clip) for clip in x])
+    with evaluating(model), torch.no_grad():
+        mu, logvar = posteriors(model, x, p)
+        prediction = rollout(model, x[:, 0], p, latent_kinds(model, x, p, seed)["prior"])
+        return Diagnosis(
+            kl=float(kl_standard_normal(mu, logvar).mean()),
+            active=int(active_units(mu).sum()),
+            units=mu[0, 0].numel(),
+            variance=float(aggregated_posterior(mu, logvar)[1].mean()),
+            scores=scores_by_latent(model, x, p, seed),
+            sigma=calibrated_sigma(
+                one_step(model, x, p, latent_kinds(model, x, p, seed)["posterior"]), truth
+            ),
+            asked=None if beta is None else sigma_of_beta(beta, x[0, 0].numel()),
+            still=float(still.mean()),
+            loses=[loses_from(*pair) for pair in zip(psnr(prediction, truth), still, strict=True)],
+            growth=disturbance_growth(model, x[:, 0], p, torch.Generator().manual_seed(seed)),
+        )
+
+
+def posteriors(
+    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"]
+) -> tuple[Float[Tensor, "b s z hz wz"], Float[Tensor, "b s z hz wz"]]:
+    """mu and logvar of q(z | x_t, p_t) for frames 1 to T-1."""
+    pairs = zip(x[:, 1:].unbind(1), p[:, 1:].unbind(1), strict=True)
+    every = [model.posterior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
+    return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
+
+
+def active_units(mu: Float[Tensor, "b s z hz wz"], threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:
+    """Units whose posterior mean varies over all frames by more than this variance (Burda et al. 2016, section 5)."""
+    return mu.flatten(0, 1).var(dim=0) > threshold
+
+
+def aggregated_posterior(
+    mu: Float[Tensor, "b s z hz wz"], logvar: Float[Tensor, "b s z hz wz"]
+) -> tuple[Float[Tensor, "z hz wz"], Float[Tensor, "z hz wz"]]:
+    """Mean and variance of every unit over frames and posterior noise: 0 and 1 where it matches the prior."""
+    mu, logvar = mu.flatten(0, 1), logvar.flatten(0, 1)
+    return mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
+
+
+def latent_kinds(
+    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], seed: int = 0
+) -> dict[str, Latents]:
+    """Ways to get z: a posterior sample, the posterior's mean, a prior sample, 0, the mean of the clip before."""
+    noise = [torch.Generator().manual_seed(seed + k) for k in range(2)]
+    return {
+        "posterior": posterior_latents(model, x, p, noise[0]),
+        "mean": posterior_latents(model, x, p, mean=True),
+        "prior": prior_latents(model, x[:, 0], noise[1]),
+        "zero": zero_latents(model, x[:, 0]),
+        "swapped": posterior_latents(model, x.roll(1, 0), p.roll(1, 0), mean=True),
+    }
+
+
+def scores_by_latent(
+    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], seed: int = 0
+) -> dict[str, Score]:
+    """PSNR with every kind of z, teacher-forced and free-running with the same noise."""
+    forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
+    free = {k: rollout(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
+    return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
+
+
+@torch.no_grad()
+def one_step(
+    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], latents: Latents
+) -> Float[Tensor, "b s 3 h w"]:
+    """Frames 1 to T-1 in [0, 1], each from the true frame before it: what teacher forcing trains."""
+    anchor = model.anchor(x[:, 0], p[:, 0])
+    labels = (model.label_transformation(label) for label in p[:, 1:].unbind(1))
+    frames = [model.decode(x[:, s], label, latents(s), anchor) for s, label in enumerate(labels)]
+    return torch.stack(frames, dim=1).clamp(0, 1)
+
+
+def calibrated_sigma(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> float:
+    """The standard deviation that makes these frames likeliest: the root of the mean squared error."""
+    return float(mse(prediction, truth).mean().sqrt())
+
+
+@torch.no_grad()
+def disturbance_growth(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], p: Float[Tensor, "b t 3 h w"], generator: torch.Generator
+) -> float:
+    """Factor by which a small disturbance of the fed-back frame grows per step, at z = 0; below 1 it dies out.
+
+    After each step it is scaled back to a root mean square of 1e-3; the geometric mean over the second half of
+    the steps is given, when its direction has settled.
+    """
+    size, anchor, zero = 1e-3, model.anchor(first, p[:, 0]), zero_latents(model, first)
+    away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []
+    for s, label in enumerate(model.label_transformation(frame) for frame in p[:, 1:].unbind(1)):
+        disturbed = previous + size * away / _rms(away)
+        previous = model.decode(previous, label, zero(s), anchor)
+        away = model.decode(disturbed, label, zero(s), anchor) - previous
+        factors.append(_rms(away) / size)
+    return float(torch.stack(factors[len(factors) // 2 :]).log().mean().exp())
+
+
+def loses_from(scores: Float[Tensor, " s"], still: Float[Tensor, " s"], window: int = 15) -> int | None:
+    """First frame (from 1) from which every `window` frames score better as a still picture; None: never."""
+    lead = (scores - still).unfold(0, min(window, len(scores)), 1).mean(dim=1)
+    start = int((lead >= 0).nonzero().max()) + 1 if (lead >= 0).any() else 0
+    return start + 1 if start < len(lead) else None
 
 
 def collapse_beta(residuals: Float[Tensor, "n d"], iterations: int = 50) -> float:
@@ -16,3 +193,17 @@ def collapse_beta(residuals: Float[Tensor, "n d"], iterations: int = 50) -> floa
     for _ in range(iterations):
         direction = centred.T @ (centred @ (direction / direction.norm()))
     return 2 * float(direction.norm()) / len(centred) / residuals.shape[1]
+
+
+def _stacked(clips: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Frames and labels of all clips in [0, 1], as long as the shortest."""
+    if len(clips) < 2 or any(clip.answer is None for clip in clips):
+        raise ValueError("diagnose needs two clips or more, all with answers: give held-out stretches.")
+    length = min(len(clip) for clip in clips)
+    answers = torch.stack([clip.answer[:length] for clip in clips])
+    labels = torch.stack([clip.labels[:length] for clip in clips])
+    return answers.to(device).float() / 255, labels.to(device).float() / 255
+
+
+def _rms(disturbance: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 1 1"]:
+    return disturbance.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-15)

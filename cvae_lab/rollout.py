@@ -87,21 +87,21 @@ def unroll(
     mu, logvar = (part.unflatten(0, (batch, steps)) for part in (mu, logvar))
     z = reparameterise(mu, logvar, eps)
 
-    waves, rows_of, steps_of = [], [], []
+    done, rows_of, steps_of = [], [], []
     position = torch.zeros(batch, steps, dtype=torch.long)  # where a clip's step lies in its wave
-    for depth, (rows, at) in enumerate(_waves(feed.coins)):
+    for depth, (rows, at) in enumerate(waves(feed.coins)):
         if depth == 0:
             previous = frames[rows, at]
         else:
-            own = waves[-1][position[rows, at - 1]]
+            own = done[-1][position[rows, at - 1]]
             previous = model.frame_transformation(feed.back(own, rows, at))
         context = None if anchor is None else anchor[rows]
-        waves.append(model.decode_features(previous, labels[rows, at], z[rows, at], context))
+        done.append(model.decode_features(previous, labels[rows, at], z[rows, at], context))
         position[rows, at] = torch.arange(len(rows))
         rows_of.append(rows)
         steps_of.append(at)
     order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of))
-    prediction = torch.cat(waves)[order.to(x.device)].unflatten(0, (batch, steps))
+    prediction = torch.cat(done)[order.to(x.device)].unflatten(0, (batch, steps))
     return Unrolled(prediction, mu, logvar)
 
 
@@ -117,7 +117,7 @@ class Unroll(nn.Module):
         return unroll(self.model, batch.x, batch.p, eps, feed, anchor)
 
 
-def _waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
+def waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
     """(clip, step) of every step at distance 0, 1, ... from the true frame that starts its segment."""
     index = torch.arange(coins.shape[1]).expand(coins.shape)
     depth = index - torch.where(coins, index, 0).cummax(dim=1).values

@@ -12,9 +12,19 @@ from typing import Any
 
 import papermill
 from distributed import Client, LocalCluster, as_completed
+from jupyter_client import AsyncKernelManager
+from traitlets import default
 
 from cvae_lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig
 from cvae_lab.runs.record import RunFolder
+
+
+class LocalKernel(AsyncKernelManager):
+    """A kernel spoken to through files of this user's instead of network ports."""
+
+    @default("transport")
+    def _no_ports(self) -> str:
+        return "ipc" if os.name == "posix" else "tcp"
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     with (
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
             env={"OMP_NUM_THREADS": threads},
         ) as cluster,
         Client(cluster) as client,
@@ -115,7 +125,7 @@ def execute(template: str, params: dict[str, Any]) -> Outcome:
     try:
         papermill.execute_notebook(
             template, str(unfinished), parameters=params, kernel_name="python3", cwd=str(Path(template).parent),
-            progress_bar=False,
+            progress_bar=False, kernel_manager_class=LocalKernel,
         )  # fmt: skip
     except Exception as error:
         return Outcome(params["run_dir"], False, _reason(error), (time.monotonic() - started) / 60)

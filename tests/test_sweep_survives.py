@@ -1,0 +1,61 @@
+"""A worker process killed in the middle of a sweep: its run is taken up again, and every run ends once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cvae_lab.runs.record import RunFolder, find_runs
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
+
+
+def worker_of_a_running_kernel(parent):
+    """The Dask worker that has a notebook kernel below it."""
+    for process in psutil.Process(parent).children(recursive=True):
+        if "ipykernel_launcher" in " ".join(process.cmdline()):
+            return process.parent()
+    return None
+
+
+def test_a_killed_worker_loses_nothing(tmp_path):
+    out = tmp_path / "runs"
+    parameters = {"epochs": 8, "width": 8, "clips_per_epoch": 24, "eval_every": 8}
+    flags = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "cvae_lab",
+        "sweep",
+        "--data",
+        "tiny",
+        "--out",
+        str(out),
+        "--workers",
+        "1",
+    ]
+    sweep = subprocess.Popen(
+        [*command, "--strategies", "none", "constant", *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "CVAE_LAB_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while not list(out.glob("*/last.pt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(worker_of_a_running_kernel(sweep.pid).pid, signal.SIGKILL)
+        text, _ = sweep.communicate(timeout=300)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == 0, text
+    assert text.count(": done (") == 2
+    assert len(find_runs(out)) == 2
+    for strategy in ("none", "constant"):
+        history = RunFolder(out / f"{strategy}-seed0").history
+        assert history["epoch"].tolist() == list(range(1, 9))
+        assert history["step"].tolist() == sorted(set(history["step"]))
