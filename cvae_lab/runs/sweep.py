@@ -1,12 +1,11 @@
 """Many runs of the training notebook: papermill on Dask, one process a run, on one machine or many."""
 
 import contextlib
-import difflib
 import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from distributed import Client, LocalCluster, as_completed
 from jupyter_client import AsyncKernelManager
 from traitlets import default
 
-from cvae_lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig
+from cvae_lab.config import RunConfig
 from cvae_lab.runs.record import RunFolder
 
 
@@ -49,25 +48,22 @@ def plan(
 
     papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
     """
-    known = set(papermill.inspect_notebook(str(template)))
-    in_config = {f.name for f in (*fields(ModelConfig), *fields(TrainConfig))} - {"name"}
-    direct = {name: value for name, value in options.items() if name in known}
-    extra = {name: value for name, value in options.items() if name not in known}
-    for name in extra:
-        if name not in in_config:
-            near = difflib.get_close_matches(name, sorted(known | in_config), n=1)
-            raise ConfigError(
-                f"There is no parameter {name!r}." + (f" Did you mean {near[0]}?" if near else "")
-            )
+    own = set(
+        papermill.inspect_notebook(str(template))
+    )  # of the notebook's parameters cell; the rest go in by `extra`
+    direct = {name: value for name, value in options.items() if name in own}
+    extra = {name: value for name, value in options.items() if name not in own}
+    source = str(Path(data).resolve()) if Path(data).is_dir() else data
     runs = []
-    for strategy, seed in itertools.product(strategies, seeds):
+    for seed, strategy in itertools.product(
+        seeds, strategies
+    ):  # a sweep cut short has whole rounds of strategies
         chosen = {"kl_strategy": strategy, "seed": seed}
-        RunConfig.from_params(
-            data,
-            **{name: v for name, v in direct.items() if name not in ("data", "run_dir")} | extra | chosen,
-        )
+        checked = {
+            name: value for name, value in direct.items() if name not in ("data", "run_dir", "progress")
+        }
+        RunConfig.from_params(data, **checked | extra | chosen)
         run_dir = out.resolve() / f"{strategy}-seed{seed}"
-        source = str(Path(data).resolve()) if Path(data).is_dir() else data
         runs.append({**direct, **chosen, "data": source, "run_dir": str(run_dir), "extra": extra})
     return runs
 
