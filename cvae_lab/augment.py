@@ -3,30 +3,29 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from cvae_lab.data.clips import ClipBatch
 
-# Ink (1 - label) of the two legs, at full strength; the other limbs have next to no blue ink.
-GREEN_LEG = (1.0, 0.0, 0.6)
-ORANGE_LEG = (0.0, 0.5, 0.8)
+# What a label draws, as RGB: the middle line, and the limbs of the right and of the left, partner by partner.
+MIDDLE = ((112, 84, 236), (196, 84, 214))
+RIGHT = ((92, 160, 255), (72, 226, 120), (90, 236, 60))  # arm, leg, foot
+LEFT = ((84, 216, 255), (255, 134, 72), (255, 190, 50))
 
 
 def mirror_labels(p: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Labels of the mirrored scene: flipped, with the colours of left and right leg exchanged.
+    """Labels of the mirrored scene: flipped, with the colours of left and right limbs exchanged.
 
-    Without the exchange a mirrored label shows a person whose legs are crossed over.
+    Without the exchange a mirrored label shows a person with crossed limbs. Each pixel's ink (1 - label) is that of
+    the limb nearest in hue, at the strength that fits it best, and becomes as much of the partner's ink.
     """
-    ink = 1 - p.flip(-1)
-    red, green, blue = ink.unbind(-3)
-    is_leg = blue > 0.4 * torch.maximum(red, green)
-    is_green = is_leg & (red > green)
-    strength = torch.where(is_green, blue / GREEN_LEG[2], blue / ORANGE_LEG[2]).unsqueeze(-3)
-    other = torch.where(is_green.unsqueeze(-3), _colour(ink, ORANGE_LEG), _colour(ink, GREEN_LEG))
-    return 1 - torch.where(is_leg.unsqueeze(-3), (strength * other).clamp(0, 1), ink)
-
-
-def _colour(like: Tensor, colour: tuple[float, float, float]) -> Tensor:
-    return like.new_tensor(colour)[:, None, None]
+    inks = 1 - p.new_tensor([*MIDDLE, *RIGHT, *LEFT]) / 255
+    partner = torch.tensor([0, 1, 5, 6, 7, 2, 3, 4], device=p.device)
+    ink = 1 - p.flip(-1).movedim(-3, -1)
+    limb = (ink @ F.normalize(inks, dim=1).T).argmax(-1)
+    strength = (ink * inks[limb]).sum(-1, keepdim=True) / inks[limb].square().sum(-1, keepdim=True)
+    mirrored = (strength * inks[partner[limb]]).clamp(0, 1)
+    return 1 - torch.where((limb < len(MIDDLE)).unsqueeze(-1), ink, mirrored).movedim(-1, -3)
 
 
 def flip(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:

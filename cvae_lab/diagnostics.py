@@ -1,7 +1,6 @@
 """Posterior collapse and drift: what a latent does, and whether it can do anything at all.
 
-`diagnose` measures a trained model on held-out clips and says in words what it found. The functions it is made of
-leave the model's mode to the caller, as `rollout` does.
+`diagnose` does it all; the functions it is made of leave the model's mode to the caller, as `rollout` does.
 """
 
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from cvae_lab.metrics import mse, psnr, static_baseline
 from cvae_lab.objective import kl_standard_normal, sigma_of_beta
 from cvae_lab.rollout import Latents, evaluating, posterior_latents, prior_latents, rollout, zero_latents
 
+Films = Float[Tensor, "b t 3 h w"]
+Grids = Float[Tensor, "b s z hz wz"]
 NOTICEABLE, UNREACHABLE = 0.1, 3.0  # dB: less is no use of z; a posterior worth more starves predictions
 
 
@@ -49,11 +50,11 @@ class Diagnosis:
         scores, lost = self.scores, [frame for frame in self.loses if frame is not None]
         gain = scores["posterior"].free - scores["prior"].free
         swap = scores["mean"].free - scores["swapped"].free
-        asked = f"Training's beta asked for a sigma of {self.asked:.2g}; " if self.asked is not None else ""
+        asked = f", where training's beta asked for {self.asked:.2g}" if self.asked is not None else ""
         return (
             f"The latent is {self._word(gain, swap)}: KL {self.kl:.3g} nats per frame, {self.active} of {self.units} "
             f"units active; posterior z is worth {gain:+.1f} dB over prior z, and another clip's z costs {swap:.1f} "
-            f"dB. {asked}the decoder's calibrated sigma is {self.sigma:.2g}. "
+            f"dB. The decoder's calibrated sigma is {self.sigma:.2g}{asked}. "
             f"Predictions reach {scores['prior'].free:.1f} dB, a still picture {self.still:.1f}, and it stays ahead "
             f"{f'on {len(lost)} of' if lost else 'on none of'} {len(self.loses)} clips"
             f"{f', from frame {min(lost)} at the earliest' if lost else ''}. A small disturbance "
@@ -77,16 +78,15 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
     truth, still = x[:, 1:], torch.stack([static_baseline(clip) for clip in x])
     with evaluating(model), torch.no_grad():
         mu, logvar = posteriors(model, x, p)
-        prediction = rollout(model, x[:, 0], p, latent_kinds(model, x, p, seed)["prior"])
+        kinds = latent_kinds(model, x, p, seed)
+        prediction = rollout(model, x[:, 0], p, kinds["prior"])
         return Diagnosis(
             kl=float(kl_standard_normal(mu, logvar).mean()),
             active=int(active_units(mu).sum()),
             units=mu[0, 0].numel(),
             variance=float(aggregated_posterior(mu, logvar)[1].mean()),
             scores=scores_by_latent(model, x, p, seed),
-            sigma=calibrated_sigma(
-                one_step(model, x, p, latent_kinds(model, x, p, seed)["posterior"]), truth
-            ),
+            sigma=calibrated_sigma(one_step(model, x, p, kinds["posterior"]), truth),
             asked=None if beta is None else sigma_of_beta(beta, x[0, 0].numel()),
             still=float(still.mean()),
             loses=[loses_from(*pair) for pair in zip(psnr(prediction, truth), still, strict=True)],
@@ -94,31 +94,27 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
         )
 
 
-def posteriors(
-    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"]
-) -> tuple[Float[Tensor, "b s z hz wz"], Float[Tensor, "b s z hz wz"]]:
+def posteriors(model: CVAE, x: Films, p: Films) -> tuple[Grids, Grids]:
     """mu and logvar of q(z | x_t, p_t) for frames 1 to T-1."""
     pairs = zip(x[:, 1:].unbind(1), p[:, 1:].unbind(1), strict=True)
     every = [model.posterior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
     return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
 
 
-def active_units(mu: Float[Tensor, "b s z hz wz"], threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:
+def active_units(mu: Grids, threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:
     """Units whose posterior mean varies over all frames by more than this variance (Burda et al. 2016, section 5)."""
     return mu.flatten(0, 1).var(dim=0) > threshold
 
 
 def aggregated_posterior(
-    mu: Float[Tensor, "b s z hz wz"], logvar: Float[Tensor, "b s z hz wz"]
+    mu: Grids, logvar: Grids
 ) -> tuple[Float[Tensor, "z hz wz"], Float[Tensor, "z hz wz"]]:
     """Mean and variance of every unit over frames and posterior noise: 0 and 1 where it matches the prior."""
     mu, logvar = mu.flatten(0, 1), logvar.flatten(0, 1)
     return mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
 
 
-def latent_kinds(
-    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], seed: int = 0
-) -> dict[str, Latents]:
+def latent_kinds(model: CVAE, x: Films, p: Films, seed: int = 0) -> dict[str, Latents]:
     """Ways to get z: a posterior sample, the posterior's mean, a prior sample, 0, the mean of the clip before."""
     noise = [torch.Generator().manual_seed(seed + k) for k in range(2)]
     return {
@@ -130,9 +126,7 @@ def latent_kinds(
     }
 
 
-def scores_by_latent(
-    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], seed: int = 0
-) -> dict[str, Score]:
+def scores_by_latent(model: CVAE, x: Films, p: Films, seed: int = 0) -> dict[str, Score]:
     """PSNR with every kind of z, teacher-forced and free-running with the same noise."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: rollout(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
@@ -140,9 +134,7 @@ def scores_by_latent(
 
 
 @torch.no_grad()
-def one_step(
-    model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], latents: Latents
-) -> Float[Tensor, "b s 3 h w"]:
+def one_step(model: CVAE, x: Films, p: Films, latents: Latents) -> Float[Tensor, "b s 3 h w"]:
     """Frames 1 to T-1 in [0, 1], each from the true frame before it: what teacher forcing trains."""
     anchor = model.anchor(x[:, 0], p[:, 0])
     labels = (model.label_transformation(label) for label in p[:, 1:].unbind(1))
@@ -157,7 +149,7 @@ def calibrated_sigma(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor,
 
 @torch.no_grad()
 def disturbance_growth(
-    model: CVAE, first: Float[Tensor, "b 3 h w"], p: Float[Tensor, "b t 3 h w"], generator: torch.Generator
+    model: CVAE, first: Float[Tensor, "b 3 h w"], p: Films, generator: torch.Generator
 ) -> float:
     """Factor by which a small disturbance of the fed-back frame grows per step, at z = 0; below 1 it dies out.
 
@@ -199,10 +191,10 @@ def _stacked(clips: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tenso
     """Frames and labels of all clips in [0, 1], as long as the shortest."""
     if len(clips) < 2 or any(clip.answer is None for clip in clips):
         raise ValueError("diagnose needs two clips or more, all with answers: give held-out stretches.")
-    length = min(len(clip) for clip in clips)
-    answers = torch.stack([clip.answer[:length] for clip in clips])
-    labels = torch.stack([clip.labels[:length] for clip in clips])
-    return answers.to(device).float() / 255, labels.to(device).float() / 255
+    length = min(map(len, clips))
+    pictures = zip(*((clip.answer[:length], clip.labels[:length]) for clip in clips), strict=True)
+    x, p = (torch.stack(part).to(device).float() / 255 for part in pictures)
+    return x, p
 
 
 def _rms(disturbance: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 1 1"]:

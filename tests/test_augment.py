@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cvae_lab import augment
-from cvae_lab.data import ClipBatch, load
+from cvae_lab.data import ClipBatch, drawing, load
 
 H, W = 8, 16
 
@@ -20,18 +20,26 @@ def batch_of(clips):
     return ClipBatch(x, p, x[:, 0], p[:, 0])
 
 
-GREEN, ORANGE = (torch.tensor(ink)[:, None, None] for ink in ((1.0, 0.0, 0.6), (0.0, 0.5, 0.8)))
+PAIRS = [(drawing.BLUE, drawing.CYAN), (drawing.GREEN, drawing.ORANGE), (drawing.LIME, drawing.YELLOW)]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
-def test_mirroring_a_label_swaps_the_legs(strength):
+@pytest.mark.parametrize("pair", PAIRS)
+def test_mirroring_a_label_swaps_left_and_right(strength, pair):
+    right, left = (strength * (1 - torch.tensor(colour)[:, None, None] / 255) for colour in pair)
     label = torch.ones(3, H, W)
-    label[:, :, 1:2], label[:, :, 5:6] = 1 - strength * GREEN, 1 - strength * ORANGE
+    label[:, :, 1:2], label[:, :, 5:6] = 1 - right, 1 - left
     mirrored = augment.mirror_labels(label)
     wanted = torch.ones(3, H, W)
-    wanted[:, :, -2:-1], wanted[:, :, -6:-5] = 1 - strength * ORANGE, 1 - strength * GREEN
+    wanted[:, :, -2:-1], wanted[:, :, -6:-5] = 1 - left, 1 - right
     torch.testing.assert_close(mirrored, wanted)
     torch.testing.assert_close(augment.mirror_labels(mirrored), label)
+
+
+def test_mirroring_leaves_the_middle_line():
+    label = torch.ones(3, H, W)
+    label[:, :, 4] = torch.tensor(drawing.VIOLET)[:, None] / 255
+    torch.testing.assert_close(augment.mirror_labels(label), label.flip(-1))
 
 
 def test_mirroring_real_labels_twice_gives_them_back():
