@@ -75,14 +75,11 @@ def sweep(
     with _client(workers or min(len(runs), os.cpu_count() or 1), scheduler) as client:
         futures = [
             client.submit(
-                execute,
-                str(template.resolve()),
-                params,
+                execute, str(template.resolve()), params, retries=2, priority=-index,
                 key=f"{params['run_dir']}-{time.time_ns()}",
-                retries=2,
             )
-            for params in runs
-        ]
+            for index, params in enumerate(runs)
+        ]  # fmt: skip
         names = {future.key: params["run_dir"] for future, params in zip(futures, runs, strict=True)}
         for future in as_completed(futures):
             if future.status == "finished":
