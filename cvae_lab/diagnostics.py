@@ -19,6 +19,7 @@ from cvae_lab.rollout import Latents, evaluating, posterior_latents, prior_laten
 
 Films = Float[Tensor, "b t 3 h w"]
 Grids = Float[Tensor, "b s z hz wz"]
+Grid = Float[Tensor, "z hz wz"]
 NOTICEABLE, UNREACHABLE = 0.1, 3.0  # dB: less is no use of z; a posterior worth more starves predictions
 
 
@@ -106,9 +107,7 @@ def active_units(mu: Grids, threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:
     return mu.flatten(0, 1).var(dim=0) > threshold
 
 
-def aggregated_posterior(
-    mu: Grids, logvar: Grids
-) -> tuple[Float[Tensor, "z hz wz"], Float[Tensor, "z hz wz"]]:
+def aggregated_posterior(mu: Grids, logvar: Grids) -> tuple[Grid, Grid]:
     """Mean and variance of every unit over frames and posterior noise: 0 and 1 where it matches the prior."""
     mu, logvar = mu.flatten(0, 1), logvar.flatten(0, 1)
     return mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
@@ -193,8 +192,7 @@ def _stacked(clips: Sequence[Clip], device: torch.device) -> tuple[Tensor, Tenso
         raise ValueError("diagnose needs two clips or more, all with answers: give held-out stretches.")
     length = min(map(len, clips))
     pictures = zip(*((clip.answer[:length], clip.labels[:length]) for clip in clips), strict=True)
-    x, p = (torch.stack(part).to(device).float() / 255 for part in pictures)
-    return x, p
+    return tuple(torch.stack(part).to(device).float() / 255 for part in pictures)  # type: ignore[return-value]
 
 
 def _rms(disturbance: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 1 1"]:

@@ -7,14 +7,14 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from cvae_lab.runs.sweep import LocalKernel
+from cvae_lab.runs.sweep import QUIET_KERNEL
 
 
 def main(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     client = NotebookClient(
-        notebook, timeout=900, kernel_name="python3", kernel_manager_class=LocalKernel, store_widget_state=False,
+        notebook, timeout=900, kernel_name="python3", extra_arguments=QUIET_KERNEL, store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},
     )  # fmt: skip
     client.execute()

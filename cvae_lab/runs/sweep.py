@@ -11,19 +11,12 @@ from typing import Any
 
 import papermill
 from distributed import Client, LocalCluster, as_completed
-from jupyter_client import AsyncKernelManager
-from traitlets import default
 
 from cvae_lab.config import RunConfig
 from cvae_lab.runs.record import RunFolder
 
-
-class LocalKernel(AsyncKernelManager):
-    """A kernel spoken to through files of this user's instead of network ports."""
-
-    @default("transport")
-    def _no_ports(self) -> str:
-        return "ipc" if os.name == "posix" else "tcp"
+QUIET_KERNEL = ["--log-level=ERROR"]
+"""A kernel's remarks on its own start-up are no news to who watches a sweep."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ def execute(template: str, params: dict[str, Any]) -> Outcome:
     try:
         papermill.execute_notebook(
             template, str(unfinished), parameters=params, kernel_name="python3", cwd=str(Path(template).parent),
-            progress_bar=False, kernel_manager_class=LocalKernel,
+            progress_bar=False, extra_arguments=QUIET_KERNEL,
         )  # fmt: skip
     except Exception as error:
         return Outcome(params["run_dir"], False, _reason(error), (time.monotonic() - started) / 60)

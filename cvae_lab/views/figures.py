@@ -176,7 +176,7 @@ def psnr_per_frame(
     horizon: int | None = None,
     title: str = "",
 ) -> Figure:
-    """PSNR in dB of frames 1, 2, ...: curves raw, and smoothed over 15 frames; baselines dashed grey.
+    """PSNR in dB of frames 1, 2, ...: curves smoothed over 15 frames, and raw where there are one or two.
 
     The legend gives the mean of the frame PSNRs. Infinite values (perfect frames) are left out.
     """
@@ -187,7 +187,8 @@ def psnr_per_frame(
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
         look = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
-        ax.plot(_frames(values), values, **look)
+        if len(curves) <= 2:  # more raw lines than that hide each other
+            ax.plot(_frames(values), values, **look)
         ax.plot(_frames(values), _smoothed(values), color=_colour(i), label=_with_mean(name, values))
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
