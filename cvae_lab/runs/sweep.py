@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -93,7 +94,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
     with (
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
-            env={"OMP_NUM_THREADS": threads},
+            silence_logs=logging.ERROR, env={"OMP_NUM_THREADS": threads},
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
