@@ -53,7 +53,7 @@ def reporter(
     if style == "bar" or (style == "auto" and sys.stderr.isatty()):
         kind = notebook_tqdm if style == "bar" else tqdm
         bar = kind(
-            total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left {postfix}"
+            total=100, unit="%", bar_format="{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
         )
     if tensorboard:
         writer = _summary_writer(run_dir)
