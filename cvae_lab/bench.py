@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab.config import ModelConfig, TrainConfig
@@ -22,7 +21,7 @@ from cvae_lab.cvae import CVAE
 from cvae_lab.objective import kl_standard_normal, squared_error
 from cvae_lab.rollout import Feed, predict, predict_literal, unroll, unroll_literal
 from cvae_lab.schedules import coins
-from cvae_lab.state import make_optimiser, pick_device, precision_of
+from cvae_lab.state import make_optimiser, pick_device, precision_of, reduced_precision
 
 
 @dataclass(frozen=True)
@@ -63,22 +62,10 @@ def bench(
     for preset in presets:
         for forcing in (0.0, 0.5, 1.0):
             pair = _training_pair(preset, device, batch, frames, forcing)
-            yield _row(
-                preset,
-                f"training, forcing {forcing:g}",
-                pair,
-                batch * (frames - 1),
-                3,
-                device,
-                limits,
-                repeats,
-            )
+            yield _row(preset, f"training, forcing {forcing:g}", pair, 3, device, limits, repeats)
         for streams in (1, 6, 60):
-            steps = 12 if preset == "handout" else 37
-            pair = _rollout_pair(preset, device, streams, steps)
-            yield _row(
-                preset, f"rollout, {streams} streams", pair, streams * steps, 1, device, limits, repeats
-            )
+            pair = _rollout_pair(preset, device, streams, 12 if preset == "handout" else 37)
+            yield _row(preset, f"rollout, {streams} streams", pair, 1, device, limits, repeats)
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -97,8 +84,8 @@ def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, flo
     streams = {n: _rollout_pair(preset, device, n, 4)[1] for n in (1, 2, 4, 8, 16)}
     curves = {"frames": frames, "batch": batch, "streams": streams}
     return {
-        axis: {size: _median(action, device, repeats) for size, action in actions.items()}
-        for axis, actions in curves.items()
+        axis: {size: _median(work.action, device, repeats) for size, work in works.items()}
+        for axis, works in curves.items()
     }
 
 
@@ -113,7 +100,7 @@ def exponent(curve: dict[int, float]) -> float:
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
     """Shares of one training step spent in convolutions, norms, other operations, and outside of them."""
     device = pick_device()
-    action = _training_pair(preset, device, 2, 6, 0.0)[fast]
+    action = _training_pair(preset, device, 2, 6, 0.0)[fast].action
     action()
     started = time.perf_counter()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -146,73 +133,79 @@ def flops_per_frame(model: CVAE) -> float:
     return counter.get_total_flops()
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Something to time, and the frames it makes."""
+
+    action: Callable[[], None]
+    frames: int
+
+
 def _row(
-    preset: str, what: str, pair: tuple[Callable, Callable], frames: int, passes: int,
-    device: torch.device, limits: dict, repeats: int,
-) -> Row:  # fmt: skip
-    literal, ours = [], []
-    for action in pair:
-        _seconds(action, device)  # warm-up
-    for _ in range(repeats):
-        literal.append(frames / _seconds(pair[0], device))
-        ours.append(frames / _seconds(pair[1], device))
+    preset: str,
+    what: str,
+    pair: tuple[_Work, _Work],
+    passes: int,
+    device: torch.device,
+    limits: dict,
+    repeats: int,
+) -> Row:
+    for work in pair:
+        _seconds(work.action, device)  # warm-up
+    speeds = [[work.frames / _seconds(work.action, device) for work in pair] for _ in range(repeats)]
+    literal, ours = zip(*speeds, strict=True)
     middle = statistics.median(ours)
     rate = passes * flops_per_frame(CVAE(ModelConfig.preset(preset)).to(device)) * middle / 1e9
     name = str(precision_of(TrainConfig(), device)).removeprefix("torch.")
-    ratio = statistics.median(b / a for a, b in zip(literal, ours, strict=True))
-    spread = (max(ours) - min(ours)) / middle
-    share = rate / float(limits[f"matmul_{name}_gflops"])
-    return Row(preset, what, statistics.median(literal), middle, ratio, spread, share, _peak_mib(device))
+    return Row(
+        preset, what, statistics.median(literal), middle,
+        ratio=statistics.median(b / a for a, b in speeds),
+        spread=(max(ours) - min(ours)) / middle,
+        share_of_matmul=rate / float(limits[f"matmul_{name}_gflops"]),
+        peak_mib=_peak_mib(device),
+    )  # fmt: skip
 
 
 def _training_pair(
     preset: str, device: torch.device, batch: int, frames: int, forcing: float
-) -> tuple[Callable[[], None], Callable[[], None]]:
+) -> tuple[_Work, _Work]:
     x, p = torch.rand(2, batch, frames, 3, 32, 64, device=device)
     tossed = coins(forcing, batch, frames - 1, "step", torch.Generator().manual_seed(0))
 
-    def step(path: Callable, channels_last: bool, dtype: torch.dtype) -> Callable[[], None]:
-        model = CVAE(ModelConfig.preset(preset)).to(device).train()
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
-        optimiser = (
-            make_optimiser(model, TrainConfig()) if channels_last else torch.optim.Adam(model.parameters())
-        )
+    def work(path: Callable, config: TrainConfig, layout: torch.memory_format) -> _Work:
+        model = CVAE(ModelConfig.preset(preset)).to(device, memory_format=layout).train()
+        optimiser = make_optimiser(model, config)
         eps = torch.randn(batch, frames - 1, *model.latent_shape(32, 64), device=device)
 
-        def run() -> None:
-            with torch.autocast(device.type, torch.bfloat16, dtype == torch.bfloat16):
+        def step() -> None:
+            with reduced_precision(config, device):
                 out = path(model, x, p, eps, Feed(tossed), model.anchor(x[:, 0], p[:, 0]))
-            loss = (
-                squared_error(out.prediction, x[:, 1:]).mean() + kl_standard_normal(out.mu, out.logvar).mean()
-            )
+            error = squared_error(out.prediction, x[:, 1:]).mean()
             optimiser.zero_grad()
-            loss.backward()
+            (error + kl_standard_normal(out.mu, out.logvar).mean()).backward()
             optimiser.step()
 
-        return run
+        return _Work(step, batch * (frames - 1))
 
-    return step(unroll_literal, False, torch.float32), step(unroll, True, precision_of(TrainConfig(), device))
+    literal = TrainConfig(precision="float32")
+    return (
+        work(unroll_literal, literal, torch.contiguous_format),
+        work(unroll, TrainConfig(), torch.channels_last),
+    )
 
 
-def _rollout_pair(
-    preset: str, device: torch.device, streams: int, steps: int
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def _rollout_pair(preset: str, device: torch.device, streams: int, steps: int) -> tuple[_Work, _Work]:
     model = CVAE(ModelConfig.preset(preset)).to(device)
     fast = CVAE(ModelConfig.preset(preset)).to(device, memory_format=torch.channels_last)
     first = torch.rand(streams, 3, 32, 64, device=device)
     labels = torch.rand(streams, steps + 1, 3, 32, 64, device=device)
-    reduced = precision_of(TrainConfig(), device) == torch.bfloat16
-
-    def literal() -> None:
-        for k in range(streams):  # clip by clip, as every public solution predicts
-            predict_literal(model, first[k : k + 1], labels[k : k + 1])
 
     def ours() -> None:
-        with torch.autocast(device.type, torch.bfloat16, reduced):
+        with reduced_precision(TrainConfig(), device):
             predict(fast, first, labels)
 
-    return literal, ours
+    # The literal loop takes clip after clip, so one clip tells its speed.
+    return _Work(lambda: predict_literal(model, first[:1], labels[:1]), steps), _Work(ours, streams * steps)
 
 
 def _seconds(action: Callable, device: torch.device) -> float:

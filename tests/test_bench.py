@@ -1,0 +1,43 @@
+"""The bench measures what it says; its figures are never asserted."""
+
+import json
+
+import pytest
+import torch
+
+from cvae_lab import CVAE, ModelConfig, bench
+
+
+def test_rows_and_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        bench, "machine", lambda device: {"matmul_float32_gflops": 1.0, "matmul_bfloat16_gflops": 1.0}
+    )
+    rows = list(bench.bench(("compact",), repeats=1, batch=1, frames=3))
+    assert [row.what.split(",")[0] for row in rows] == ["training"] * 3 + ["rollout"] * 3
+    assert all(
+        row.literal > 0 and row.ours > 0 and row.ratio == pytest.approx(row.ours / row.literal)
+        for row in rows
+    )
+    bench.write(tmp_path / "bench.json", rows)
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 6
+
+
+def test_exponent_of_a_power_law():
+    assert bench.exponent({n: 3.0 * n**0.7 for n in (1, 2, 4, 8)}) == pytest.approx(0.7)
+
+
+def test_flops_of_a_convolution_by_hand():
+    """The handout's last layer alone: 1x1, 24 to 3 channels, 2048 places, two operations each."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = CVAE(ModelConfig.preset("handout"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.Generator[7](torch.rand(1, 24, 32, 64))
+    assert counter.get_total_flops() == 2 * 24 * 3 * 32 * 64
+    assert bench.flops_per_frame(model) == pytest.approx(7.25e9, rel=0.01)
+
+
+def test_time_by_kind_adds_up():
+    shares = bench.time_by_kind("compact")
+    assert sum(shares.values()) == pytest.approx(1, abs=0.6)
+    assert shares["convolution"] > 0
