@@ -17,7 +17,7 @@ def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
     """Copy a run's small files to `out`/name; with `pictures`, also a sheet of predicted frames.
 
     The sheet (`excerpt.png`, lossless, with `excerpt.csv` naming clip and frame of each picture) holds every
-    fourth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
+    sixth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
     """
     folder = out / run.path.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
     for clip in tests:
         scores = psnr[psnr["clip"] == clip].sort_values("psnr")
         extremes = [*scores["frame"][:4], *scores["frame"][-4:]]
-        regular = scores["frame"][scores["frame"] % (4 if clip == tests[0] else 64) == 0]
+        regular = scores["frame"][scores["frame"] % (6 if clip == tests[0] else 64) == 0]
         keys |= {(clip, int(frame)) for frame in (*extremes, *regular)}
     return sorted(keys)
 
