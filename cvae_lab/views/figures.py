@@ -137,7 +137,9 @@ def histories(
             )
         if column in LOGARITHMIC and any((h[column] > 0).any() for group in groups.values() for h in group):
             ax.set_yscale("log", nonpositive="mask")
-            ax.yaxis.set(major_locator=LogLocator(subs=(1, 3)), minor_locator=NullLocator())
+            low, high = ax.get_ylim()
+            ticks = LogLocator(subs=(1, 3)) if high < 1e3 * low else LogLocator(numticks=6)
+            ax.yaxis.set(major_locator=ticks, minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
         if column in ("beta", "tf_ratio"):
             ax.set_ylim(-0.05, max(1.05, ax.get_ylim()[1]) if column == "tf_ratio" else None)
@@ -162,10 +164,10 @@ def _line(ax: Axes, history: pd.DataFrame, column: str, name: str, colour: str) 
 
 
 def _band(ax: Axes, group: Sequence[pd.DataFrame], column: str, name: str, colour: str) -> None:
-    """Mean and range over seeds; runs on a time budget differ in epochs, so all are read at 100 shares of training."""
+    """Mean and range over seeds; runs on a time budget differ in epochs, so all are read at 100 shares of them."""
     share = np.linspace(0, 1, 101)[1:]
     known = [history.dropna(subset=[column]) for history in group]
-    values = np.stack([np.interp(share, h["seconds"] / h["seconds"].iloc[-1], h[column]) for h in known])
+    values = np.stack([np.interp(share, h["epoch"] / h["epoch"].iloc[-1], h[column]) for h in known])
     with_band(ax, share, values.mean(0), values.min(0), values.max(0), name, colour)
 
 
