@@ -64,9 +64,11 @@ def test_scores_are_those_of_the_predictions(swept):
         error = (run.predictions()[name] / 255.0 - clip.answer[1:].numpy() / 255.0) ** 2
         psnr = -10 * np.log10(error.mean(axis=(1, 2, 3)))
         stored = run.psnr[run.psnr["clip"] == name]["psnr"]
-        np.testing.assert_allclose(stored, psnr, atol=0.05)  # predictions are stored as bytes
+        # Predictions are stored as bytes, half a level off at most; where a whole frame is off alike, that many dB.
+        rounding = 20 / np.log(10) * (0.5 / 255) / np.sqrt(error.mean(axis=(1, 2, 3)))
+        assert (np.abs(stored - psnr) <= 1.1 * rounding + 1e-3).all()
         means.append(psnr.mean())
-    assert run.result["psnr_mean"] == pytest.approx(np.mean(means), abs=0.02)
+    assert run.result["psnr_mean"] == pytest.approx(np.mean(means), abs=0.15)
     assert run.result["grade"] == grade(run.result["psnr_mean"])
 
 
