@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +67,18 @@ def sweep(
     template: Path, runs: Sequence[dict[str, Any]], workers: int = 0, scheduler: str | None = None
 ) -> Iterator[Outcome]:
     """Run them all; yields an Outcome as each ends. Runs already done are skipped; a failing one stops no other."""
+    waiting = deque(runs)
+    names: dict[str, str] = {}
     with _client(workers or min(len(runs), os.cpu_count() or 1), scheduler) as client:
-        futures = [
-            client.submit(
-                execute, str(template.resolve()), params, retries=2, priority=-index,
-                key=f"{params['run_dir']}-{time.time_ns()}",
-            )
-            for index, params in enumerate(runs)
-        ]  # fmt: skip
-        names = {future.key: params["run_dir"] for future, params in zip(futures, runs, strict=True)}
-        for future in as_completed(futures):
+        finished = as_completed()
+        while waiting or finished.count():
+            # No more at a time than there are workers: a run handed out early would wait behind a busy one.
+            while waiting and finished.count() < sum(client.nthreads().values()):
+                params = waiting.popleft()
+                key = f"{params['run_dir']}-{time.time_ns()}"
+                names[key] = params["run_dir"]
+                finished.add(client.submit(execute, str(template.resolve()), params, key=key, retries=2))
+            future = next(finished)
             if future.status == "finished":
                 yield future.result()
             else:
