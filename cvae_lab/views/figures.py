@@ -177,10 +177,12 @@ def psnr_per_frame(
     baselines: Mapping[str, ArrayLike],
     horizon: int | None = None,
     title: str = "",
+    mark: str = "trained unroll",
 ) -> Figure:
     """PSNR in dB of frames 1, 2, ...: curves smoothed over 15 frames, and raw where there are one or two.
 
-    The legend gives the mean of the frame PSNRs. Infinite values (perfect frames) are left out.
+    The first `horizon` frames are shaded and called `mark`. The legend gives the mean of the frame PSNRs.
+    Infinite values (perfect frames) are left out.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
     for (name, values), dashes in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
@@ -195,7 +197,7 @@ def psnr_per_frame(
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
         ax.axvspan(0.5, horizon + 0.5, color=PALETTE[4], alpha=0.25, linewidth=0)
-        handles.append(Patch(color=PALETTE[4], alpha=0.25, label=f"trained unroll, {horizon} frames"))
+        handles.append(Patch(color=PALETTE[4], alpha=0.25, label=f"{mark}, {horizon} frames"))
     quiet(ax).set(xlabel="frame", ylabel="PSNR, dB", title=title)
     ax.margins(x=0.01)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
