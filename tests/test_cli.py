@@ -1,5 +1,8 @@
 """The command line as a person meets it: exit codes, one clear line, nothing half-written."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cvae_lab.__main__ import main
@@ -72,3 +75,15 @@ def test_predict_and_compare(run, capsys):
     assert names == {"clip0.gif", "clip0.html", "clip1.gif", "clip1.html", "submission.csv"}
     assert main(["compare", str(run)]) == 0
     assert (run / "strategies.png").exists()
+
+
+def test_a_run_sets_its_threads(tmp_path):
+    """In a process of its own, since threads belong to the process."""
+    code = (
+        "import sys, torch; from pathlib import Path; from cvae_lab import RunConfig;"
+        "from cvae_lab.runs.record import RunFolder; torch.set_num_threads(2);"
+        "RunFolder(Path(sys.argv[1])).begin(RunConfig.from_params('tiny', threads=1, width=8));"
+        "print(torch.get_num_threads())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "1"

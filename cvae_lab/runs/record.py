@@ -39,7 +39,12 @@ class RunFolder:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
-        """A fresh state, or that of `last.pt` where an interrupted run of the same config is found."""
+        """A fresh state, or that of `last.pt` where an interrupted run of the same config is found.
+
+        A run has its process to itself, so `threads` is set here, for the process.
+        """
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
         self.path.mkdir(parents=True, exist_ok=True)
         last = self.path / "last.pt"
         if last.exists() and resume:
