@@ -73,6 +73,7 @@ class ModelConfig:
     output: Literal["sigmoid", "linear"] = "sigmoid"
     invert_labels: bool = True
     dropout: float = within(0.0, 0.0, 0.9)
+    prior: Literal["normal", "learned"] = "normal"  # of z: N(0, I), or p(z | previous frame, label)
     logvar_bound: float = within(10.0, 0.1, 20.0)  # keeps a run at beta = 0 from blowing up
 
     def __post_init__(self) -> None:
@@ -85,7 +86,7 @@ class ModelConfig:
         """`handout` (the course's network exactly) or `compact` (ours)."""
         if name == "handout":
             fixed = {"width": 128, "latents": 12, "anchor": False, "norm": "none", "output": "linear"}
-            fixed |= {"invert_labels": False, "dropout": 0.0}
+            fixed |= {"invert_labels": False, "dropout": 0.0, "prior": "normal"}
             wrong = [key for key in changes if key in fixed and changes[key] != fixed[key]]
             if wrong:
                 raise ConfigError(
@@ -136,6 +137,13 @@ class TrainConfig:
     sigma: float = within(
         0.0, 0.0, 100.0
     )  # `elbo`: the decoder's standard deviation; 0: the closed-form optimum
+    free_bits: float = within(0.0, 0.0)  # nats per frame below which a channel of z costs no less
+    kl_target: float = within(
+        0.0, 0.0
+    )  # > 0: nats per frame that a controller holds; beta starts at beta_max
+    kl_balance: float = within(
+        0.0, 0.0, 1.0
+    )  # > 0, with a learned prior: share of the KL's pull on the prior
     beta_max: float = within(1.0, 0.0)
     kl_strategy: KLStrategy = "constant"
     kl_per: Literal["epoch", "iteration"] = "iteration"
@@ -161,6 +169,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.kl_target and not self.beta_max:
+            raise ConfigError(
+                "kl_target needs a beta_max above 0, where its controller starts; 1e-5 is a good one."
+            )
         if self.kl_strategy == "stages" and not self.stages:
             raise ConfigError(
                 'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'

@@ -1,7 +1,8 @@
 """The five modules wired into one conditional VAE.
 
 Step t of training: z ~ q(z | x_t, p_t); the decoder sees the frame before t, the label p_t and z.
-At test z ~ N(0, I). The given first frame may serve as an anchor at every step (`compact` only): features
+At test z ~ N(0, I), or from a learned prior that sees the frame before (`compact` only). The given first frame
+may serve as an anchor at every step (`compact` only): features
 of frame and label 0 that keep 629 steps from drifting. Nothing at step t sees a later true frame but the
 posterior.
 """
@@ -28,6 +29,7 @@ class CVAE(nn.Module):
             self.Decoder_Fusion,
             self.Generator,
         ) = build(config)
+        self.Prior_Predictor = _prior(config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of z for one frame of this size."""
@@ -41,6 +43,15 @@ class CVAE(nn.Module):
         mu, logvar = self.Gaussian_Predictor(frame, label)
         bound = self.config.logvar_bound
         return _full(mu), _full(logvar).clamp(-bound, bound)
+
+    def prior(
+        self, previous: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"]
+    ) -> tuple[Float[Tensor, "b z hz wz"], Float[Tensor, "b z hz wz"]] | None:
+        """mu and logvar of a learned p(z | x_(t-1), p_t) (Denton & Fergus 2018, section 3.2); None: it is N(0, I)."""
+        if self.Prior_Predictor is None:
+            return None
+        mu, logvar = self.Prior_Predictor(previous, label)
+        return _full(mu), _full(logvar).clamp(-self.config.logvar_bound, self.config.logvar_bound)
 
     def anchor(
         self, first: Float[Tensor, "b 3 h w"], label: Float[Tensor, "b 3 h w"]
@@ -84,6 +95,12 @@ def reparameterise(
 ) -> Float[Tensor, "*b z h w"]:
     """z = mu + exp(logvar / 2) * eps with eps ~ N(0, I) (Kingma & Welling 2014, section 2.4)."""
     return mu + torch.exp(0.5 * logvar) * eps
+
+
+def _prior(c: ModelConfig) -> nn.Module | None:
+    if c.prior == "normal":
+        return None
+    return compact.Gaussian_Predictor(c.width + c.width // 2, c.width, c.latents, c.norm)
 
 
 def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip
 from cvae_lab.metrics import mse, psnr, static_baseline
-from cvae_lab.objective import kl_standard_normal, sigma_of_beta
+from cvae_lab.objective import kl_per_latent, sigma_of_beta
 from cvae_lab.rollout import Latents, evaluating, posterior_latents, prior_latents, rollout, zero_latents
 
 Films = Float[Tensor, "b t 3 h w"]
@@ -82,7 +82,7 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
         kinds = latent_kinds(model, x, p, seed)
         prediction = rollout(model, x[:, 0], p, kinds["prior"])
         return Diagnosis(
-            kl=float(kl_standard_normal(mu, logvar).mean()),
+            kl=float(kl_per_latent(mu, logvar, priors(model, x, p)).sum(dim=(-3, -2, -1)).mean()),
             active=int(active_units(mu).sum()),
             units=mu[0, 0].numel(),
             variance=float(aggregated_posterior(mu, logvar)[1].mean()),
@@ -99,6 +99,15 @@ def posteriors(model: CVAE, x: Films, p: Films) -> tuple[Grids, Grids]:
     """mu and logvar of q(z | x_t, p_t) for frames 1 to T-1."""
     pairs = zip(x[:, 1:].unbind(1), p[:, 1:].unbind(1), strict=True)
     every = [model.posterior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
+    return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
+
+
+def priors(model: CVAE, x: Films, p: Films) -> tuple[Grids, Grids] | None:
+    """mu and logvar of a learned prior for frames 1 to T-1, each from the true frame before; None: it is N(0, I)."""
+    if model.Prior_Predictor is None:
+        return None
+    pairs = zip(x[:, :-1].unbind(1), p[:, 1:].unbind(1), strict=True)
+    every = [model.prior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
     return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
 
 
@@ -137,7 +146,10 @@ def one_step(model: CVAE, x: Films, p: Films, latents: Latents) -> Float[Tensor,
     """Frames 1 to T-1 in [0, 1], each from the true frame before it: what teacher forcing trains."""
     anchor = model.anchor(x[:, 0], p[:, 0])
     labels = (model.label_transformation(label) for label in p[:, 1:].unbind(1))
-    frames = [model.decode(x[:, s], label, latents(s), anchor) for s, label in enumerate(labels)]
+    frames = []
+    for s, label in enumerate(labels):
+        features = model.frame_transformation(x[:, s])
+        frames.append(model.decode_features(features, label, latents(s, features, label), anchor))
     return torch.stack(frames, dim=1).clamp(0, 1)
 
 
@@ -155,12 +167,13 @@ def disturbance_growth(
     After each step it is scaled back to a root mean square of 1e-3; the geometric mean over the second half of
     the steps is given, when its direction has settled.
     """
-    size, anchor, zero = 1e-3, model.anchor(first, p[:, 0]), zero_latents(model, first)
+    size, anchor = 1e-3, model.anchor(first, p[:, 0])
+    zero = first.new_zeros(first.shape[0], *model.latent_shape(*first.shape[-2:]))
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []
-    for s, label in enumerate(model.label_transformation(frame) for frame in p[:, 1:].unbind(1)):
+    for label in (model.label_transformation(frame) for frame in p[:, 1:].unbind(1)):
         disturbed = previous + size * away / _rms(away)
-        previous = model.decode(previous, label, zero(s), anchor)
-        away = model.decode(disturbed, label, zero(s), anchor) - previous
+        previous = model.decode(previous, label, zero, anchor)
+        away = model.decode(disturbed, label, zero, anchor) - previous
         factors.append(_rms(away) / size)
     return float(torch.stack(factors[len(factors) // 2 :]).log().mean().exp())
 

@@ -21,6 +21,10 @@ def squared_error(
     return (prediction - target).square().sum(dim=(-3, -2, -1))
 
 
+Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
+"""Mean and log-variance of independent latents."""
+
+
 def kl_standard_normal(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"]
 ) -> Float[Tensor, "*b"]:
@@ -29,10 +33,37 @@ def kl_standard_normal(
 
 
 def kl_per_latent(
-    mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"]
+    mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"], prior: Gaussian | None = None
 ) -> Float[Tensor, "*b z h w"]:
-    """The same before summation, one value per latent."""
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+    """The same before summation, one value per latent; to another Gaussian than N(0, I) where `prior` is given."""
+    if prior is None:
+        return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+    away = (mu - prior[0]).square()
+    return 0.5 * ((away + logvar.exp()) / prior[1].exp() - 1 - logvar + prior[1])
+
+
+def kl_cost(
+    mu: Float[Tensor, "*b z h w"],
+    logvar: Float[Tensor, "*b z h w"],
+    prior: Gaussian | None = None,
+    free_bits: float = 0.0,
+    balance: float = 0.0,
+) -> Float[Tensor, ""]:
+    """What training pays for KL: nats per frame, mean over all but the latents, with two known ways to pay less.
+
+    `free_bits`: a channel of z, summed over its grid, costs this many nats at least, so that less saves nothing
+    (Kingma et al. 2016, appendix C.8). `balance`: with a learned prior, this share of the gradient moves the prior and
+    the rest the posterior (Hafner et al. 2021, algorithm 2); 0 is the plain KL, which moves both fully.
+    """
+    if balance and prior is not None:
+        frozen = [part.detach() for part in prior]
+        to_prior = kl_per_latent(mu.detach(), logvar.detach(), prior)
+        to_posterior = kl_per_latent(mu, logvar, (frozen[0], frozen[1]))
+        kl = balance * to_prior + (1 - balance) * to_posterior
+    else:
+        kl = kl_per_latent(mu, logvar, prior)
+    by_channel = kl.sum(dim=(-2, -1)).flatten(0, -2).mean(dim=0)
+    return by_channel.clamp_min(free_bits).sum()
 
 
 def handout_beta(

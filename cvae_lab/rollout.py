@@ -16,16 +16,17 @@ from cvae_lab.cvae import CVAE, reparameterise
 from cvae_lab.data.clips import ClipBatch
 from cvae_lab.modules import StepwiseBatchNorm2d
 
-Latents = Callable[[int], Tensor]
-"""z of every step: called with s = 0, 1, ... for the frame after s; returns (b, z, hz, wz)."""
+Latents = Callable[[int, Tensor, Tensor], Tensor]
+"""z of every step: called with s = 0, 1, ..., the features of the frame fed to it, and of its label; (b, z, hz, wz)."""
 
 
 class Unrolled(NamedTuple):
-    """What a training unroll gives: predictions of frames 1 to T-1, and their posteriors."""
+    """What a training unroll gives: predictions of frames 1 to T-1, their posteriors, their priors if learned."""
 
     prediction: Float[Tensor, "b s 3 h w"]
     mu: Float[Tensor, "b s z hz wz"]
     logvar: Float[Tensor, "b s z hz wz"]
+    prior: tuple[Float[Tensor, "b s z hz wz"], Float[Tensor, "b s z hz wz"]] | None = None
 
 
 class Feed(NamedTuple):
@@ -52,7 +53,7 @@ def unroll_literal(
     anchor: Float[Tensor, "b a hf wf"] | None = None,
 ) -> Unrolled:
     """The handout's training protocol, frame by frame: the specification of every faster path."""
-    steps = []
+    steps, priors = [], []
     previous = x[:, 0]
     for t in range(1, x.shape[1]):
         s = t - 1
@@ -62,8 +63,11 @@ def unroll_literal(
         label = model.label_transformation(p[:, t])
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)
         z = reparameterise(mu, logvar, eps[:, s])
-        steps.append((model.decode(previous, label, z, anchor), mu, logvar))
-    return Unrolled(*(torch.stack(part, dim=1) for part in zip(*steps, strict=True)))
+        features = model.frame_transformation(previous)
+        priors.append(model.prior(features, label))
+        steps.append((model.decode_features(features, label, z, anchor), mu, logvar))
+    prior = None if priors[0] is None else tuple(torch.stack(part, 1) for part in zip(*priors, strict=True))
+    return Unrolled(*(torch.stack(part, dim=1) for part in zip(*steps, strict=True)), prior)
 
 
 def unroll(
@@ -87,7 +91,7 @@ def unroll(
     mu, logvar = (part.unflatten(0, (batch, steps)) for part in (mu, logvar))
     z = reparameterise(mu, logvar, eps)
 
-    done, rows_of, steps_of = [], [], []
+    done, fed, rows_of, steps_of = [], [], [], []
     position = torch.zeros(batch, steps, dtype=torch.long)  # where a clip's step lies in its wave
     for depth, (rows, at) in enumerate(waves(feed.coins)):
         if depth == 0:
@@ -97,12 +101,17 @@ def unroll(
             previous = model.frame_transformation(feed.back(own, rows, at))
         context = None if anchor is None else anchor[rows]
         done.append(model.decode_features(previous, labels[rows, at], z[rows, at], context))
+        fed.append(previous)
         position[rows, at] = torch.arange(len(rows))
         rows_of.append(rows)
         steps_of.append(at)
-    order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of))
-    prediction = torch.cat(done)[order.to(x.device)].unflatten(0, (batch, steps))
-    return Unrolled(prediction, mu, logvar)
+    order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of)).to(x.device)
+    prediction = torch.cat(done)[order].unflatten(0, (batch, steps))
+    prior = None
+    if model.Prior_Predictor is not None:
+        prior = model.prior(torch.cat(fed)[order], labels.flatten(0, 1))
+        prior = tuple(part.unflatten(0, (batch, steps)) for part in prior)
+    return Unrolled(prediction, mu, logvar, prior)
 
 
 class Unroll(nn.Module):
@@ -155,16 +164,28 @@ def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[Non
 def prior_latents(
     model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
 ) -> Latents:
-    """z ~ N(0, I), drawn step by step from the generator on its own device (the same video on any device)."""
+    """z from the prior, N(0, I) or learned; noise from the generator's own device (the same video on any device)."""
+    noise = _noise(model, first, generator)
+
+    def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
+        prior = model.prior(previous, label)
+        return noise() if prior is None else reparameterise(*prior, noise())
+
+    return latents
+
+
+def _noise(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None
+) -> Callable[[], Tensor]:
     shape = (first.shape[0], *model.latent_shape(*first.shape[-2:]))
     source = generator.device if generator is not None else torch.device("cpu")
-    return lambda step: torch.randn(shape, generator=generator, device=source).to(first.device)
+    return lambda: torch.randn(shape, generator=generator, device=source).to(first.device)
 
 
 def zero_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
-    """z = 0, the prior's mean."""
+    """z = 0, the mean of N(0, I)."""
     zeros = first.new_zeros(first.shape[0], *model.latent_shape(*first.shape[-2:]))
-    return lambda step: zeros
+    return lambda step, previous, label: zeros
 
 
 def posterior_latents(
@@ -175,12 +196,12 @@ def posterior_latents(
     mean: bool = False,
 ) -> Latents:
     """z ~ q(z | x_t, p_t), or its mean: sees the answer, so never a prediction."""
-    noise = prior_latents(model, x[:, 0], generator)
+    noise = _noise(model, x[:, 0], generator)
 
-    def latents(step: int) -> Tensor:
+    def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
         t = step + 1
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), model.label_transformation(p[:, t]))
-        return mu if mean else reparameterise(mu, logvar, noise(step))
+        return mu if mean else reparameterise(mu, logvar, noise())
 
     return latents
 
@@ -197,7 +218,8 @@ def rollout(
         encoded = _encode_labels(model, labels[:, chunk : chunk + 64])
         for offset in range(encoded.shape[1]):
             s = chunk + offset - 1
-            previous = model.decode(previous, encoded[:, offset], latents(s), anchor)
+            features, label = model.frame_transformation(previous), encoded[:, offset]
+            previous = model.decode_features(features, label, latents(s, features, label), anchor)
             frames[:, s] = previous
     return frames.clamp_(0, 1)
 
@@ -209,7 +231,7 @@ def predict(
     generator: torch.Generator | None = None,
     batch_statistics: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """The test: from frame 0 and labels 0 to T-1 to frames 1 to T-1 in [0, 1], z ~ N(0, I) (handout, section 4).
+    """The test: from frame 0 and labels 0 to T-1 to frames 1 to T-1 in [0, 1], z from the prior (handout, section 4).
 
     labels[:, 0] belongs to the given frame. All clips of the batch at once; any T >= 2.
     """
@@ -241,7 +263,8 @@ def predict_literal(
         latents, anchor = prior_latents(model, first, generator), model.anchor(first, labels[:, 0])
         frames = [first]
         for t in range(1, labels.shape[1]):
-            frames.append(
-                model.decode(frames[-1], model.label_transformation(labels[:, t]), latents(t - 1), anchor)
-            )
+            label = model.label_transformation(labels[:, t])
+            features = model.frame_transformation(frames[-1])
+            z = latents(t - 1, features, label)
+            frames.append(model.decode_features(features, label, z, anchor))
         return torch.stack(frames[1:], dim=1).clamp(0, 1)

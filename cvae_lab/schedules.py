@@ -68,6 +68,18 @@ def beta_at(
     return beta_max * KL_STRATEGIES[strategy](progress, n_cycles, ratio, shape)
 
 
+def controlled_beta(beta: float, kl: float, target: float, rate: float = 0.02) -> float:
+    """The KL weight after one step of a controller that holds KL at `target` nats.
+
+    Up where KL is over, down where under, by a factor of at most exp(rate), in proportion to log(kl / target) (after Rezende & Viola 2018, algorithm 1).
+
+    >>> controlled_beta(1e-4, 30.0, 30.0), controlled_beta(1.0, 60.0, 1.0, rate=0.1) == math.exp(0.1)
+    (0.0001, True)
+    """
+    over = math.log(max(kl, 1e-9) / target)
+    return beta * math.exp(rate * min(1.0, max(-1.0, over)))
+
+
 def _stage_at(progress: Progress, stages: Sequence[Stage]) -> tuple[Stage, Progress]:
     """The stage at this progress, and the progress within it."""
     position = progress * sum(Fraction(stage[1]) for stage in stages)

@@ -52,6 +52,7 @@ class TrainState:
     elapsed: float = 0.0
     history: list[Record] = field(default_factory=list)
     skipped_in_a_row: int = 0
+    kl_weight: float = 1.0  # beta where a controller moves it
 
     @classmethod
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
@@ -67,7 +68,14 @@ class TrainState:
         }
         average = {k: v.clone() for k, v in model.state_dict().items()} if config.ema else None
         generators["noise"].manual_seed(1000 * config.seed + len(places) + 100_003 * parallel.rank())
-        return cls(model, parallel.wrap(Unroll(model)), make_optimiser(model, config), generators, average)
+        return cls(
+            model,
+            parallel.wrap(Unroll(model)),
+            make_optimiser(model, config),
+            generators,
+            average,
+            kl_weight=config.beta_max,
+        )
 
     def averaged_model(self) -> CVAE:
         """A copy of the model with the averaged weights (its own where none are kept)."""
@@ -97,6 +105,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "elapsed": self.elapsed,
+            "kl_weight": self.kl_weight,
             "history": self.history,
         }
 
@@ -113,7 +122,7 @@ class TrainState:
             noise = self.generators["noise"]
             noise.manual_seed(noise.initial_seed() + 100_003 * parallel.rank() + state["step"])
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
-        self.history = list(state["history"])
+        self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
 
 
 def make_optimiser(model: CVAE, config: TrainConfig) -> torch.optim.Optimizer:

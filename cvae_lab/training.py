@@ -16,9 +16,9 @@ from cvae_lab.config import ConfigError, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
 from cvae_lab.metrics import psnr
-from cvae_lab.objective import handout_beta, kl_standard_normal, squared_error
-from cvae_lab.rollout import Feed, evaluating, posterior_latents, prior_latents, rollout
-from cvae_lab.schedules import beta_at, coins, lr_factor_at, tf_ratio_at
+from cvae_lab.objective import handout_beta, kl_cost, squared_error
+from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
+from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
 from cvae_lab.state import Record, TrainState, reduced_precision
 
 MAX_SKIPPED = 10
@@ -51,8 +51,9 @@ def train_step(
     with reduced_precision(config, device):
         out = state.network(batch, eps, feed)
     mse = squared_error(out.prediction, batch.x[:, 1:]).mean() / dims
-    kl = kl_standard_normal(out.mu, out.logvar).mean()
-    loss = mse + handout_beta(beta, config.scale, dims, config.sigma, mse) * kl
+    kl = kl_cost(*out[1:])
+    cost = kl_cost(*out[1:], config.free_bits, config.kl_balance)
+    loss = mse + handout_beta(beta, config.scale, dims, config.sigma, mse) * cost
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
@@ -104,9 +105,16 @@ def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, 
         prior = prior_latents(model, x[:, 0], generators[0])
         posterior = posterior_latents(model, x, p, generators[1])
         both = x[:, 0].repeat(2, 1, 1, 1), p.repeat(2, 1, 1, 1, 1)
-        frames = rollout(model, *both, lambda s: torch.cat([prior(s), posterior(s)]))
+        frames = rollout(model, *both, lambda *step: _halves(step, prior, posterior))
     scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu()
     return {"prior": scores[: len(clips)], "posterior": scores[len(clips) :]}
+
+
+def _halves(step: tuple[int, Tensor, Tensor], *kinds: Latents) -> Tensor:
+    """Each kind of z for its share of the batch."""
+    number, previous, label = step
+    shares = zip(kinds, previous.chunk(len(kinds)), label.chunk(len(kinds)), strict=True)
+    return torch.cat([kind(number, *share) for kind, *share in shares])
 
 
 def fit(
@@ -190,7 +198,7 @@ def _train_epoch(
     for index, batch in enumerate(sampler.epoch()):
         clock.step_in_epoch = index
         progress = clock.progress()
-        beta = _beta(config, at_start if config.kl_per == "epoch" else progress)
+        beta = _beta(config, at_start if config.kl_per == "epoch" else progress, state)
         lr = _set_lr(state.optimiser, config, progress)
         batch, tossed = _drawn(batch, config, ratio, coin, state.generators)
         if not len(batch.x):  # a last batch with fewer clips than ranks
@@ -202,6 +210,9 @@ def _train_epoch(
             _stop_if_diverged(state.skipped_in_a_row, state.epoch + 1, index + 1)
         else:
             state.skipped_in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
+            if config.kl_target:
+                kl = float(parallel.summed(values)[2]) / parallel.world()
+                state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target)
         pace = parallel.world() * clips * (config.n_frames - 1) / (time.monotonic() - started)
         settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": pace}
         if on_step:
@@ -223,7 +234,9 @@ def _tf_ratio(config: TrainConfig, epoch: int, scores: Sequence[float]) -> float
     )  # fmt: skip
 
 
-def _beta(config: TrainConfig, progress: float | Fraction) -> float:
+def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) -> float:
+    if config.kl_target:
+        return state.kl_weight
     return beta_at(
         progress, config.kl_strategy, beta_max=config.beta_max, n_cycles=config.n_cycles,
         ratio=config.cycle_ratio, shape=config.cycle_shape, stages=config.stages,

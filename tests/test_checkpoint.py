@@ -22,6 +22,8 @@ COMPACT = {
     "tf_start": 0.5,
     "tf_first_decay": 2,
     "flip": True,
+    "prior": "learned",
+    "kl_target": 0.5,
 }
 HANDOUT = {
     "preset": "handout",

@@ -34,6 +34,7 @@ class ByHand(CVAE):
         nn.Module.__init__(self)
         self.config = ModelConfig.preset("compact", latents=2, anchor=False)
         self.weight = nn.Parameter(torch.zeros(1))
+        self.Prior_Predictor = None
         self.reads, self.uses, self.gain, self.lift, self.logvar = reads, uses, gain, lift, logvar
 
     def frame_transformation(self, frame):
@@ -47,7 +48,7 @@ class ByHand(CVAE):
         mu[:, 0, 0, 0] = frame.mean(dim=(1, 2, 3)) if self.reads else 0
         return mu, torch.full_like(mu, self.logvar)
 
-    def decode(self, previous, label, z, anchor=None):
+    def decode_features(self, previous, label, z, anchor=None):
         return self.gain * previous + self.uses * z[:, :1, :1, :1] + self.lift
 
 
@@ -95,22 +96,23 @@ def test_aggregated_posterior_is_that_of_its_samples():
 def test_one_step_sees_the_true_previous_frame_only():
     x = torch.stack([greys(0.1, 0.4, 0.6), greys(0.9, 0.2, 0.5)])
     z = torch.full((2, 2, 1, 2), 0.5)
-    frames = one_step(ByHand(uses=0.2, gain=0.5), x, x, lambda step: z * (step + 1))
+    frames = one_step(ByHand(uses=0.2, gain=0.5), x, x, lambda step, *_: z * (step + 1))
     expected = [[0.05 + 0.1, 0.2 + 0.2], [0.45 + 0.1, 0.1 + 0.2]]
     assert frames[:, :, 0, 0, 0].numpy() == pytest.approx(np.array(expected))
-    wild = one_step(ByHand(lift=5.0), x, x, lambda step: z)
+    wild = one_step(ByHand(lift=5.0), x, x, lambda *_: z)
     assert (wild == 1).all()
 
 
 def test_kinds_of_latents():
     x = torch.stack([greys(0.1, 0.4), greys(0.9, 0.2)])
     kinds = latent_kinds(ByHand(reads=True, logvar=-10.0), x, x)
-    value = {name: z(0)[:, 0, 0, 0].tolist() for name, z in kinds.items()}
+    step = (0, x[:, 0], x[:, 1])
+    value = {name: z(*step)[:, 0, 0, 0].tolist() for name, z in kinds.items()}
     assert value["mean"] == pytest.approx([0.4, 0.2])
     assert value["swapped"] == pytest.approx([0.2, 0.4])
     assert value["posterior"] == pytest.approx([0.4, 0.2], abs=0.04)
     assert value["zero"] == [0, 0]
-    assert value["prior"] == latent_kinds(ByHand(), x, x)["prior"](0)[:, 0, 0, 0].tolist()
+    assert value["prior"] == latent_kinds(ByHand(), x, x)["prior"](*step)[:, 0, 0, 0].tolist()
 
 
 def test_scores_of_a_latent_that_is_the_answer():
@@ -148,7 +150,7 @@ def test_growth_of_a_linear_step_is_its_gain(gain):
 
 def test_growth_finds_the_strongest_direction():
     class TwoSpeeds(ByHand):
-        def decode(self, previous, label, z, anchor=None):
+        def decode_features(self, previous, label, z, anchor=None):
             return previous * torch.tensor([0.4, 1.2, 0.8])[:, None, None]
 
     p = torch.zeros(1, 60, 3, 8, 16)

@@ -11,6 +11,7 @@ from cvae_lab.cvae import reparameterise
 from cvae_lab.objective import (
     gaussian_nll,
     handout_beta,
+    kl_cost,
     kl_per_latent,
     kl_standard_normal,
     sigma_of_beta,
@@ -38,6 +39,42 @@ def test_kl_of_the_prior_is_zero_and_no_other_is_less(generator):
     zero = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
     assert kl_standard_normal(zero, zero).item() == 0
     assert (kl_per_latent(normal(generator, 4, 8, 8, 8), normal(generator, 4, 8, 8, 8)) >= 0).all()
+
+
+def gaussians(generator, *shape):
+    return [normal(generator, *shape).requires_grad_() for _ in range(4)]
+
+
+def test_kl_to_a_learned_prior_is_the_one_of_torch_distributions(generator):
+    mu, logvar, *prior = gaussians(generator, 2, 5, 3, 2, 4)
+    wanted = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(prior[0], (prior[1] / 2).exp()))
+    torch.testing.assert_close(kl_per_latent(mu, logvar, tuple(prior)), wanted)
+    plain = kl_cost(mu, logvar, tuple(prior))
+    assert plain.item() == pytest.approx(wanted.sum().item() / 10)
+
+
+def test_a_channel_under_its_free_bits_costs_them_and_feels_nothing(generator):
+    mu = torch.zeros(4, 2, 3, 1, 2, dtype=torch.float64)
+    mu[:, :, 1] = torch.tensor([1.0, 2.0])  # nats: 0.5 + 2
+    mu[:, :, 2] = 0.1  # 0.01
+    mu.requires_grad_()
+    cost = kl_cost(mu, torch.zeros_like(mu), free_bits=0.4)
+    assert cost.item() == pytest.approx(2.5 + 2 * 0.4)
+    (gradient,) = torch.autograd.grad(cost, mu)
+    assert [bool(gradient[:, :, channel].any()) for channel in range(3)] == [False, True, False]
+    assert kl_cost(mu, torch.zeros_like(mu)).item() == pytest.approx(2.51)
+
+
+@pytest.mark.parametrize("balance", [0.2, 0.8])
+def test_balance_shares_the_gradient_and_leaves_the_value(generator, balance):
+    values = gaussians(generator, 3, 2, 2, 1, 2)
+    mu, logvar, *prior = values
+    plain = torch.autograd.grad(kl_cost(mu, logvar, tuple(prior)), values)
+    cost = kl_cost(mu, logvar, tuple(prior), balance=balance)
+    assert cost.item() == pytest.approx(kl_cost(mu, logvar, tuple(prior)).item())
+    shares = [1 - balance, 1 - balance, balance, balance]
+    for got, whole, share in zip(torch.autograd.grad(cost, values), plain, shares, strict=True):
+        torch.testing.assert_close(got, share * whole)
 
 
 def test_squared_error_sums_over_a_frame_only(generator):

@@ -24,8 +24,12 @@ from cvae_lab.rollout import (
 )
 from cvae_lab.schedules import coins
 
-SMALL = {"handout": {}, "compact": {"width": 8, "latents": 2}}
-SIZE = {"handout": (4, 6), "compact": (8, 16)}
+SMALL = {
+    "handout": {},
+    "compact": {"width": 8, "latents": 2},
+    "learned prior": {"width": 8, "latents": 2, "prior": "learned"},
+}
+SIZE = {"handout": (4, 6), "compact": (8, 16), "learned prior": (8, 16)}
 BATCH, FRAMES = 2, 6
 
 
@@ -33,7 +37,8 @@ def build(preset, seed=0):
     """A model whose weights are all random: a fresh `compact` block is its skip alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = CVAE(ModelConfig.preset(preset, **SMALL[preset]))
+        name = "handout" if preset == "handout" else "compact"
+        model = CVAE(ModelConfig.preset(name, **SMALL[preset]))
         with torch.no_grad():
             for value in model.parameters():
                 value += 0.03 * torch.randn_like(value)
@@ -56,14 +61,18 @@ def clips(preset, frames=FRAMES):
 def trained_by(way, model, feed):
     """Outputs, gradients of a loss on all of them, and buffers after one unroll in train mode."""
     model.train()
-    x, p = (part.double() for part in clips(model.config.name))
+    preset = "handout" if model.config.name == "handout" else "compact"
+    x, p = (part.double() for part in clips(preset))
     shape = (BATCH, FRAMES - 1, *model.latent_shape(*x.shape[-2:]))
     eps = torch.randn(shape, generator=seeded(2), dtype=torch.float64)
     out = way(model, x, p, eps, feed, model.anchor(x[:, 0], p[:, 0]))
     weights = 1 + torch.arange(FRAMES - 1)[:, None, None, None]
     loss = (weights * (out.prediction - x[:, 1:]).square()).mean()
     loss = loss + (weights * (out.mu.square() + out.logvar.sin())).mean()
+    if out.prior is not None:
+        loss = loss + (weights * (out.prior[0].square() + out.prior[1].sin())).mean()
     gradients = torch.autograd.grad(loss, list(model.parameters()))
+    out = [*out[:3], *(out.prior or ())]
     return out, gradients, [buffer.clone() for buffer in model.buffers()]
 
 
@@ -92,7 +101,7 @@ def compare(preset, way, other, feed):
 
 def hand_loop(model, x, p, eps, feed, anchor):
     """The protocol once more, with the cuts of the gradient written out."""
-    previous, predictions, mus, logvars = x[:, 0], [], [], []
+    previous, predictions, mus, logvars, priors = x[:, 0], [], [], [], []
     for t in range(1, x.shape[1]):
         label = model.label_transformation(p[:, t])
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)
@@ -100,8 +109,11 @@ def hand_loop(model, x, p, eps, feed, anchor):
         for kept, new in zip((predictions, mus, logvars), (now, mu, logvar), strict=True):
             kept.append(new)
         cut = feed.bptt >= 0 and t % (feed.bptt + 1) == 0  # at most bptt links in a row
+        if model.Prior_Predictor is not None:
+            priors.append(model.Prior_Predictor(model.frame_transformation(previous), label))
         previous = now.detach() if cut else now
-    return Unrolled(*(torch.stack(part, 1) for part in (predictions, mus, logvars)))
+    prior = tuple(torch.stack(part, 1) for part in zip(*priors, strict=True)) or None
+    return Unrolled(*(torch.stack(part, 1) for part in (predictions, mus, logvars)), prior)
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -125,7 +137,7 @@ def test_bptt_changes_gradients_and_nothing_else(double):
     feeds = [Feed(coins(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt) for bptt in (-1, 0, 2)]
     results = [trained_by(unroll, build("compact").double(), feed) for feed in feeds]
     for out, gradients, _ in results[1:]:
-        assert torch.equal(out.prediction, results[0][0].prediction)
+        assert torch.equal(out[0], results[0][0][0])
         assert any(not torch.allclose(a, b) for a, b in zip(gradients, results[0][1], strict=True))
 
 
@@ -201,15 +213,29 @@ def test_predictions_lie_within_0_and_1(preset):
 def test_latents_of_three_kinds():
     model, (x, p) = build("compact").eval(), clips("compact")
     draw, twin = prior_latents(model, x[:, 0], seeded(3)), seeded(3)
+    frame, label = model.frame_transformation(x[:, 2]), model.label_transformation(p[:, 2])
     for step in range(3):
         assert torch.equal(
-            draw(step), torch.randn(BATCH, *model.latent_shape(*SIZE["compact"]), generator=twin)
+            draw(step, frame, label),
+            torch.randn(BATCH, *model.latent_shape(*SIZE["compact"]), generator=twin),
         )
-    assert not zero_latents(model, x[:, 0])(0).any()
-    frame, label = model.frame_transformation(x[:, 2]), model.label_transformation(p[:, 2])
+    assert not zero_latents(model, x[:, 0])(0, frame, label).any()
     with torch.no_grad():
-        mean = posterior_latents(model, x, p, mean=True)(1)
+        mean = posterior_latents(model, x, p, mean=True)(1, frame, label)
         assert torch.equal(mean, model.posterior(frame, label)[0])
+
+
+def test_a_learned_prior_draws_around_its_own_mean():
+    model, (x, p) = build("learned prior").eval(), clips("learned prior")
+    frame, label = model.frame_transformation(x[:, 0]), model.label_transformation(p[:, 1])
+    with torch.no_grad():
+        mu, logvar = model.prior(frame, label)
+        draw = prior_latents(model, x[:, 0], seeded(3))
+        drawn = torch.stack([draw(0, frame, label) for _ in range(4000)])
+    assert mu.abs().max() > 0.01
+    scaled = (drawn - mu) / (logvar / 2).exp()
+    assert scaled.mean().abs() < 0.01  # 4,000 draws of some 8 values: standard error 0.005 at most
+    assert (scaled.var() - 1).abs() < 0.03
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -242,7 +268,8 @@ def test_batch_statistics_predict_as_the_course_does():
     draw, frames = prior_latents(model, x[:, 0], seeded(3)), [x[:, 0]]
     with torch.no_grad():
         for t in range(1, FRAMES):
-            frames.append(model.decode(frames[-1], model.label_transformation(p[:, t]), draw(t - 1)))
+            label = model.label_transformation(p[:, t])
+            frames.append(model.decode(frames[-1], label, draw(t - 1, frames[-1], label)))
     torch.testing.assert_close(ours, torch.stack(frames[1:], 1).clamp(0, 1), atol=1e-4, rtol=0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cvae_lab import schedules
-from cvae_lab.schedules import beta_at, coins, lr_factor_at, tf_ratio_at
+from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
 
 QUARTER_COSINE = (1 - math.sqrt(0.5)) / 2
 QUARTER_SIGMOID = (1 / (1 + math.exp(3)) - 1 / (1 + math.exp(6))) / (1 - 2 / (1 + math.exp(6)))
@@ -17,6 +17,15 @@ QUARTER_SIGMOID = (1 / (1 + math.exp(3)) - 1 / (1 + math.exp(6))) / (1 - 2 / (1 
 
 def betas(total, strategy, **options):
     return [beta_at(Fraction(step, total), strategy, **options) for step in range(total)]
+
+
+def test_the_controller_settles_where_kl_meets_its_target():
+    """A latent whose KL is log(1 + 1 / beta) has KL 2 at beta = 1 / (e^2 - 1), from either side."""
+    for start in (1e-6, 1e3):
+        beta = start
+        for _ in range(2000):
+            beta = controlled_beta(beta, math.log(1 + 1 / beta), 2.0)
+        assert beta == pytest.approx(1 / (math.exp(2) - 1), rel=1e-4)
 
 
 def test_doctests():

@@ -1,6 +1,7 @@
 """One step against a hand computation; fit, evaluate, time budgets, seeds."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from cvae_lab.data import Clip, ClipBatch, Dataset, Video
 from cvae_lab.metrics import psnr
 from cvae_lab.objective import kl_standard_normal
 from cvae_lab.rollout import Feed, predict, unroll_literal
+from cvae_lab.schedules import controlled_beta
 from cvae_lab.training import MAX_SKIPPED, TrainingDivergedError, TrainState, evaluate, fit, train_step
 
 NARROW = ModelConfig.preset("compact", width=8, latents=2)
@@ -90,6 +92,28 @@ def test_the_loss_is_the_one_computed_by_hand(preset, options):
     found = train_step(state, batch, config, beta, free_running(batch)).tolist()
     assert found == pytest.approx([mse + weight * kl, mse, kl], rel=1e-4)
     assert state.step == 1
+
+
+@pytest.mark.parametrize("target", [1e-4, 50.0])
+def test_a_controller_moves_beta_by_the_kl_of_every_step(data, target):
+    config = quick(kl_target=target, beta_max=1e-5, epochs=6, clips_per_epoch=4)  # one step an epoch
+    records = list(fit(TrainState.create(NARROW, config), data, config))
+    beta = 1e-5
+    for record in records:
+        assert record["beta"] == pytest.approx(beta)
+        beta = controlled_beta(beta, record["kl_nats"], target)
+    assert (beta < 1e-5) == (target == 50.0)
+
+
+@pytest.mark.parametrize("options", [{"free_bits": 1e-4}, {"kl_balance": 0.8}])
+def test_ways_to_a_live_latent_train_with_a_learned_prior(options):
+    config, batch = quick(**options), batch_of()
+    state = TrainState.create(replace(NARROW, prior="learned"), config)
+    before = [value.clone() for value in state.model.Prior_Predictor.parameters()]
+    for _ in range(3):
+        assert train_step(state, batch, config, 1e-3, free_running(batch)) is not None
+    after = state.model.Prior_Predictor.parameters()
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True) if pair[0].ndim > 1)
 
 
 def test_bfloat16_is_near():
