@@ -2,9 +2,8 @@
 
 Step t of training: z ~ q(z | x_t, p_t); the decoder sees the frame before t, the label p_t and z.
 At test z ~ N(0, I), or from a learned prior that sees the frame before (`compact` only). The given first frame
-may serve as an anchor at every step (`compact` only): features
-of frame and label 0 that keep 629 steps from drifting. Nothing at step t sees a later true frame but the
-posterior.
+may serve as an anchor at every step (`compact` only): features of frame and label 0 that keep 629 steps from
+drifting. Nothing at step t sees a later true frame but the posterior.
 """
 
 import torch

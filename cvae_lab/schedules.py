@@ -71,7 +71,8 @@ def beta_at(
 def controlled_beta(beta: float, kl: float, target: float, rate: float = 0.02) -> float:
     """The KL weight after one step of a controller that holds KL at `target` nats.
 
-    Up where KL is over, down where under, by a factor of at most exp(rate), in proportion to log(kl / target) (after Rezende & Viola 2018, algorithm 1).
+    Up where KL is over, down where under, by a factor of at most exp(rate), in proportion to log(kl / target)
+    (after Rezende & Viola 2018, algorithm 1).
 
     >>> controlled_beta(1e-4, 30.0, 30.0), controlled_beta(1.0, 60.0, 1.0, rate=0.1) == math.exp(0.1)
     (0.0001, True)
