@@ -119,7 +119,7 @@ class TrainConfig:
         5, 1
     )  # epochs between evaluations (1 if tf_strategy is adaptive); the last has one
 
-    optimiser: Literal["adam", "adamw", "adamax"] = "adamw"
+    optimiser: Literal["adam", "adamw", "adamax", "muon"] = "muon"
     lr: float = within(2e-3, 1e-8, 1.0)
     lr_schedule: Literal["constant", "step", "cosine"] = "cosine"
     lr_warmup: float = within(0.02, 0.0, 0.5)  # share of training over which lr rises from 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cvae_lab import parallel
 from cvae_lab.config import ModelConfig, TrainConfig
 from cvae_lab.cvae import CVAE
+from cvae_lab.optimiser import Muon, make_optimiser
 from cvae_lab.rollout import Unroll
 
 Record = dict[str, float | int]
@@ -44,7 +45,7 @@ class TrainState:
 
     model: CVAE
     network: nn.Module  # the model's unroll, its gradients averaged over ranks where there are several
-    optimiser: torch.optim.Optimizer
+    optimiser: torch.optim.Optimizer | Muon
     generators: dict[str, torch.Generator]
     average: dict[str, Tensor] | None = None
     epoch: int = 0
@@ -123,12 +124,3 @@ class TrainState:
             noise.manual_seed(noise.initial_seed() + 100_003 * parallel.rank() + state["step"])
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
-
-
-def make_optimiser(model: CVAE, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam, AdamW or Adamax, fused where the library offers it."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
-    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimiser != "adamax":
-        options["fused"] = True
-    return kinds[config.optimiser](model.parameters(), **options)

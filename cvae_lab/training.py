@@ -17,6 +17,7 @@ from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
 from cvae_lab.metrics import psnr
 from cvae_lab.objective import handout_beta, kl_cost, squared_error
+from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
 from cvae_lab.state import Record, TrainState, reduced_precision
@@ -243,7 +244,9 @@ def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) ->
     )  # fmt: skip
 
 
-def _set_lr(optimiser: torch.optim.Optimizer, config: TrainConfig, progress: float | Fraction) -> float:
+def _set_lr(
+    optimiser: torch.optim.Optimizer | Muon, config: TrainConfig, progress: float | Fraction
+) -> float:
     factor = lr_factor_at(
         progress,
         config.lr_schedule,
