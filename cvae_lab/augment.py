@@ -29,20 +29,15 @@ def mirror_labels(p: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 
 
 def flip(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
-    """Mirror each clip, with its anchor, with probability one half."""
+    """Mirror each clip with probability one half."""
     chosen = (torch.rand(len(batch.x), generator=generator) < 0.5).to(batch.x.device)
-    one, many = chosen[:, None, None, None], chosen[:, None, None, None, None]
+    chosen = chosen[:, None, None, None, None]
     return ClipBatch(
-        x=torch.where(many, batch.x.flip(-1), batch.x),
-        p=torch.where(many, mirror_labels(batch.p), batch.p),
-        anchor=torch.where(one, batch.anchor.flip(-1), batch.anchor),
-        anchor_label=torch.where(one, mirror_labels(batch.anchor_label), batch.anchor_label),
+        torch.where(chosen, batch.x.flip(-1), batch.x), torch.where(chosen, mirror_labels(batch.p), batch.p)
     )
 
 
 def jitter(batch: ClipBatch, strength: float, generator: torch.Generator) -> ClipBatch:
-    """Scale each clip's brightness, its anchor's too, by a factor within 1 ± strength."""
+    """Scale each clip's brightness by a factor within 1 ± strength."""
     factor = 1 + strength * (2 * torch.rand(len(batch.x), generator=generator) - 1)
-    factor = factor.to(batch.x.device)[:, None, None, None]
-    x, anchor = (batch.x * factor[:, None]).clamp(0, 1), (batch.anchor * factor).clamp(0, 1)
-    return batch._replace(x=x, anchor=anchor)
+    return batch._replace(x=(batch.x * factor.to(batch.x.device)[:, None, None, None, None]).clamp(0, 1))

@@ -128,9 +128,7 @@ def flops_per_frame(model: CVAE) -> float:
     x = torch.rand(1, 2, 3, 32, 64, device=device)
     eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unroll_literal(
-            model, x, x, eps, Feed(torch.ones(1, 1, dtype=torch.bool)), model.anchor(x[:, 0], x[:, 0])
-        )
+        unroll_literal(model, x, x, eps, Feed(torch.ones(1, 1, dtype=torch.bool)))
     return counter.get_total_flops()
 
 
@@ -180,7 +178,7 @@ def _training_pair(
 
         def step() -> None:
             with reduced_precision(config, device):
-                out = path(model, x, p, eps, Feed(tossed), model.anchor(x[:, 0], p[:, 0]))
+                out = path(model, x, p, eps, Feed(tossed))
             error = squared_error(out.prediction, x[:, 1:]).mean()
             optimiser.zero_grad()
             (error + kl_standard_normal(out.mu, out.logvar).mean()).backward()

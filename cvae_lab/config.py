@@ -108,12 +108,10 @@ class TrainConfig:
     seed: int = within(0, 0)
     epochs: int = within(20, 1)
     minutes: float = within(0.0, 0.0)  # > 0: a time budget that replaces `epochs`; all schedules follow it
-    n_frames: int = within(6, 2, 512)  # frames in a clip, the given one included
-    batch_size: int = within(6, 1, 65536)
+    n_frames: int = within(4, 2, 512)  # frames in a clip, the given one included
+    batch_size: int = within(10, 1, 65536)
     clips_per_epoch: int = within(0, 0)  # 0: as many as show each frame once
-    anchors: Literal["random", "first"] = (
-        "random"  # the anchor in training: any frame of the take, or the clip's first
-    )
+    given: Literal["random", "first"] = "random"  # a clip's given frame: any of its take, or the one before
     holdout: float = within(0.1, 0.0, 0.5)  # share of each training take kept out, for choosing checkpoints
     eval_every: int = within(
         5, 1
@@ -234,7 +232,7 @@ class RunConfig:
 _PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "handout": {
         "n_frames": 16, "batch_size": 2, "optimiser": "adam", "lr": 1e-4, "weight_decay": 0.0,
-        "ema": 0.0, "feedback_noise": 0.0, "anchors": "first", "kl_per": "epoch",
+        "ema": 0.0, "feedback_noise": 0.0, "given": "first", "kl_per": "epoch",
     }
 }  # fmt: skip
 

@@ -50,11 +50,10 @@ def unroll_literal(
     p: Float[Tensor, "b t 3 h w"],
     eps: Float[Tensor, "b s z hz wz"],
     feed: Feed,
-    anchor: Float[Tensor, "b a hf wf"] | None = None,
 ) -> Unrolled:
     """The handout's training protocol, frame by frame: the specification of every faster path."""
     steps, priors = [], []
-    previous = x[:, 0]
+    previous, anchor = x[:, 0], model.anchor(x[:, 0], p[:, 0])
     for t in range(1, x.shape[1]):
         s = t - 1
         if s > 0:
@@ -76,7 +75,6 @@ def unroll(
     p: Float[Tensor, "b t 3 h w"],
     eps: Float[Tensor, "b s z hz wz"],
     feed: Feed,
-    anchor: Float[Tensor, "b a hf wf"] | None = None,
 ) -> Unrolled:
     """Equal to `unroll_literal`: only predictions must wait for predictions.
 
@@ -84,7 +82,7 @@ def unroll(
     segment; the first steps of all segments of all clips go in one batch, then the second steps of those that
     have one, and so on: as many batches as the longest segment has steps (1 at forcing 1, T - 1 at forcing 0).
     """
-    batch, steps = x.shape[0], x.shape[1] - 1
+    batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
     frames = model.frame_transformation(x.flatten(0, 1)).unflatten(0, (batch, -1))
     labels = _encode_labels(model, p[:, 1:])
     mu, logvar = model.posterior(frames[:, 1:].flatten(0, 1), labels.flatten(0, 1))
@@ -122,8 +120,7 @@ class Unroll(nn.Module):
         self.model = model
 
     def forward(self, batch: ClipBatch, eps: Float[Tensor, "b s z hz wz"], feed: Feed) -> Unrolled:
-        anchor = self.model.anchor(batch.anchor, batch.anchor_label)
-        return unroll(self.model, batch.x, batch.p, eps, feed, anchor)
+        return unroll(self.model, batch.x, batch.p, eps, feed)
 
 
 def waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -141,7 +141,7 @@ def fit(
     )
     sampler = ClipSampler(
         train, config.n_frames, config.batch_size, state.generators["clips"], device,
-        clips_per_epoch=config.clips_per_epoch or None, anchors=config.anchors,
+        clips_per_epoch=config.clips_per_epoch or None, given=config.given,
     )  # fmt: skip
     clock = _Clock(config, state, len(sampler))
     every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # it moves by each epoch's score

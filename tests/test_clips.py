@@ -16,7 +16,7 @@ def levels(pictures):
 
 
 def sampler(video, seed=0, **options):
-    options = {"n_frames": 4, "batch_size": 3} | options
+    options = {"n_frames": 4, "batch_size": 3, "given": "first"} | options
     return ClipSampler(video, generator=torch.Generator().manual_seed(seed), **options)
 
 
@@ -111,7 +111,7 @@ def test_default_epoch_shows_each_frame_about_once_in_whole_batches():
 
 def test_order_comes_from_the_generator_alone_and_resumes_between_epochs():
     def epoch(s):
-        return torch.cat([torch.cat([levels(b.x)[:, 0], levels(b.anchor)]) for b in s.epoch()])
+        return torch.cat([torch.cat([levels(b.x)[:, 0], levels(b.x)[:, 1]]) for b in s.epoch()])
 
     a, b, other = sampler(numbered(90)), sampler(numbered(90)), sampler(numbered(90), seed=1)
     first = epoch(a)
@@ -125,25 +125,23 @@ def test_order_comes_from_the_generator_alone_and_resumes_between_epochs():
     assert torch.equal(second, epoch(b))
 
 
-def test_anchors_come_from_the_clips_own_take_and_cover_it():
+def test_given_frames_come_from_the_clips_own_take_and_cover_it():
     video = numbered(30, (11, 19))
-    s = sampler(video, clips_per_epoch=len(video.clip_starts(4)))
+    s = sampler(video, clips_per_epoch=len(video.clip_starts(4)), given="random")
     seen = set()
     for _ in range(20):
         for batch in s.epoch():
-            for start, anchor in zip(
-                levels(batch.x)[:, 0].tolist(), levels(batch.anchor).tolist(), strict=True
-            ):
-                assert any(a <= start < b and a <= anchor < b for a, b in video.takes)
-                seen.add(anchor)
-            assert torch.equal(levels(batch.anchor_label), levels(batch.anchor) + 100)
+            for given, first, *_ in levels(batch.x).tolist():
+                assert any(a <= given < b and a < first < b for a, b in video.takes)
+                seen.add(given)
+            assert torch.equal(levels(batch.p), levels(batch.x) + 100)
+            assert torch.equal(levels(batch.x)[:, 1:].diff(), torch.ones(len(batch.x), 2).to(levels(batch.x)))
     assert seen == set(range(30))
 
 
-def test_first_anchors_are_the_first_frames():
-    for batch in sampler(numbered(30), anchors="first").epoch():
-        assert torch.equal(batch.anchor, batch.x[:, 0])
-        assert torch.equal(batch.anchor_label, batch.p[:, 0])
+def test_a_first_given_frame_is_the_one_before():
+    for batch in sampler(numbered(30), given="first").epoch():
+        assert (levels(batch.x).diff() == 1).all()
 
 
 def test_sampler_refuses_more_clips_than_there_are():

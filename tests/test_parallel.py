@@ -24,9 +24,7 @@ def gradients_of_a_joined_batch(share=lambda rows: rows):
     """Gradients after one backward pass over (this rank's share of) six clips with per-step coins."""
     state = TrainState.create(ModelConfig(width=8), TrainConfig(device="cpu"))
     g = torch.Generator().manual_seed(3)
-    batch = ClipBatch(
-        *(torch.rand(6, *shape, generator=g) for shape in [(5, 3, 16, 32)] * 2 + [(3, 16, 32)] * 2)
-    )
+    batch = ClipBatch(*(torch.rand(6, 5, 3, 16, 32, generator=g) for _ in range(2)))
     eps = torch.randn(6, 4, *state.model.latent_shape(16, 32), generator=g)
     tossed = coins(0.5, 6, 4, "step", g)
     mine = ClipBatch(*(share(part) for part in batch))

@@ -65,7 +65,7 @@ def trained_by(way, model, feed):
     x, p = (part.double() for part in clips(preset))
     shape = (BATCH, FRAMES - 1, *model.latent_shape(*x.shape[-2:]))
     eps = torch.randn(shape, generator=seeded(2), dtype=torch.float64)
-    out = way(model, x, p, eps, feed, model.anchor(x[:, 0], p[:, 0]))
+    out = way(model, x, p, eps, feed)
     weights = 1 + torch.arange(FRAMES - 1)[:, None, None, None]
     loss = (weights * (out.prediction - x[:, 1:]).square()).mean()
     loss = loss + (weights * (out.mu.square() + out.logvar.sin())).mean()
@@ -99,9 +99,10 @@ def compare(preset, way, other, feed):
             close(mine, wanted)
 
 
-def hand_loop(model, x, p, eps, feed, anchor):
+def hand_loop(model, x, p, eps, feed):
     """The protocol once more, with the cuts of the gradient written out."""
     previous, predictions, mus, logvars, priors = x[:, 0], [], [], [], []
+    anchor = model.anchor(x[:, 0], p[:, 0])
     for t in range(1, x.shape[1]):
         label = model.label_transformation(p[:, t])
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)

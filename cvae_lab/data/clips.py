@@ -136,20 +136,19 @@ class Dataset:
 
 
 class ClipBatch(NamedTuple):
-    """Clips in [0, 1], each with an anchor: a frame of the same take, and that frame's label."""
+    """Clips in [0, 1]: frames and their labels; frame 0 is the given one."""
 
     x: Float[Tensor, "b t 3 h w"]
     p: Float[Tensor, "b t 3 h w"]
-    anchor: Float[Tensor, "b 3 h w"]
-    anchor_label: Float[Tensor, "b 3 h w"]
 
 
 class ClipSampler:
     """Shuffled clips of `n_frames`, any start inside a take, cut from bytes that stay on `device`.
 
     All randomness comes from `generator` (a CPU one) and is drawn when an epoch begins, so its state saved
-    between epochs resumes the same sequence. `anchors` is "random" for any frame of the clip's take, "first"
-    for the clip's own first frame. An epoch draws its starts without replacement; by default it has whole
+    between epochs resumes the same sequence. `given` says which frame a clip is given:
+    "random" for any of its take, so that a model learns to predict frames far from it, as at test; "first" for the
+    frame before those to predict. An epoch draws its starts without replacement; by default it has whole
     batches that show each frame about once as a frame to predict, and only starts that run out shorten it.
     """
 
@@ -161,19 +160,14 @@ class ClipSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         clips_per_epoch: int | None = None,
-        anchors: Literal["random", "first"] = "random",
+        given: Literal["random", "first"] = "random",
     ) -> None:
-        if n_frames < 2 or batch_size < 1 or anchors not in ("random", "first"):
+        if n_frames < 2 or batch_size < 1 or given not in ("random", "first"):
             raise ValueError(
-                f"ClipSampler(n_frames={n_frames}, batch_size={batch_size}, anchors={anchors!r}): give 2 "
-                "frames or more, 1 clip or more, and anchors 'random' or 'first'"
+                f"ClipSampler(n_frames={n_frames}, batch_size={batch_size}, given={given!r}): give 2 "
+                "frames or more, 1 clip or more, and given 'random' or 'first'"
             )
-        self.n_frames, self.batch_size, self.generator, self.anchors = (
-            n_frames,
-            batch_size,
-            generator,
-            anchors,
-        )
+        self.n_frames, self.batch_size, self.generator, self.given = n_frames, batch_size, generator, given
         self.frames, self.labels = video.frames.to(device), video.labels.to(device)
         self.starts = video.clip_starts(n_frames)
         self.take_edges = torch.tensor([0, *video.cuts, len(video)])
@@ -195,15 +189,15 @@ class ClipSampler:
         """One pass; the last batch may be smaller."""
         order = torch.randperm(len(self.starts), generator=self.generator)[: self.clips_per_epoch]
         starts = self.starts[order]
-        anchors = self._random_anchors(starts) if self.anchors == "random" else starts
+        given = self._anywhere(starts) if self.given == "random" else starts
         offsets = torch.arange(self.n_frames)
-        for start, anchor in zip(starts.split(self.batch_size), anchors.split(self.batch_size), strict=True):
-            rows = (start[:, None] + offsets).to(self.frames.device)
-            anchor = anchor.to(self.frames.device)
-            sources = ((self.frames, rows), (self.labels, rows), (self.frames, anchor), (self.labels, anchor))
-            yield ClipBatch(*(_unit(bytes_[index]) for bytes_, index in sources))
+        for start, first in zip(starts.split(self.batch_size), given.split(self.batch_size), strict=True):
+            rows = start[:, None] + offsets
+            rows[:, 0] = first
+            rows = rows.to(self.frames.device)
+            yield ClipBatch(_unit(self.frames[rows]), _unit(self.labels[rows]))
 
-    def _random_anchors(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+    def _anywhere(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
         take = torch.searchsorted(self.take_edges, starts, right=True) - 1
         first, stop = self.take_edges[take], self.take_edges[take + 1]
         # Double precision: in single, a draw just below 1 could round up to the next take's first frame.
