@@ -11,7 +11,7 @@ from cvae_lab.data.body import JOINTS
 HEIGHT, WIDTH = 32, 64
 FINE, COARSE = 6, 3  # a pixel is the mean of FINE x FINE drawn ones, of COARSE x COARSE in the shadow
 FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0  # camera: pixels, row, metres up; metres to the wall
-SHADOW, CAST = 0.55, (0.45, 0.22)  # how dark; metres a shadow falls right and back per metre of height
+SHADOW, CAST = 0.55, 0.3  # how dark; metres a shadow falls back per metre of height: lamps hang over the camera
 
 SKIN, HAIR, TOP, SLEEVE, SKIRT = (222, 164, 134), (62, 36, 28), (168, 42, 54), (140, 32, 46), (128, 28, 46)
 TROUSERS, SHOE = (38, 46, 78), (30, 26, 30)
@@ -128,7 +128,7 @@ def _cloth(
 def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n points 3"]:
     """Where the light throws each point on the floor."""
     x, y, z = np.moveaxis(places, -1, 0)
-    return np.stack([x + CAST[0] * y, 0 * y, np.minimum(z + CAST[1] * y, WALL)], axis=-1)
+    return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
 
 
 def _room() -> Float[np.ndarray, "h w 3"]:
@@ -165,7 +165,7 @@ def _figure(
         ends, colour, _ = _PARTS[k]
         circles = _circles(points, ends, FINE)
         _hull(draw, circles, tuple(round(0.72 * value) for value in colour))
-        lit = [(u - 0.32 * r, v - 0.12 * r, 0.66 * r) for u, v, r in circles]
+        lit = [(u, v - 0.28 * r, 0.68 * r) for u, v, r in circles]
         _hull(draw, lit, tuple(min(255, round(1.12 * value)) for value in colour))
     small = np.asarray(canvas.reduce(FINE), np.float64)
     return small[..., :3], small[..., 3:] / 255
