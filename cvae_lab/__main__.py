@@ -55,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--scheduler", help="address of a running Dask scheduler")
     _parameters(sweep)
 
+    study = _command(
+        commands, "study", _study, "train a study's variants x seeds, side by side, no notebooks"
+    )
+    study.add_argument("name", choices=["strategies", "ablation", "latent"])
+    study.add_argument("--out", type=Path, required=True)
+    study.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
+    study.add_argument("--scheduler", help="address of a running Dask scheduler")
+    study.add_argument("--seeds", nargs="+", type=int)
+    _parameters(study)
+
     predict = _command(commands, "predict", _predict, "predict the test clips: GIF, HTML player, CSV, score")
     predict.add_argument("run_dir", type=Path, metavar="RUN")
     predict.add_argument("--data", default="small")
@@ -137,23 +147,38 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    variants = {name: {"kl_strategy": name} for name in options.strategies}
+    return _run_all(NOTEBOOKS / "03_training.ipynb", options, options.data, variants, options.seeds, {})
+
+
+def _study(options: argparse.Namespace) -> int:
+    from cvae_lab.runs.studies import STUDIES
+
+    study = STUDIES[options.name]
+    print(study.about)
+    return _run_all(None, options, study.data, study.variants, options.seeds or study.seeds, study.base)
+
+
+def _run_all(
+    template: Path | None,
+    options: argparse.Namespace,
+    data: str,
+    variants: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+    base: dict[str, Any],
+) -> int:
     from cvae_lab.data import load
     from cvae_lab.runs.sweep import plan, sweep
 
-    template = NOTEBOOKS / "03_training.ipynb"
-    runs = plan(
-        template, options.data, options.out, options.strategies, options.seeds, _values(options.params)
-    )
-    load(
-        options.data
-    )  # decoded or rendered once, before the workers need it; a faulty folder is refused here
-    print(f"{len(runs)} runs to {options.out}", flush=True)
+    jobs = plan(data, options.out, variants, seeds, base | _values(options.params))
+    load(data)  # decoded or rendered once, before the workers need it; a faulty folder is refused here
+    print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
-    for count, outcome in enumerate(sweep(template, runs, options.workers, options.scheduler), 1):
+    for count, outcome in enumerate(sweep(template, jobs, options.workers, options.scheduler), 1):
         failed += not outcome.ok
         state = outcome.message if outcome.ok else f"FAILED: {outcome.message}"
         print(
-            f"[{count}/{len(runs)}] {Path(outcome.run_dir).name}: {state} ({outcome.minutes:.1f} min)",
+            f"[{count}/{len(jobs)}] {Path(outcome.run_dir).name}: {state} ({outcome.minutes:.1f} min)",
             flush=True,
         )
     return 1 if failed else 0

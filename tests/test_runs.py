@@ -1,6 +1,7 @@
 """Run folders and sweeps, as a person would use them: papermill runs of the real notebook on the tiny set."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,8 @@ from cvae_lab.metrics import grade
 from cvae_lab.runs.compare import by_strategy, into_markdown
 from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs
 from cvae_lab.runs.reference import excerpt, export
-from cvae_lab.runs.sweep import execute, plan, sweep
+from cvae_lab.runs.studies import STUDIES
+from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
 
 TEMPLATE = Path(__file__).parents[1] / "notebooks/03_training.ipynb"
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
@@ -24,10 +26,10 @@ TINY = {"epochs": 1, "width": 8, "clips_per_epoch": 24}
 def swept(tmp_path_factory):
     """One short run per strategy, two at a time, through Dask and papermill."""
     out = tmp_path_factory.mktemp("runs")
-    runs = plan(TEMPLATE, "tiny", out, STRATEGIES, [0], TINY)
+    jobs = plan("tiny", out, {name: {"kl_strategy": name} for name in STRATEGIES}, [0], TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CVAE_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return out, list(sweep(TEMPLATE, runs, workers=2))
+        return out, list(sweep(TEMPLATE, jobs, workers=2))
 
 
 @pytest.mark.xdist_group("sweep")
@@ -76,16 +78,17 @@ def test_scores_are_those_of_the_predictions(swept):
 def test_done_runs_are_skipped(swept):
     out, _ = swept
     before = (out / "none-seed0/result.json").stat().st_mtime_ns
-    params = plan(TEMPLATE, "tiny", out, ["none"], [0], TINY)[0]
-    assert execute(str(TEMPLATE), params).message == "done before"
+    (job,) = plan("tiny", out, {"none": {}}, [0], TINY)
+    assert execute(str(TEMPLATE), job).message == "done before"
     assert (out / "none-seed0/result.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.xdist_group("sweep")
-def test_a_failing_run_says_why_and_stops_no_other(tmp_path):
-    runs = plan(TEMPLATE, "tiny", tmp_path, ["none", "constant"], [0], TINY)
-    runs[0]["data"] = str(tmp_path / "nowhere")
-    outcomes = {Path(o.run_dir).name: o for o in sweep(TEMPLATE, runs, workers=1)}
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_failing_run_says_why_and_stops_no_other(template, tmp_path):
+    jobs = plan("tiny", tmp_path, {"none": {}, "constant": {}}, [0], TINY)
+    jobs[0] = replace(jobs[0], data=str(tmp_path / "nowhere"))
+    outcomes = {Path(o.run_dir).name: o for o in sweep(template, jobs, workers=1)}
     assert not outcomes["none-seed0"].ok
     assert "nowhere" in outcomes["none-seed0"].message
     assert outcomes["constant-seed0"].ok
@@ -94,14 +97,23 @@ def test_a_failing_run_says_why_and_stops_no_other(tmp_path):
 
 def test_names_and_values_are_checked_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean epochs"):
-        plan(TEMPLATE, "tiny", tmp_path, ["none"], [0], {"epoch": 3})
+        plan("tiny", tmp_path, {"none": {"epoch": 3}}, [0], {})
     with pytest.raises(ConfigError, match="lr = -1"):
-        plan(TEMPLATE, "tiny", tmp_path, ["none"], [0], {"lr": -1})
-    (params,) = plan(TEMPLATE, "tiny", tmp_path, ["none"], [7], {"epochs": 3, "lr": 0.5})
+        plan("tiny", tmp_path, {"none": {}}, [0], {"lr": -1})
+    (job,) = plan("tiny", tmp_path, {"none": {"lr": 0.5}}, [7], {"epochs": 3, "lr": 0.1})
+    params = notebook_parameters(str(TEMPLATE), job)
     assert params["epochs"] == 3
     assert params["extra"] == {"lr": 0.5}  # not a name of the notebook's own, so it goes in by `extra`
     assert params["seed"] == 7
     assert not (tmp_path / "none-seed7").exists()
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_study_can_be_planned(name, tmp_path):
+    study = STUDIES[name]
+    jobs = plan(study.data, tmp_path, study.variants, study.seeds, study.base)
+    assert len({job.run_dir for job in jobs}) == len(study.variants) * len(study.seeds)
+    assert len({str(job.params) for job in jobs}) == len(jobs)  # no two are the same run
 
 
 @pytest.mark.xdist_group("sweep")

@@ -11,7 +11,10 @@ from cvae_lab.data.body import JOINTS
 HEIGHT, WIDTH = 32, 64
 FINE, COARSE = 6, 3  # a pixel is the mean of FINE x FINE drawn ones, of COARSE x COARSE in the shadow
 FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0  # camera: pixels, row, metres up; metres to the wall
-SHADOW, CAST = 0.55, 0.3  # how dark; metres a shadow falls back per metre of height: lamps hang over the camera
+SHADOW, CAST = (
+    0.55,
+    0.3,
+)  # how dark; metres a shadow falls back per metre of height: lamps hang over the camera
 
 SKIN, HAIR, TOP, SLEEVE, SKIRT = (222, 164, 134), (62, 36, 28), (168, 42, 54), (140, 32, 46), (128, 28, 46)
 TROUSERS, SHOE = (38, 46, 78), (30, 26, 30)

@@ -1,12 +1,13 @@
 """Many runs of the training notebook: papermill on Dask, one process a run, on one machine or many."""
 
 import contextlib
+import io
 import itertools
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distributed import Client, LocalCluster, as_completed
 
 from cvae_lab.config import RunConfig
 from cvae_lab.runs.record import RunFolder
+from cvae_lab.runs.train import train_run
 
 QUIET_KERNEL = ["--log-level=ERROR"]
 """A kernel's remarks on its own start-up are no news to who watches a sweep."""
@@ -31,53 +33,54 @@ class Outcome:
     minutes: float
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run: where it goes, what it is trained on, with which parameters of `config`."""
+
+    run_dir: str
+    data: str
+    params: dict[str, Any]
+
+
 def plan(
-    template: Path,
     data: str,
     out: Path,
-    strategies: Sequence[str],
+    variants: Mapping[str, dict[str, Any]],
     seeds: Sequence[int],
     options: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Notebook parameters of every run, strategies x seeds; ConfigError for a name or value that cannot be.
+) -> list[Job]:
+    """A job for every variant and seed; ConfigError for a name or value that cannot be.
 
     papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
     """
-    own = set(
-        papermill.inspect_notebook(str(template))
-    )  # of the notebook's parameters cell; the rest go in by `extra`
-    direct = {name: value for name, value in options.items() if name in own}
-    extra = {name: value for name, value in options.items() if name not in own}
     source = str(Path(data).resolve()) if Path(data).is_dir() else data
-    runs = []
-    for seed, strategy in itertools.product(
-        seeds, strategies
-    ):  # a sweep cut short has whole rounds of strategies
-        chosen = {"kl_strategy": strategy, "seed": seed}
-        checked = {
-            name: value for name, value in direct.items() if name not in ("data", "run_dir", "progress")
-        }
-        RunConfig.from_params(data, **checked | extra | chosen)
-        run_dir = out.resolve() / f"{strategy}-seed{seed}"
-        runs.append({**direct, **chosen, "data": source, "run_dir": str(run_dir), "extra": extra})
-    return runs
+    jobs = []
+    for seed, (name, changes) in itertools.product(seeds, variants.items()):  # cut short, it has whole rounds
+        params = {**options, **changes, "seed": seed}
+        RunConfig.from_params(data, **params)
+        jobs.append(Job(str(out.resolve() / f"{name}-seed{seed}"), source, params))
+    return jobs
 
 
 def sweep(
-    template: Path, runs: Sequence[dict[str, Any]], workers: int = 0, scheduler: str | None = None
+    template: Path | None, jobs: Sequence[Job], workers: int = 0, scheduler: str | None = None
 ) -> Iterator[Outcome]:
-    """Run them all; yields an Outcome as each ends. Runs already done are skipped; a failing one stops no other."""
-    waiting = deque(runs)
+    """Run them all, as executions of the `template` notebook where one is given; yields an Outcome as each ends.
+
+    Runs already done are skipped; a failing one stops no other.
+    """
+    waiting = deque(jobs)
     names: dict[str, str] = {}
-    with _client(workers or min(len(runs), os.cpu_count() or 1), scheduler) as client:
+    notebook = str(template.resolve()) if template else None
+    with _client(workers or min(len(jobs), os.cpu_count() or 1), scheduler) as client:
         finished = as_completed()
         while waiting or finished.count():
             # No more at a time than there are workers: a run handed out early would wait behind a busy one.
             while waiting and finished.count() < sum(client.nthreads().values()):
-                params = waiting.popleft()
-                key = f"{params['run_dir']}-{time.time_ns()}"
-                names[key] = params["run_dir"]
-                finished.add(client.submit(execute, str(template.resolve()), params, key=key, retries=2))
+                job = waiting.popleft()
+                key = f"{job.run_dir}-{time.time_ns()}"
+                names[key] = job.run_dir
+                finished.add(client.submit(execute, notebook, job, key=key, retries=2))
             future = next(finished)
             if future.status == "finished":
                 yield future.result()
@@ -104,25 +107,42 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         yield client
 
 
-def execute(template: str, params: dict[str, Any]) -> Outcome:
+def execute(template: str | None, job: Job) -> Outcome:
     """One run in this process. Safe to repeat: a done run is skipped, an interrupted one resumes."""
-    run = RunFolder(Path(params["run_dir"]))
+    run = RunFolder(Path(job.run_dir))
     started = time.monotonic()
     if run.done:
-        return Outcome(params["run_dir"], True, "done before", 0.0)
+        return Outcome(job.run_dir, True, "done before", 0.0)
+    try:
+        if template:
+            _execute_notebook(template, job, run)
+        else:
+            with contextlib.redirect_stdout(io.StringIO()):
+                train_run(run.path, RunConfig.from_params(job.data, **job.params), resume=True)
+    except Exception as error:
+        return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60)
+    if not run.done:
+        return Outcome(job.run_dir, False, "the notebook ended without a result.json", 0.0)
+    return Outcome(job.run_dir, True, "done", (time.monotonic() - started) / 60)
+
+
+def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     unfinished = run.path / ".notebook.ipynb"
-    try:
-        papermill.execute_notebook(
-            template, str(unfinished), parameters=params, kernel_name="python3", cwd=str(Path(template).parent),
-            progress_bar=False, extra_arguments=QUIET_KERNEL,
-        )  # fmt: skip
-    except Exception as error:
-        return Outcome(params["run_dir"], False, _reason(error), (time.monotonic() - started) / 60)
-    if not run.done:
-        return Outcome(params["run_dir"], False, "the notebook ended without a result.json", 0.0)
-    unfinished.replace(run.path / "notebook.ipynb")
-    return Outcome(params["run_dir"], True, "done", (time.monotonic() - started) / 60)
+    papermill.execute_notebook(
+        template, str(unfinished), parameters=notebook_parameters(template, job), kernel_name="python3",
+        cwd=str(Path(template).parent), progress_bar=False, extra_arguments=QUIET_KERNEL,
+    )  # fmt: skip
+    if run.done:
+        unfinished.replace(run.path / "notebook.ipynb")
+
+
+def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
+    """A job in the words of the notebook's parameters cell; names it does not have go in by `extra`."""
+    own = set(papermill.inspect_notebook(template))
+    direct = {name: value for name, value in job.params.items() if name in own}
+    extra = {name: value for name, value in job.params.items() if name not in own}
+    return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,68 @@
+"""Studies: sets of runs that differ in one thing at a time, each over several seeds. Notebooks read their tables."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked, what all runs share, and what each variant changes."""
+
+    about: str
+    base: Params
+    variants: dict[str, Params]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    data: str = field(default="small")
+
+
+_FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
+
+STUDIES = {
+    "strategies": Study(
+        "Four KL strategies, at the handout's scale and at the ELBO's, free-running and half teacher-forced.",
+        {"epochs": 8},
+        {
+            f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
+            for scale, forcing, strategy in itertools.product(
+                ("handout", "elbo"), _FORCING, ("cyclical", "monotonic", "none", "constant")
+            )
+        },
+    ),
+    "ablation": Study(
+        "The default compact network and its training, with one thing changed.",
+        {"epochs": 8},
+        {
+            "as-is": {},
+            "no-anchor": {"anchor": False},
+            "given-the-frame-before": {"given": "first"},
+            "unroll-1": {"n_frames": 2, "batch_size": 30},
+            "unroll-10": {"n_frames": 11, "batch_size": 3},
+            "half-forced": _FORCING["forced"],
+            "no-noise": {"feedback_noise": 0.0},
+            "no-average": {"ema": 0.0},
+            "linear-output": {"output": "linear"},
+            "no-norm": {"norm": "none"},
+            "labels-as-they-are": {"invert_labels": False},
+            "width-16": {"width": 16},
+            "width-48": {"width": 48},
+            "adamw": {"optimiser": "adamw", "lr": 2e-3},
+            "no-flip": {"flip": False},
+        },
+    ),
+    "latent": Study(
+        "Ways to a live latent, against the course's dead one.",
+        {"epochs": 12},
+        {
+            "course": {},
+            "small-beta": {"beta_max": 1e-6},
+            "elbo-warm-up": {"scale": "elbo", "kl_strategy": "monotonic"},
+            "free-bits": {"scale": "elbo", "free_bits": 2.0},
+            "kl-target": {"beta_max": 1e-6, "kl_target": 20.0},
+            "learned-prior": {"scale": "elbo", "kl_strategy": "monotonic", "prior": "learned"},
+            "balanced-prior": {"scale": "elbo", "prior": "learned", "kl_balance": 0.8},
+        },
+    ),
+}
