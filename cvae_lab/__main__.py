@@ -70,11 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--data", default="small")
     predict.add_argument("--seed", type=int, default=0, help="of z at test time")
 
+    diagnose = _command(commands, "diagnose", _diagnose, "say what the latent of each finished run does")
+    diagnose.add_argument("runs", type=Path)
+    diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV")
+
     compare = _command(
         commands, "compare", _compare, "print the table of finished runs and draw its pictures"
     )
     compare.add_argument("runs", type=Path)
     compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
+    compare.add_argument("--csv", type=Path, help="write the table as CSV, a row per run, and no pictures")
 
     bench = _command(
         commands, "bench", _bench, "time the literal loop against the fast paths on this machine"
@@ -191,14 +196,30 @@ def _predict(options: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def _diagnose(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.latent import latent_row
+    from cvae_lab.runs.record import find_runs, write_table
+
+    rows = []
+    for run in find_runs(options.runs):
+        rows.append(latent_row(run))
+        print(f"{rows[-1]['run']}: {rows[-1].pop('verdict')}", flush=True)
+    if options.out:
+        write_table(options.out, rows)
+        print(f"Wrote {options.out}.")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from cvae_lab.runs.compare import draw, into_markdown, summary
-    from cvae_lab.runs.record import compare, find_runs
+    from cvae_lab.runs.record import compare, find_runs, run_row, write_table
 
     runs = find_runs(options.runs)
     table = compare(runs)
     print(summary(table))
-    if options.into:
+    if options.csv:
+        write_table(options.csv, [run_row(run) for run in runs])
+        print(f"Wrote {options.csv}.")
+    elif options.into:
         into_markdown(options.into, table)
         print(f"Wrote the table into {options.into}.")
     else:

@@ -118,7 +118,7 @@ class TrainConfig:
     )  # epochs between evaluations (1 if tf_strategy is adaptive); the last has one
 
     optimiser: Literal["adam", "adamw", "adamax", "muon"] = "muon"
-    lr: float = within(2e-3, 1e-8, 1.0)
+    lr: float = within(4e-3, 1e-8, 1.0)
     lr_schedule: Literal["constant", "step", "cosine"] = "cosine"
     lr_warmup: float = within(0.02, 0.0, 0.5)  # share of training over which lr rises from 0
     lr_milestones: tuple[float, ...] = (0.5, 0.8)  # `step`: shares of training at which lr falls ...
@@ -128,9 +128,10 @@ class TrainConfig:
     ema: float = within(0.998, 0.0, 0.99999)  # decay of the averaged weights per step; 0: none
     bptt: int = within(-1, -1)  # steps that gradients travel through predicted frames; 0: none, -1: all
     feedback_noise: float = within(0.03, 0.0, 1.0)  # sd of noise on fed-back frames
-    flip: bool = False  # mirror half of the clips, swapping the colours of left and right limbs
+    flip: bool = True  # mirror half of the clips, swapping the colours of left and right limbs
     jitter: float = within(0.0, 0.0, 0.5)  # a clip's brightness is scaled by up to this
 
+    weighting: Literal["equal", "psnr"] = "psnr"  # of frames' errors: as the handout, or as PSNR counts them
     scale: Literal["handout", "elbo"] = "handout"
     sigma: float = within(
         0.0, 0.0, 100.0
@@ -232,7 +233,7 @@ class RunConfig:
 _PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "handout": {
         "n_frames": 16, "batch_size": 2, "optimiser": "adam", "lr": 1e-4, "weight_decay": 0.0,
-        "ema": 0.0, "feedback_noise": 0.0, "given": "first", "kl_per": "epoch",
+        "ema": 0.0, "feedback_noise": 0.0, "given": "first", "kl_per": "epoch", "weighting": "equal",
     }
 }  # fmt: skip
 

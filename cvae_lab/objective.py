@@ -21,6 +21,19 @@ def squared_error(
     return (prediction - target).square().sum(dim=(-3, -2, -1))
 
 
+def psnr_weights(
+    error: Float[Tensor, "*b"], mean: Float[Tensor, ""], share: float = 0.1, floor: float = 1e-4
+) -> Float[Tensor, "*b"]:
+    """Weights under which mean squared errors per frame pull about as much as their logarithms, times their `mean`.
+
+    Frames count in inverse proportion to their error, which climbs the mean of frame PSNRs; it is the likelihood of a
+    decoder with each frame's own optimal sigma (Rybkin et al. 2021, section 3.2). To every error this `share` of the
+    mean is added, lest one easy frame take all, and `floor` (40 dB), below which a frame is good enough. No gradient
+    runs through the weights.
+    """
+    return (mean / (error + share * mean + floor)).detach()
+
+
 Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
 """Mean and log-variance of independent latents."""
 

@@ -16,7 +16,7 @@ from cvae_lab.config import ConfigError, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
 from cvae_lab.metrics import psnr
-from cvae_lab.objective import handout_beta, kl_cost, squared_error
+from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_error
 from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
@@ -45,16 +45,23 @@ def train_step(
     """One optimiser step; returns loss, mse, KL in nats per frame; None where they were not finite: no step then.
 
     The loss is the handout's, mean squared error + beta * KL, summed over a frame's pixels or latents as
-    `objective` says, then averaged over clips and over the T - 1 predicted frames, here and nowhere else.
+    `objective` says, then averaged over clips and over the T - 1 predicted frames, here and nowhere else; with
+    weighting `psnr` the frames' errors are weighted before that.
     """
     model, dims, device = state.model, batch.x[0, 0].numel(), batch.x.device
     eps = _noise_like_latents(model, batch.x, state.generators["noise"])
     with reduced_precision(config, device):
         out = state.network(batch, eps, feed)
-    mse = squared_error(out.prediction, batch.x[:, 1:]).mean() / dims
+    error = squared_error(out.prediction, batch.x[:, 1:]) / dims
+    mse = error.mean()
+    pull = (
+        psnr_weights(error, parallel.summed(mse.detach()) / parallel.world())
+        if config.weighting == "psnr"
+        else 1.0
+    )
     kl = kl_cost(*out[1:])
     cost = kl_cost(*out[1:], config.free_bits, config.kl_balance)
-    loss = mse + handout_beta(beta, config.scale, dims, config.sigma, mse) * cost
+    loss = (pull * error).mean() + handout_beta(beta, config.scale, dims, config.sigma, mse) * cost
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)

@@ -14,6 +14,7 @@ from cvae_lab.objective import (
     kl_cost,
     kl_per_latent,
     kl_standard_normal,
+    psnr_weights,
     sigma_of_beta,
     squared_error,
 )
@@ -84,6 +85,17 @@ def test_squared_error_sums_over_a_frame_only(generator):
             pairs = zip(a[clip, step].flatten().tolist(), b[clip, step].flatten().tolist(), strict=True)
             total = math.fsum((u - v) ** 2 for u, v in pairs)
             assert squared_error(a, b)[clip, step].item() == pytest.approx(total, rel=1e-12)
+
+
+def test_weighted_errors_have_the_gradient_of_their_logarithms(generator):
+    x, prediction = normal(generator, 4, 3, 2, 5), normal(generator, 4, 3, 2, 5).requires_grad_()
+    error = squared_error(prediction, x) / 30
+    weighted = (psnr_weights(error, error.mean(), share=0.0, floor=0.0) * error).mean()
+    (ours,) = torch.autograd.grad(weighted, prediction, retain_graph=True)
+    (wanted,) = torch.autograd.grad(error.log().mean(), prediction)
+    torch.testing.assert_close(ours, error.mean() * wanted)
+    assert psnr_weights(error, error.mean(), floor=1e9).max() < 1e-6  # nothing pulls far below the floor
+    assert psnr_weights(torch.tensor([0.0, 1.0]), torch.tensor(0.5)).max() <= 10  # no frame takes all
 
 
 def test_reparameterised_gradient_is_that_of_finite_differences(generator):

@@ -238,6 +238,22 @@ def compare(runs: Sequence[RunFolder]) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("psnr_mean", ascending=False, ignore_index=True)
 
 
+def run_row(run: RunFolder) -> dict[str, Any]:
+    """A run in one row, for a table of many: its variant and seed, what came out, hardware and commit."""
+    result = dict(run.result)
+    clips = [value for name, value in result.pop("psnr_by_clip").items() if not name.startswith("val")]
+    variant = run.path.name.rpartition("-seed")[0] or run.path.name
+    return {"variant": variant, **result, "psnr_worst_clip": min(clips, default=float("nan"))}
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV, four significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4g")
+    temporary.replace(path)
+
+
 def _tail(result: dict[str, Any]) -> dict[str, Any]:
     return {name: result[name] for name in ("kl_nats", "minutes", "grade")}
 

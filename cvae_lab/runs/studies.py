@@ -23,7 +23,7 @@ _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 STUDIES = {
     "strategies": Study(
         "Four KL strategies, at the handout's scale and at the ELBO's, free-running and half teacher-forced.",
-        {"epochs": 8},
+        {"epochs": 6},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
             for scale, forcing, strategy in itertools.product(
@@ -33,19 +33,20 @@ STUDIES = {
     ),
     "ablation": Study(
         "The default compact network and its training, with one thing changed.",
-        {"epochs": 8},
+        {"epochs": 5},
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
-            "given-the-frame-before": {"given": "first"},
+            "given-is-first": {"given": "first"},
             "unroll-1": {"n_frames": 2, "batch_size": 30},
-            "unroll-10": {"n_frames": 11, "batch_size": 3},
+            "unroll-5": {"n_frames": 6, "batch_size": 6},
+            "equal-weights": {"weighting": "equal"},
             "half-forced": _FORCING["forced"],
             "no-noise": {"feedback_noise": 0.0},
             "no-average": {"ema": 0.0},
             "linear-output": {"output": "linear"},
             "no-norm": {"norm": "none"},
-            "labels-as-they-are": {"invert_labels": False},
+            "labels-on-white": {"invert_labels": False},
             "width-16": {"width": 16},
             "width-48": {"width": 48},
             "adamw": {"optimiser": "adamw", "lr": 2e-3},
@@ -54,7 +55,7 @@ STUDIES = {
     ),
     "latent": Study(
         "Ways to a live latent, against the course's dead one.",
-        {"epochs": 12},
+        {"epochs": 8},
         {
             "course": {},
             "small-beta": {"beta_max": 1e-6},

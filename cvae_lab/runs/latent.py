@@ -1,0 +1,66 @@
+"""What the latents of finished runs do, one row per run: the diagnosis, the variety of samples, the probes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvae_lab import checkpoint
+from cvae_lab.cvae import CVAE
+from cvae_lab.data import EMBEDDED, load, stage
+from cvae_lab.data.clips import Clip
+from cvae_lab.diagnostics import diagnose, posteriors
+from cvae_lab.rollout import evaluating
+from cvae_lab.runs.record import RunFolder
+from cvae_lab.variety import Probe, probe, samples, variety
+
+SAMPLES, FRAMES = 8, 150  # films per clip, and their frames: enough for the best of eight
+
+
+def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
+    """Columns for a table of runs; the probes of hidden factors on embedded data only, where these are known.
+
+    Test clips are those of the run's own data; answers are needed, so a folder without them is refused.
+    """
+    model = checkpoint.load_model(run.path / "best.pt")
+    source = run.config.data
+    clips = [clip for clip in load(source, progress=False).tests if clip.answer is not None]
+    found = diagnose(model, clips, seed)
+    row = {
+        "run": run.path.name, "psnr_mean": run.result["psnr_mean"], "kl": found.kl, "active": found.active,
+        "units": found.units, "gap": found.scores["posterior"].free - found.scores["prior"].free,
+        "swap": found.scores["mean"].free - found.scores["swapped"].free, "sigma": found.sigma,
+        "growth": found.growth, "loses": sum(frame is not None for frame in found.loses),
+    }  # fmt: skip
+    row |= _variety_row(model, clips, seed)
+    if source in EMBEDDED:
+        row |= _probe_row(model, clips, stage.hidden_factors(source))
+    return row | {"verdict": found.verdict}
+
+
+def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
+    x = torch.stack([clip.answer[: FRAMES + 1] for clip in clips]).float() / 255
+    p = torch.stack([clip.labels[: FRAMES + 1] for clip in clips]).float() / 255
+    found = variety(samples(model, x[:, 0], p, SAMPLES, torch.Generator().manual_seed(seed)), x[:, 1:])
+    return {
+        "one_sample": float(found.best_of[0]), "best_of_8": float(found.best_of[-1]), "average_of_8": found.mean,
+        "spread": found.spread, "error": found.error, "match": found.match,
+    }  # fmt: skip
+
+
+def _probe_row(model: CVAE, clips: list[Clip], factors: dict[str, np.ndarray]) -> dict[str, float]:
+    """Sway and flicker, told from the posterior's mean by a regression fitted on the first half of the clips."""
+    codes = [_codes(model, clip) for clip in clips]
+    row: dict[str, float] = {}
+    for index, name in enumerate(("sway", "flicker")):
+        truth = [factors[f"test{k}"][1:, index] for k in range(len(clips))]
+        found = probe(codes, truth, len(clips) // 2) if min(map(len, truth)) > 120 else Probe(np.nan, np.nan)
+        row |= {f"{name}_correlation": found.correlation, f"{name}_p": found.p_value}
+    return row
+
+
+def _codes(model: CVAE, clip: Clip) -> np.ndarray:
+    x, p = clip.answer[None].float() / 255, clip.labels[None].float() / 255
+    with evaluating(model), torch.no_grad():
+        mu, _ = posteriors(model, x, p)
+    return mu[0].flatten(1).numpy()
