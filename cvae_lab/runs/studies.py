@@ -33,13 +33,12 @@ STUDIES = {
     ),
     "ablation": Study(
         "The default compact network and its training, with one thing changed.",
-        {"epochs": 5},
+        {"epochs": 5, "eval_every": 5},
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
             "given-is-first": {"given": "first"},
             "unroll-1": {"n_frames": 2, "batch_size": 30},
-            "unroll-5": {"n_frames": 6, "batch_size": 6},
             "equal-weights": {"weighting": "equal"},
             "half-forced": _FORCING["forced"],
             "no-noise": {"feedback_noise": 0.0},
@@ -48,14 +47,13 @@ STUDIES = {
             "no-norm": {"norm": "none"},
             "labels-on-white": {"invert_labels": False},
             "width-16": {"width": 16},
-            "width-48": {"width": 48},
             "adamw": {"optimiser": "adamw", "lr": 2e-3},
             "no-flip": {"flip": False},
         },
     ),
     "latent": Study(
         "Ways to a live latent, against the course's dead one.",
-        {"epochs": 8},
+        {"epochs": 6, "eval_every": 6},
         {
             "course": {},
             "small-beta": {"beta_max": 1e-6},

@@ -10,8 +10,10 @@ from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.training import fit
 
 
-def train_run(path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False) -> None:
-    """Train, keep and score a run; every rank trains, rank 0 alone writes and prints."""
+def train_run(
+    path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False, film: bool = True
+) -> None:
+    """Train, keep and score a run; every rank trains, rank 0 alone writes and prints; `film` as in `finish`."""
     run = RunFolder(path)
     if run.done or ((path / "last.pt").exists() and not resume):
         raise RunError(f"{path} holds a run already; give --resume to go on with it, or another folder.")
@@ -25,7 +27,7 @@ def train_run(path: Path, config: RunConfig, resume: bool = False, tensorboard: 
         for record in fit(state, data, config.train, report.step):
             run.log(state, config)
             report.epoch(record)
-    result = run.finish(config, data)
+    result = run.finish(config, data, film=film)
     report.say(f"{result['psnr_mean']:.2f} dB on {result['scored_on']} clips")
     report.say(f"{result['baseline_static']:.2f} dB for a still picture")
     report.say(f"Wrote {path}.")
