@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     study = _command(
         commands, "study", _study, "train a study's variants x seeds, side by side, no notebooks"
     )
-    study.add_argument("name", choices=["strategies", "ablation", "latent"])
+    study.add_argument("name", choices=["strategies", "ablation", "minutes", "latent"])
     study.add_argument("--out", type=Path, required=True)
     study.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
     study.add_argument("--scheduler", help="address of a running Dask scheduler")
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = _command(
         commands, "compare", _compare, "print the table of finished runs and draw its pictures"
     )
-    compare.add_argument("runs", type=Path)
+    compare.add_argument("runs", type=Path, help="a folder of runs, or a study's table that --csv wrote")
     compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
     compare.add_argument("--csv", type=Path, help="write the table as CSV, a row per run, and no pictures")
 
@@ -210,9 +210,17 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.compare import draw, into_markdown, summary
+    import pandas as pd
+
+    from cvae_lab.runs.compare import draw, into_markdown, markdown, study_markdown, summary
     from cvae_lab.runs.record import compare, find_runs, run_row, write_table
 
+    if options.runs.suffix == ".csv":
+        table = pd.read_csv(options.runs)
+        print(study_markdown(table))
+        if options.into:
+            into_markdown(options.into, options.runs.stem, study_markdown(table))
+        return
     runs = find_runs(options.runs)
     table = compare(runs)
     print(summary(table))
@@ -220,7 +228,7 @@ def _compare(options: argparse.Namespace) -> None:
         write_table(options.csv, [run_row(run) for run in runs])
         print(f"Wrote {options.csv}.")
     elif options.into:
-        into_markdown(options.into, table)
+        into_markdown(options.into, "results", markdown(table))
         print(f"Wrote the table into {options.into}.")
     else:
         for picture in draw(runs, table, options.runs):

@@ -11,8 +11,8 @@ import pytest
 
 from cvae_lab.config import ConfigError
 from cvae_lab.metrics import grade
-from cvae_lab.runs.compare import by_strategy, into_markdown
-from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs
+from cvae_lab.runs.compare import END, START, by_strategy, by_variant, into_markdown, markdown, study_markdown
+from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs, run_row, write_table
 from cvae_lab.runs.reference import excerpt, export
 from cvae_lab.runs.studies import STUDIES
 from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
@@ -45,7 +45,7 @@ def test_a_run_folder_is_complete(swept):
     run = RunFolder(out / "cyclical-seed0")
     files = {f.name for f in run.path.iterdir()}
     wanted = {"config.json", "history.csv", "psnr_per_frame.csv", "last.pt", "best.pt", "predictions.npz"}
-    assert files == wanted | {"predictions.gif", "notebook.ipynb", "result.json"}
+    assert files == wanted | {"predictions.gif", "player.html", "notebook.ipynb", "result.json"}
     assert run.config.train.kl_strategy == "cyclical"
     assert run.config.model.width == 8
     assert len(run.history) == 1
@@ -141,11 +141,9 @@ def test_reference_copy(swept, tmp_path):
 
 
 def test_table_goes_between_the_markers(tmp_path, swept):
-    from cvae_lab.runs.compare import END, START
-
-    file = tmp_path / "README.md"
-    file.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    into_markdown(file, compare(find_runs(swept[0])))
+    file, runs = tmp_path / "README.md", find_runs(swept[0])
+    file.write_text(f"before\n{START.format('results')}\nold\n{END.format('results')}\nafter\n")
+    into_markdown(file, "results", markdown(compare(runs)))
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -153,4 +151,15 @@ def test_table_goes_between_the_markers(tmp_path, swept):
     assert "| compact | none |" in text
     file.write_text("no markers")
     with pytest.raises(RunError, match="has no lines"):
-        into_markdown(file, compare(find_runs(swept[0])))
+        into_markdown(file, "results", "text")
+
+
+@pytest.mark.xdist_group("sweep")
+def test_a_studys_table_has_a_row_per_variant(swept, tmp_path):
+    rows = [run_row(run) for run in find_runs(swept[0])]
+    again = [{**row, "seed": 1, "psnr_mean": row["psnr_mean"] + 2} for row in rows]
+    write_table(tmp_path / "study.csv", rows + again)
+    table = by_variant(pd.read_csv(tmp_path / "study.csv"))
+    assert set(table["variant"]) == set(STRATEGIES)
+    assert table["psnr_std"].tolist() == pytest.approx([2**0.5] * 4, abs=1e-2)  # written to four digits
+    assert "| constant | 2 |" in study_markdown(pd.read_csv(tmp_path / "study.csv"))

@@ -4,12 +4,13 @@ import re
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cvae_lab.runs.compare import END, START, markdown
+from cvae_lab.runs.compare import END, START, markdown, study_markdown
 from cvae_lab.runs.record import compare, find_runs
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,11 @@ def test_readme_names_real_make_targets():
     assert set(re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
 
 
-def test_readme_shows_the_reference_runs_table():
-    text = (ROOT / "README.md").read_text()
-    shown = text.split(START, 1)[1].split(END, 1)[0].strip()
-    assert shown == markdown(compare(find_runs(ROOT / "figures/reference")))
+def test_readme_shows_the_tables_of_reference_runs_and_studies():
+    text, studies = (ROOT / "README.md").read_text(), ROOT / "figures/studies"
+    tables = {name: study_markdown(pd.read_csv(studies / f"{name}.csv")) for name in ("ablation", "minutes")}
+    for name, table in {
+        "results": markdown(compare(find_runs(ROOT / "figures/reference"))),
+        **tables,
+    }.items():
+        assert text.split(START.format(name), 1)[1].split(END.format(name), 1)[0].strip() == table

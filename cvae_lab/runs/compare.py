@@ -9,7 +9,7 @@ import pandas as pd
 from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.views import figures
 
-START, END = "<!-- results: made by `make results` -->", "<!-- end of results -->"
+START, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -45,14 +45,40 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def into_markdown(path: Path, table: pd.DataFrame) -> None:
-    """Replace what stands between the two markers of a Markdown file. RunError where they are missing."""
-    text = path.read_text()
-    if START not in text or END not in text:
-        raise RunError(f"{path} has no lines {START!r} and {END!r} to put the table between.")
-    before, rest = text.split(START, 1)
+def by_variant(table: pd.DataFrame) -> pd.DataFrame:
+    """A study's runs (columns as `record.run_row` has them) by variant, best first; spread over seeds."""
+    groups = table.groupby("variant", as_index=False, sort=False)
+    rows = groups.agg(
+        seeds=("seed", "nunique"), psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
+        worst_clip=("psnr_worst_clip", "mean"), ssim_mean=("ssim_mean", "mean"),
+        parameters=("parameters", "first"), minutes=("minutes", "mean"),
+    )  # fmt: skip
+    return rows.sort_values("psnr_mean", ascending=False, ignore_index=True)
+
+
+def study_markdown(table: pd.DataFrame) -> str:
+    """`by_variant` as a Markdown table."""
+    lines = [
+        "| variant | seeds | PSNR (dB) | worst clip (dB) | SSIM | parameters | minutes |",
+        "|" + "---|" * 7,
+    ]
+    for row in by_variant(table).itertuples():
+        spread = f" ± {row.psnr_std:.2f}" if row.psnr_std == row.psnr_std else ""
+        lines.append(
+            f"| {row.variant} | {row.seeds} | {row.psnr_mean:.2f}{spread} | {row.worst_clip:.2f} | {row.ssim_mean:.3f} "
+            f"| {row.parameters:,} | {row.minutes:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def into_markdown(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the two markers of this name in a file. RunError where they are missing."""
+    whole, start, end = path.read_text(), START.format(name), END.format(name)
+    if start not in whole or end not in whole:
+        raise RunError(f"{path} has no lines {start!r} and {end!r} to put the table between.")
+    before, rest = whole.split(start, 1)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(f"{before}{START}\n{markdown(table)}\n{END}{rest.split(END, 1)[1]}")
+    temporary.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}")
     temporary.replace(path)
 
 

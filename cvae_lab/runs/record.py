@@ -68,7 +68,7 @@ class RunFolder:
     def finish(self, config: RunConfig, data: Dataset, seed: int = 0, film: bool = True) -> dict[str, Any]:
         """Predict validation and test clips with `best.pt`; write predictions, scores and, last, the result.
 
-        `film` adds the GIF, which takes longer than all else.
+        `film` adds a GIF of all test clips and a player of the first, which take longer than all else.
         """
         model = checkpoint.load_model(self.path / "best.pt", pick_device(config.train.device))
         clips = [*data.val.as_clips()[:1], *data.tests]
@@ -81,6 +81,9 @@ class RunFolder:
         self._write_predictions(arrays)
         if film:
             write_grid_gif(self.path / "predictions.gif", clips[1:] or clips, predictions[1:] or predictions)
+            write_player(
+                self.path / "player.html", (clips[1:] or clips)[0], (predictions[1:] or predictions)[0]
+            )
         result = _result(config, self.history, scores, model, clips)
         self._write("result.json", json.dumps(result, indent=2))
         return result
@@ -163,6 +166,16 @@ def write_grid_gif(
     width = max(row.shape[2] for row in rows)
     padded = [np.pad(row, ((0, 0), (1, 1), (0, width - row.shape[2]), (0, 0))) for row in rows]
     player.write_gif(path, np.concatenate(padded, axis=1), fps=10)
+
+
+def write_player(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
+    """The stand-alone player of one clip: label | truth where known | prediction, and the scores where known."""
+    known: dict[str, Any] = {}
+    if clip.answer is not None:
+        truth = clip.answer.float() / 255
+        known = {"psnr": metrics.psnr(frames, truth[1:]).numpy(), "truth": clip.answer[1:]}
+        known["baseline"] = metrics.static_baseline(truth).numpy()
+    player.write_html(path, clip.labels[1:], frames, title=f"Clip {clip.name}", **known)
 
 
 def _score(clip: Clip, prediction: Float[Tensor, "s 3 h w"]) -> pd.DataFrame:

@@ -51,6 +51,17 @@ STUDIES = {
             "no-flip": {"flip": False},
         },
     ),
+    "minutes": Study(
+        "What minutes buy on one CPU core, for compact and for the course's network. Run it with nothing beside it.",
+        {"eval_every": 1000},
+        {
+            "handout-10-minutes": {"preset": "handout", "minutes": 10.0},
+            "compact-10-minutes": {"minutes": 10.0},
+            "compact-5-minutes": {"minutes": 5.0},
+            "compact-2-minutes": {"minutes": 2.0},
+        },
+        seeds=(0,),
+    ),
     "latent": Study(
         "Ways to a live latent, against the course's dead one.",
         {"epochs": 6, "eval_every": 6},

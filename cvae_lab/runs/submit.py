@@ -11,7 +11,7 @@ from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
 from cvae_lab.runs.course import write_submission
-from cvae_lab.runs.record import RunFolder, find_runs, predict_clips
+from cvae_lab.runs.record import RunFolder, find_runs, predict_clips, write_player
 from cvae_lab.state import pick_device
 from cvae_lab.views import player
 
@@ -30,10 +30,12 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     predictions = predict_clips(model, clips, seed)
     means = []
     for clip, frames in zip(clips, predictions, strict=True):
-        scores = None if clip.answer is None else metrics.psnr(frames, clip.answer[1:].float() / 255)
-        write_clip(out, clip, frames, scores)
-        means += [] if scores is None else [float(scores.mean())]
-        yield f"clip {clip.name}: {'no answer' if scores is None else f'{means[-1]:.2f} dB'}, {out}/clip{clip.name}.gif"
+        write_clip(out, clip, frames)
+        said = "no answer"
+        if clip.answer is not None:
+            means.append(float(metrics.psnr(frames, clip.answer[1:].float() / 255).mean()))
+            said = f"{means[-1]:.2f} dB"
+        yield f"clip {clip.name}: {said}, {out}/clip{clip.name}.gif"
     whole = [
         torch.cat([clip.first[None].float() / 255, f]) for clip, f in zip(clips, predictions, strict=True)
     ]
@@ -44,17 +46,11 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
         yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
 
 
-def write_clip(
-    out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"], scores: Float[Tensor, " s"] | None
-) -> None:
+def write_clip(out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
     """clipK.gif and clipK.html: label | truth where known | prediction."""
     truth = None if clip.answer is None else clip.answer[1:]
-    baseline = None if truth is None else metrics.static_baseline(clip.answer.float() / 255).numpy()
     player.write_gif(out / f"clip{clip.name}.gif", player.panels(clip.labels[1:], truth, frames))
-    player.write_html(
-        out / f"clip{clip.name}.html", clip.labels[1:], frames, truth=truth,
-        psnr=None if scores is None else scores.numpy(), baseline=baseline, title=f"Clip {clip.name}",
-    )  # fmt: skip
+    write_player(out / f"clip{clip.name}.html", clip, frames)
 
 
 def best_run(root: Path) -> RunFolder:

@@ -26,6 +26,7 @@ from cvae_lab.views import GREY, PALETTE, Frames, to_uint8
 from cvae_lab.views.curve import cursor_percent, curve_svg
 
 if TYPE_CHECKING:
+    import IPython.display
     import ipywidgets
 
 SCALE = 4  # screen pixels per frame pixel
@@ -138,6 +139,16 @@ def write_html(
     page = html_player(labels, prediction, **options)
     with _replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def embed(page: str, height: int = 460) -> "IPython.display.HTML":
+    """A stand-alone page inside a notebook's output, in a frame of its own that no script can leave."""
+    from IPython.display import HTML
+
+    text = html.escape(page, quote=True)
+    return HTML(
+        f'<iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}" style="border:0"></iframe>'
+    )
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
