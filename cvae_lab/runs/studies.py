@@ -33,7 +33,7 @@ STUDIES = {
     ),
     "ablation": Study(
         "The default compact network and its training, with one thing changed.",
-        {"epochs": 5, "eval_every": 5},
+        {"epochs": 4, "eval_every": 4},
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
