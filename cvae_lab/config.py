@@ -234,6 +234,7 @@ _PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "handout": {
         "n_frames": 16, "batch_size": 2, "optimiser": "adam", "lr": 1e-4, "weight_decay": 0.0,
         "ema": 0.0, "feedback_noise": 0.0, "given": "first", "kl_per": "epoch", "weighting": "equal",
+        "flip": False,
     }
 }  # fmt: skip
 
