@@ -21,7 +21,7 @@ from cvae_lab import checkpoint, metrics
 from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, Dataset
-from cvae_lab.rollout import predict
+from cvae_lab.rollout import predict, predict_mirrored
 from cvae_lab.state import Record, TrainState, pick_device, reduced_precision
 from cvae_lab.views import player, to_uint8
 
@@ -72,7 +72,7 @@ class RunFolder:
         """
         model = checkpoint.load_model(self.path / "best.pt", pick_device(config.train.device))
         clips = [*data.val.as_clips()[:1], *data.tests]
-        predictions = predict_clips(model, clips, seed)
+        predictions = predict_clips(model, clips, seed, mirror=config.train.flip)
         scores = pd.concat([_score(clip, frames) for clip, frames in zip(clips, predictions, strict=True)])
         self._write("psnr_per_frame.csv", scores.to_csv(index=False, float_format="%.4f"))
         arrays = {
@@ -141,8 +141,13 @@ class RunFolder:
             return dict(arrays)
 
 
-def predict_clips(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> list[Float[Tensor, "_ 3 _ _"]]:
-    """Predictions of all clips in one batch, z from the prior; shorter ones padded with their last label."""
+def predict_clips(
+    model: CVAE, clips: Sequence[Clip], seed: int = 0, mirror: bool = False
+) -> list[Float[Tensor, "_ 3 _ _"]]:
+    """Predictions of all clips in one batch, z from the prior; shorter ones padded with their last label.
+
+    `mirror` averages each with the prediction of its mirror image.
+    """
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
     padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
@@ -150,7 +155,8 @@ def predict_clips(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> list[Flo
     first = torch.stack([clip.first for clip in clips]).to(device).float() / 255
     generator = torch.Generator().manual_seed(seed)
     with reduced_precision(TrainConfig(), device):
-        frames = predict(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
+        method = predict_mirrored if mirror else predict
+        frames = method(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
 
 

@@ -27,7 +27,7 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     yield f"predicting with {weights}"
     out = weights.parent / "test"
     out.mkdir(exist_ok=True)
-    predictions = predict_clips(model, clips, seed)
+    predictions = predict_clips(model, clips, seed, mirror=_trained_with_flips(weights))
     means = []
     for clip, frames in zip(clips, predictions, strict=True):
         write_clip(out, clip, frames)
@@ -44,6 +44,11 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     if means:
         mean = sum(means) / len(means)
         yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
+
+
+def _trained_with_flips(weights: Path) -> bool:
+    """A checkpoint by itself, without its run folder, does not say: then it is taken as it is."""
+    return (weights.parent / "config.json").exists() and RunFolder(weights.parent).config.train.flip
 
 
 def write_clip(out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
