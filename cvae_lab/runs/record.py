@@ -72,7 +72,7 @@ class RunFolder:
         """
         model = checkpoint.load_model(self.path / "best.pt", pick_device(config.train.device))
         clips = [*data.val.as_clips()[:1], *data.tests]
-        predictions = predict_clips(model, clips, seed, mirror=config.train.flip)
+        predictions = predict_clips(model, clips, seed)
         scores = pd.concat([_score(clip, frames) for clip, frames in zip(clips, predictions, strict=True)])
         self._write("psnr_per_frame.csv", scores.to_csv(index=False, float_format="%.4f"))
         arrays = {

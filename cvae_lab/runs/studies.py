@@ -18,18 +18,21 @@ class Study:
     data: str = field(default="small")
 
 
+_MIX = {"kl_strategy": "stages", "stages": (("monotonic", 1, 1), ("cyclical", 2, 2))}
+
 _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 
 STUDIES = {
     "strategies": Study(
-        "Four KL strategies, at the handout's scale and at the ELBO's, free-running and half teacher-forced.",
+        "Four KL strategies and a staged mix, at the handout's scale and at the ELBO's, free-running and half forced.",
         {"epochs": 6},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
             for scale, forcing, strategy in itertools.product(
                 ("handout", "elbo"), _FORCING, ("cyclical", "monotonic", "none", "constant")
             )
-        },
+        }
+        | {f"stages-{scale}-free": _MIX | {"scale": scale} for scale in ("handout", "elbo")},
     ),
     "ablation": Study(
         "The default compact network and its training, with one thing changed.",
