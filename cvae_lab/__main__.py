@@ -240,13 +240,15 @@ def _bench(options: argparse.Namespace) -> None:
 
     rows = []
     print(
-        f"{'preset':8} {'what':24} {'literal':>9} {'ours':>9} {'ratio':>7} {'spread':>7} {'of matmul':>9}   (frames/s)"
+        f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
+        f"{'of matmul':>9} {'of copy':>7} {'peak MiB':>8}"
     )
     for row in bench(tuple(options.presets), options.repeats):
         rows.append(row)
         print(
-            f"{row.preset:8} {row.what:24} {row.literal:9.1f} {row.ours:9.1f} {row.ratio:6.1f}x {row.spread:7.0%} "
-            f"{row.share_of_matmul:9.0%}",
+            f"{row.preset:8} {row.what:22} {row.literal:8.1f} {row.ours:8.1f} {row.ratio:6.1f}x "
+            f"{row.against_handout:9.1f}x {row.spread:6.0%} {row.share_of_matmul:9.0%} {row.share_of_copy:7.0%} "
+            f"{row.peak_mib:8.0f}",
             flush=True,
         )
     if options.out:

@@ -5,18 +5,23 @@ The literal loop runs as public solutions run it: float32, default memory format
 """
 
 import json
+import math
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvae_lab.config import ModelConfig, TrainConfig
+from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.objective import kl_standard_normal, squared_error
 from cvae_lab.optimiser import make_optimiser
@@ -35,7 +40,13 @@ class Row:
     ours: float
     ratio: float
     spread: float
+    against_handout: (
+        float  # ours, over the literal loop of the `handout` network; NaN where that was not timed
+    )
     share_of_matmul: float  # of the machine's own matrix-product rate at ours' precision
+    share_of_copy: (
+        float  # of its memory-copy rate, if every operation's operands came from memory: caches exceed 1
+    )
     peak_mib: float
 
 
@@ -60,13 +71,22 @@ def bench(
     """Training at teacher forcing 0, 0.5, 1 and rollouts of 1, 6, 60 streams, for each preset."""
     device = pick_device()
     limits = machine(device)
+    handout: dict[str, float] = {}
     for preset in presets:
-        for forcing in (0.0, 0.5, 1.0):
-            pair = _training_pair(preset, device, batch, frames, forcing)
-            yield _row(preset, f"training, forcing {forcing:g}", pair, 3, device, limits, repeats)
-        for streams in (1, 6, 60):
-            pair = _rollout_pair(preset, device, streams, 12 if preset == "handout" else 37)
-            yield _row(preset, f"rollout, {streams} streams", pair, 1, device, limits, repeats)
+        for what, passes, pair in _pairs(preset, device, batch, frames):
+            row = _row(preset, what, pair, passes, device, limits, repeats)
+            if preset == "handout":
+                handout[what] = row.literal
+            yield replace(row, against_handout=row.ours / handout.get(what, math.nan))
+
+
+def _pairs(preset: str, device: torch.device, batch: int, frames: int) -> Iterator[tuple[str, int, "_Pair"]]:
+    """What is timed, and how many times a forward pass's operations it does."""
+    for forcing in (0.0, 0.5, 1.0):
+        yield f"training, forcing {forcing:g}", 3, _training_pair(preset, device, batch, frames, forcing)
+    for streams in (1, 6, 60):
+        steps = 12 if preset == "handout" else 37
+        yield f"rollout, {streams} streams", 1, _rollout_pair(preset, device, streams, steps)
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -132,6 +152,21 @@ def flops_per_frame(model: CVAE) -> float:
     return counter.get_total_flops()
 
 
+class _Traffic(TorchDispatchMode):
+    """Counts the bytes that operations read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
+
+
 @dataclass(frozen=True)
 class _Work:
     """Something to time, and the frames it makes."""
@@ -139,11 +174,20 @@ class _Work:
     action: Callable[[], None]
     frames: int
 
+    def bytes_per_frame(self) -> float:
+        """Of all operations' operands and results."""
+        with _Traffic() as traffic:
+            self.action()
+        return traffic.bytes / self.frames
+
+
+_Pair = tuple[_Work, _Work]
+
 
 def _row(
     preset: str,
     what: str,
-    pair: tuple[_Work, _Work],
+    pair: _Pair,
     passes: int,
     device: torch.device,
     limits: dict,
@@ -160,14 +204,14 @@ def _row(
         preset, what, statistics.median(literal), middle,
         ratio=statistics.median(b / a for a, b in speeds),
         spread=(max(ours) - min(ours)) / middle,
+        against_handout=math.nan,
         share_of_matmul=rate / float(limits[f"matmul_{name}_gflops"]),
+        share_of_copy=pair[1].bytes_per_frame() * middle / 1e9 / float(limits["copy_gb_per_s"]),
         peak_mib=_peak_mib(device),
     )  # fmt: skip
 
 
-def _training_pair(
-    preset: str, device: torch.device, batch: int, frames: int, forcing: float
-) -> tuple[_Work, _Work]:
+def _training_pair(preset: str, device: torch.device, batch: int, frames: int, forcing: float) -> _Pair:
     x, p = torch.rand(2, batch, frames, 3, 32, 64, device=device)
     tossed = coins(forcing, batch, frames - 1, "step", torch.Generator().manual_seed(0))
 
@@ -186,14 +230,14 @@ def _training_pair(
 
         return _Work(step, batch * (frames - 1))
 
-    literal = TrainConfig(precision="float32")
+    config = RunConfig.from_params("small", preset=preset).train
     return (
-        work(unroll_literal, literal, torch.contiguous_format),
-        work(unroll, TrainConfig(), torch.channels_last),
+        work(unroll_literal, replace(config, precision="float32"), torch.contiguous_format),
+        work(unroll, config, torch.channels_last),
     )
 
 
-def _rollout_pair(preset: str, device: torch.device, streams: int, steps: int) -> tuple[_Work, _Work]:
+def _rollout_pair(preset: str, device: torch.device, streams: int, steps: int) -> _Pair:
     model = CVAE(ModelConfig.preset(preset)).to(device)
     fast = CVAE(ModelConfig.preset(preset)).to(device, memory_format=torch.channels_last)
     first = torch.rand(streams, 3, 32, 64, device=device)

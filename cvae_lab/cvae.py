@@ -81,7 +81,8 @@ class CVAE(nn.Module):
         """The same from features of the previous frame, for those who have them already."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
+        # One float32 operand would make the others' precision its own, and all that follows twice as wide.
+        return _full(self.Generator(self.Decoder_Fusion(previous, label, z.to(label.dtype))))
 
 
 def _full(x: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from cvae_lab import CVAE, ModelConfig, bench
 
 
 def test_rows_and_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        bench, "machine", lambda device: {"matmul_float32_gflops": 1.0, "matmul_bfloat16_gflops": 1.0}
-    )
+    limits = {"matmul_float32_gflops": 1.0, "matmul_bfloat16_gflops": 1.0, "copy_gb_per_s": 1.0}
+    monkeypatch.setattr(bench, "machine", lambda device: limits)
     rows = list(bench.bench(("compact",), repeats=1, batch=1, frames=3))
     assert [row.what.split(",")[0] for row in rows] == ["training"] * 3 + ["rollout"] * 3
     assert all(
@@ -20,6 +19,12 @@ def test_rows_and_file(tmp_path, monkeypatch):
     )
     bench.write(tmp_path / "bench.json", rows)
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 6
+
+
+def test_traffic_of_a_sum_by_hand():
+    a, b = torch.rand(2, 5, 7)
+    work = bench._Work(lambda: a.t() + b.t(), 1)
+    assert work.bytes_per_frame() == 3 * 4 * 5 * 7  # two read, one written; the transposes move nothing
 
 
 def test_exponent_of_a_power_law():
