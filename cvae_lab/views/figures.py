@@ -218,7 +218,7 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
     ax.hlines(names, baseline, means, color="#d0d0d0", linewidth=2)
     ax.errorbar(means, names, xerr=spread, fmt="o", color=PALETTE[0], markersize=8, linewidth=1.6, capsize=3)
     for y, (mean, std) in enumerate(zip(means, spread, strict=True)):
-        text = f"{mean:.1f} ± {std:.1f}" if std else f"{mean:.1f}"
+        text = f"{mean:.2f} ± {std:.2f}" if std else f"{mean:.2f}"
         ax.annotate(text, (mean, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
     quiet(ax).set(xlabel="mean PSNR, dB", ylim=(-0.6, len(means) - 0.3))
     ax.spines["left"].set_visible(False)
