@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     study = _command(
         commands, "study", _study, "train a study's variants x seeds, side by side, no notebooks"
     )
-    study.add_argument("name", choices=["strategies", "ablation", "minutes", "latent"])
+    study.add_argument("name", choices=["reference", "strategies", "ablation", "minutes", "latent"])
     study.add_argument("--out", type=Path, required=True)
     study.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
     study.add_argument("--scheduler", help="address of a running Dask scheduler")

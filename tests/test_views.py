@@ -238,7 +238,7 @@ def test_strategy_bars_put_the_best_on_top(with_std):
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["low", "high"]
     assert ax.lines[0].get_xdata() == [22, 22]
     assert ax.lines[1].get_xdata().tolist() == [20, 25]
-    assert [text.get_text() for text in ax.texts] == ["20.0 ± 0.5" if with_std else "20.0", "25.0"]
+    assert [text.get_text() for text in ax.texts] == ["20.00 ± 0.50" if with_std else "20.00", "25.00"]
 
 
 def test_band_lies_between_low_and_high():
