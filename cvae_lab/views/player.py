@@ -146,9 +146,8 @@ def embed(page: str, height: int = 460) -> "IPython.display.HTML":
     from IPython.display import HTML
 
     text = html.escape(page, quote=True)
-    return HTML(
-        f'<iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}" style="border:0"></iframe>'
-    )
+    frame = f'<iframe srcdoc="{text}" sandbox="allow-scripts" width="100%" height="{height}" style="border:0"></iframe>'
+    return HTML(f"<div>{frame}</div>")  # IPython warns of output that begins with a frame
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
