@@ -46,27 +46,28 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def by_variant(table: pd.DataFrame) -> pd.DataFrame:
-    """A study's runs (columns as `record.run_row` has them) by variant, best first; spread over seeds."""
+    """A study's runs (columns as in `record.run_row`) by variant, best held-out score first; spread over seeds."""
     groups = table.groupby("variant", as_index=False, sort=False)
     rows = groups.agg(
-        seeds=("seed", "nunique"), psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
+        seeds=("seed", "nunique"), heldout=("heldout_psnr", "mean"), heldout_std=("heldout_psnr", "std"),
+        psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
         worst_clip=("psnr_worst_clip", "mean"), ssim_mean=("ssim_mean", "mean"),
         parameters=("parameters", "first"), minutes=("minutes", "mean"),
     )  # fmt: skip
-    return rows.sort_values("psnr_mean", ascending=False, ignore_index=True)
+    return rows.sort_values("heldout", ascending=False, ignore_index=True)
 
 
 def study_markdown(table: pd.DataFrame) -> str:
     """`by_variant` as a Markdown table."""
     lines = [
-        "| variant | seeds | PSNR (dB) | worst clip (dB) | SSIM | parameters | minutes |",
-        "|" + "---|" * 7,
+        "| variant | seeds | held-out (dB) | test (dB) | worst clip (dB) | SSIM | parameters | minutes |",
+        "|" + "---|" * 8,
     ]
     for row in by_variant(table).itertuples():
         spread = f" ± {row.psnr_std:.2f}" if row.psnr_std == row.psnr_std else ""
         lines.append(
-            f"| {row.variant} | {row.seeds} | {row.psnr_mean:.2f}{spread} | {row.worst_clip:.2f} | {row.ssim_mean:.3f} "
-            f"| {row.parameters:,} | {row.minutes:.1f} |"
+            f"| {row.variant} | {row.seeds} | {row.heldout:.2f} | {row.psnr_mean:.2f}{spread} | {row.worst_clip:.2f} "
+            f"| {row.ssim_mean:.3f} | {row.parameters:,} | {row.minutes:.1f} |"
         )
     return "\n".join(lines)
 
