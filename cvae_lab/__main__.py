@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cvae_lab.config import RunConfig
+from cvae_lab.config import ConfigError, RunConfig
 
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -78,8 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         commands, "compare", _compare, "print the table of finished runs and draw its pictures"
     )
     compare.add_argument("runs", type=Path, help="a folder of runs, or a study's table that --csv wrote")
-    compare.add_argument("--into", type=Path, help="a Markdown file whose results table is replaced")
-    compare.add_argument("--csv", type=Path, help="write the table as CSV, a row per run, and no pictures")
+    instead = compare.add_mutually_exclusive_group()
+    instead.add_argument("--into", type=Path, help="a Markdown file whose table is replaced, and no pictures")
+    instead.add_argument("--csv", type=Path, help="write the table as CSV, a row per run, and no pictures")
 
     bench = _command(
         commands, "bench", _bench, "time the literal loop against the fast paths on this machine"
@@ -113,7 +114,11 @@ def _parameters(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _values(pairs: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _values(pairs: Sequence[Sequence[str]], but: Sequence[str] = ("data",)) -> dict[str, Any]:
+    """Parameters given by -p; those in `but` have an option of their own."""
+    for name, _ in pairs:
+        if name in but:
+            raise ConfigError(f"-p {name} is not for this command, which sets it itself; see its --help.")
     return {name: _literal(text) for name, text in pairs}
 
 
@@ -153,7 +158,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     variants = {name: {"kl_strategy": name} for name in options.strategies}
-    return _run_all(NOTEBOOKS / "03_training.ipynb", options, options.data, variants, options.seeds, {})
+    own = (
+        "data",
+        "seed",
+        "kl_strategy",
+        "kl_target",
+    )  # a controller would leave the strategies no difference
+    params = _values(options.params, own)
+    return _run_all(NOTEBOOKS / "03_training.ipynb", options, options.data, variants, options.seeds, params)
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -161,7 +173,8 @@ def _study(options: argparse.Namespace) -> int:
 
     study = STUDIES[options.name]
     print(study.about)
-    return _run_all(None, options, study.data, study.variants, options.seeds or study.seeds, study.base)
+    params = study.base | _values(options.params, ("data", "seed"))
+    return _run_all(None, options, study.data, study.variants, options.seeds or study.seeds, params)
 
 
 def _run_all(
@@ -170,12 +183,12 @@ def _run_all(
     data: str,
     variants: dict[str, dict[str, Any]],
     seeds: Sequence[int],
-    base: dict[str, Any],
+    params: dict[str, Any],
 ) -> int:
     from cvae_lab.data import load
     from cvae_lab.runs.sweep import plan, sweep
 
-    jobs = plan(data, options.out, variants, seeds, base | _values(options.params))
+    jobs = plan(data, options.out, variants, seeds, params)
     load(data)  # decoded or rendered once, before the workers need it; a faulty folder is refused here
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
@@ -218,6 +231,8 @@ def _compare(options: argparse.Namespace) -> None:
     if options.runs.suffix == ".csv":
         table = pd.read_csv(options.runs)
         print(study_markdown(table))
+        if options.csv:
+            raise ValueError(f"{options.runs} is a table already; --csv is for a folder of runs.")
         if options.into:
             into_markdown(options.into, options.runs.stem, study_markdown(table))
         return

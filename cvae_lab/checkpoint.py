@@ -2,13 +2,12 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cvae_lab.config import ModelConfig, RunConfig
+from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.state import TrainState
 
@@ -38,16 +37,11 @@ def resume(path: Path, config: RunConfig) -> TrainState:
         raise CheckpointError(
             f"{path} is not a run's checkpoint, so it cannot be resumed; give a run's last.pt."
         )
-    was = RunConfig.from_json(raw["config"])
-    flat = {**asdict(config.train), **asdict(config.model), "data": config.data}
-    flat_was = {**asdict(was.train), **asdict(was.model), "data": was.data}
-    changed = [
-        name for name in flat if flat[name] != flat_was[name] and name not in ("epochs", "minutes", "threads")
-    ]
-    if changed:
-        name = changed[0]
+    if difference := RunConfig.from_json(raw["config"]).difference(
+        config, but=("epochs", "minutes", "threads")
+    ):
         raise CheckpointError(
-            f"{path} was trained with {name} = {flat_was[name]!r}, not {flat[name]!r}; "
+            f"{path} was trained with {difference}; "
             "give the same value to resume, or another run folder to start afresh."
         )
     state = TrainState.create(config.model, config.train)
@@ -73,6 +67,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", average: bo
             f"{path} does not hold the weights of preset {model.config.name}: {error}."
         ) from error
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+def train_config(path: Path) -> TrainConfig:
+    """How a checkpoint was trained; the handout's way for one from the course."""
+    raw = _read(path)
+    config = RunConfig.from_json(raw["config"]) if "config" in raw else RunConfig.from_params("", "handout")
+    return config.train
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -192,6 +192,16 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
 
+    def __post_init__(self) -> None:
+        if self.train.sigma and self.train.scale == "handout":
+            raise ConfigError(
+                'sigma belongs to scale = "elbo"; at the handout\'s scale there is beta_max alone.'
+            )
+        if self.train.kl_balance and self.model.prior == "normal":
+            raise ConfigError(
+                'kl_balance parts gradients between posterior and prior; it needs prior = "learned".'
+            )
+
     @classmethod
     def from_params(cls, data: str | Path, preset: str = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
         """From flat names; ConfigError for an unknown one, with the nearest known name."""
@@ -199,9 +209,7 @@ class RunConfig:
         train_names = {f.name for f in fields(TrainConfig)}
         for name in params:
             if name not in model_names | train_names:
-                near = difflib.get_close_matches(
-                    name, sorted(model_names | train_names | {"preset", "data"}), n=1
-                )
+                near = difflib.get_close_matches(name, sorted(model_names | train_names | {"preset"}), n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"There is no parameter {name!r}.{hint}")
         values = {name: _tuples(value) for name, value in params.items()}
@@ -223,6 +231,12 @@ class RunConfig:
         raw = json.loads(text)
         train = TrainConfig(**{name: _tuples(value) for name, value in raw["train"].items()})
         return cls(raw["data"], ModelConfig(**raw["model"]), train)
+
+    def difference(self, other: "RunConfig", but: tuple[str, ...] = ()) -> str:
+        """The first value that `other` has differently, in words; empty where all are alike, `but` for these."""
+        mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
+        changed = [name for name in mine if mine[name] != theirs[name] and name not in but]
+        return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
 
     def with_training(self, **changes: Any) -> "RunConfig":  # noqa: ANN401
         """A copy with some training values changed."""

@@ -77,13 +77,14 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Float[Tensor, "sb c h w"]) -> Float[Tensor, "sb c h w"]:
         if not (self.training or self.batch_statistics):
             return super().forward(x)
+        kind, x = x.dtype, x.float()  # statistics of bfloat16 values rounded to bfloat16 would be too coarse
         parts = x.unflatten(0, (self.steps, -1))
         count = parts[0].numel() / x.shape[1]
         var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)
         if self.training:
             self._update_running(mean.flatten(1), var.flatten(1) * count / (count - 1))
         scale = self.weight.view(-1, 1, 1) * torch.rsqrt(var + self.eps)
-        return ((parts - mean) * scale + self.bias.view(-1, 1, 1)).flatten(0, 1)
+        return ((parts - mean) * scale + self.bias.view(-1, 1, 1)).flatten(0, 1).to(kind)
 
     @torch.no_grad()
     def _update_running(self, means: Float[Tensor, "s c"], variances: Float[Tensor, "s c"]) -> None:

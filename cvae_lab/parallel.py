@@ -1,7 +1,8 @@
 """One run over several processes or machines under `torchrun`; with a single process all of this is nothing.
 
 Every rank draws the same clips, coins and augmentation, then works on its own share of the batch; only the noise
-differs by rank. Gradients are averaged, so a step equals that of one process with the joined batch.
+differs by rank. Gradients are averaged, so a step equals that of one process with the joined batch; two things
+are each rank's own, over its share: the statistics of the handout's batch norm, and the means that free bits clamp.
 """
 
 import os
@@ -26,11 +27,13 @@ def rank() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started: nccl between GPUs, gloo between CPUs."""
+    """Join the processes that torchrun started: nccl for what lies on GPUs, gloo for what lies on CPUs."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every rank would take the first GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -52,17 +55,15 @@ def agreed(value: float) -> float:
     """Rank 0's value, so that clocks that differ by a moment do not part the ranks."""
     if world() == 1:
         return value
-    shared = torch.tensor(
-        value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu"
-    )
+    shared = torch.tensor(value, dtype=torch.float64)
     dist.broadcast(shared, 0)
     return float(shared)
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over ranks of a small tensor on the CPU."""
+    """The sum over ranks of a small tensor, by way of the CPU where there are several."""
     if world() == 1:
         return values
-    shared = values.to("cuda") if dist.get_backend() == "nccl" else values.clone()
+    shared = values.detach().to("cpu", copy=True)
     dist.all_reduce(shared)
-    return shared.cpu()
+    return shared

@@ -118,7 +118,8 @@ def tf_ratio_at(
     if strategy == "linear":
         return max(0.0, start - step * max(0, epoch - first_decay + 1))
     if strategy == "inverse_sigmoid":
-        return start * (decay + 1) / (decay + math.exp((epoch - 1) / decay))
+        fall = math.exp(-(epoch - 1) / decay)  # of its own sign, so that a late epoch gives 0 and no overflow
+        return start * (decay + 1) * fall / (decay * fall + 1)
     if strategy == "adaptive":
         return _adaptive(epoch, start, first_decay, step, scores)
     raise ValueError(f"There is no teacher-forcing strategy {strategy!r}.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cvae_lab import parallel
-from cvae_lab.config import ModelConfig, TrainConfig
+from cvae_lab.config import ConfigError, ModelConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.optimiser import Muon, make_optimiser
 from cvae_lab.rollout import Unroll
@@ -22,6 +22,8 @@ def pick_device(name: str = "auto") -> torch.device:
     """`auto`: CUDA where there is one, else the CPU. Under torchrun each rank of a machine has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but torch finds no CUDA GPU here; say device = 'auto' or 'cpu'.")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
@@ -118,7 +120,13 @@ class TrainState:
             self.average = {name: value.to(device) for name, value in state["average"].items()}
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+            try:
+                generator.set_state(state["generators"][name].cpu())
+            except RuntimeError as error:
+                raise ConfigError(
+                    "the run was begun on another kind of device (CPU or CUDA), whose noise cannot go on here; "
+                    "resume it on that kind, or start afresh in another folder."
+                ) from error
         if parallel.rank():  # the file holds rank 0's noise; the others must not repeat it
             noise = self.generators["noise"]
             noise.manual_seed(noise.initial_seed() + 100_003 * parallel.rank() + state["step"])

@@ -26,6 +26,9 @@ MAX_SKIPPED = 10
 """Steps in a row with a non-finite loss or gradient after which training stops."""
 
 
+BEFORE_THE_END = (
+    1 - 1e-9
+)  # schedules are defined on [0, 1); a step may begin when a time budget has just run out
 COLUMNS = (
     "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
     "heldout_psnr", "skipped", "seconds", "frames_per_s",
@@ -54,14 +57,11 @@ def train_step(
         out = state.network(batch, eps, feed)
     error = squared_error(out.prediction, batch.x[:, 1:]) / dims
     mse = error.mean()
-    pull = (
-        psnr_weights(error, parallel.summed(mse.detach()) / parallel.world())
-        if config.weighting == "psnr"
-        else 1.0
-    )
+    joint = parallel.summed(mse.detach()) / parallel.world()  # over all ranks
+    pull = psnr_weights(error, joint) if config.weighting == "psnr" else 1.0
     kl = kl_cost(*out[1:])
     cost = kl_cost(*out[1:], config.free_bits, config.kl_balance)
-    loss = (pull * error).mean() + handout_beta(beta, config.scale, dims, config.sigma, mse) * cost
+    loss = (pull * error).mean() + handout_beta(beta, config.scale, dims, config.sigma, joint) * cost
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
@@ -160,6 +160,7 @@ def fit(
         if last or state.epoch % every == 0:
             with reduced_precision(config, device):
                 record |= _scores(state.averaged_model(), data, heldout)
+            last = last or clock.over()  # looking takes time, too
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
         state.history.append(record)
@@ -186,13 +187,17 @@ class _Clock:
         return time.monotonic() - self.started
 
     def progress(self) -> float | Fraction:
-        if self.config.minutes:
-            return parallel.agreed(min(1.0, self.elapsed() / (60 * self.config.minutes)))
-        done = self.state.epoch * self.per_epoch + self.step_in_epoch
-        return Fraction(done, self.config.epochs * self.per_epoch)
+        """In [0, 1), as schedules want it: a step may begin when a time budget has just run out."""
+        return min(self._spent(), 1 - 1e-9) if self.config.minutes else self._spent()
 
     def over(self) -> bool:
-        return self.progress() >= 1
+        return self._spent() >= 1
+
+    def _spent(self) -> float | Fraction:
+        if self.config.minutes:
+            return parallel.agreed(self.elapsed() / (60 * self.config.minutes))
+        done = self.state.epoch * self.per_epoch + self.step_in_epoch
+        return Fraction(done, self.config.epochs * self.per_epoch)
 
 
 def _train_epoch(

@@ -178,3 +178,19 @@ def test_with_training_checks_again():
     assert config.with_training(epochs=3) == replace(config, train=TrainConfig(epochs=3))
     with pytest.raises(ConfigError, match="epochs"):
         config.with_training(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [({"sigma": 0.1}, "belongs to scale"), ({"kl_balance": 0.8}, "needs prior")],
+)
+def test_values_that_would_be_ignored_are_refused(params, said):
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.from_params("small", **params)
+    RunConfig.from_params("small", sigma=0.1, scale="elbo", kl_balance=0.8, prior="learned")
+
+
+def test_a_difference_is_named():
+    one, other = (RunConfig.from_params("small", width=width) for width in (8, 16))
+    assert one.difference(other) == "width = 8, not 16"
+    assert one.difference(one) == one.difference(other, but=("width",)) == ""

@@ -78,8 +78,13 @@ def test_scores_are_those_of_the_predictions(swept):
 def test_done_runs_are_skipped(swept):
     out, _ = swept
     before = (out / "none-seed0/result.json").stat().st_mtime_ns
-    (job,) = plan("tiny", out, {"none": {}}, [0], TINY)
-    assert execute(str(TEMPLATE), job).message == "done before"
+    same, other = (
+        plan("tiny", out, {"none": {"kl_strategy": name}}, [0], TINY)[0] for name in ("none", "constant")
+    )
+    assert execute(str(TEMPLATE), same).message == "done before"
+    refused = execute(str(TEMPLATE), other)
+    assert not refused.ok
+    assert "kl_strategy = 'none', not 'constant'" in refused.message
     assert (out / "none-seed0/result.json").stat().st_mtime_ns == before
 
 

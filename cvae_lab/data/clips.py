@@ -75,7 +75,7 @@ class Video:
         if not held:
             raise ValueError(
                 f"video {self.name!r}: no take is long enough to hold out {min_frames} frames and keep as "
-                "many; lower min_frames or use a longer video"
+                "many; ask for shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 

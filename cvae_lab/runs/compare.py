@@ -47,6 +47,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 def by_variant(table: pd.DataFrame) -> pd.DataFrame:
     """A study's runs (columns as in `record.run_row`) by variant, best held-out score first; spread over seeds."""
+    if missing := {"variant", "seed", "heldout_psnr", "psnr_worst_clip"} - set(table):
+        raise RunError(
+            f"this is no table of runs as `compare RUNS --csv` writes it: it has no column {min(missing)}."
+        )
     groups = table.groupby("variant", as_index=False, sort=False)
     rows = groups.agg(
         seeds=("seed", "nunique"), heldout=("heldout_psnr", "mean"), heldout_std=("heldout_psnr", "std"),
@@ -85,7 +89,9 @@ def into_markdown(path: Path, name: str, text: str) -> None:
 
 def draw(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) -> Iterator[Path]:
     """Strategies side by side, and their histories, as PNGs in `out`; then the GIF of the best run."""
-    histories = {run.path.name: run.history for run in runs}
+    histories = {
+        str(run.path.relative_to(out)) if run.path != out else run.path.name: run.history for run in runs
+    }
     baseline = float(table["baseline_static"].mean())
     pictures = {
         "strategies.png": figures.strategy_bars(by_strategy(table), baseline),

@@ -11,7 +11,7 @@ from cvae_lab.data import EMBEDDED, load, stage
 from cvae_lab.data.clips import Clip
 from cvae_lab.diagnostics import diagnose, posteriors
 from cvae_lab.rollout import evaluating
-from cvae_lab.runs.record import RunFolder
+from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.variety import Probe, probe, samples, variety
 
 SAMPLES, FRAMES = 8, 150  # films per clip, and their frames: enough for the best of eight
@@ -25,6 +25,10 @@ def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
     model = checkpoint.load_model(run.path / "best.pt")
     source = run.config.data
     clips = [clip for clip in load(source, progress=False).tests if clip.answer is not None]
+    if not clips:
+        raise RunError(
+            f"{run.path}: its data, {source}, has no test clip with an answer, so nothing can be diagnosed."
+        )
     found = diagnose(model, clips, seed)
     row = {
         "run": run.path.name, "psnr_mean": run.result["psnr_mean"], "kl": found.kl, "active": found.active,
@@ -39,8 +43,9 @@ def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
 
 
 def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
-    x = torch.stack([clip.answer[: FRAMES + 1] for clip in clips]).float() / 255
-    p = torch.stack([clip.labels[: FRAMES + 1] for clip in clips]).float() / 255
+    length = min(FRAMES + 1, *map(len, clips))
+    x = torch.stack([clip.answer[:length] for clip in clips]).float() / 255
+    p = torch.stack([clip.labels[:length] for clip in clips]).float() / 255
     found = variety(samples(model, x[:, 0], p, SAMPLES, torch.Generator().manual_seed(seed)), x[:, 1:])
     return {
         "one_sample": float(found.best_of[0]), "best_of_8": float(found.best_of[-1]), "average_of_8": found.mean,

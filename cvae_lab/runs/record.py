@@ -60,9 +60,10 @@ class RunFolder:
     def log(self, state: TrainState, config: RunConfig) -> None:
         """After an epoch: history, `last.pt`, and `best.pt` where the held-out score improved."""
         scores = [record["heldout_psnr"] for record in state.history]
-        checkpoint.save(self.path / "last.pt", state, config)
         if np.isfinite(scores[-1]) and scores[-1] >= np.nanmax(scores):
             checkpoint.save(self.path / "best.pt", state, config)
+        # Second: interrupted in between, the epoch is run again, and no best one is ever missing.
+        checkpoint.save(self.path / "last.pt", state, config)
         self._write("history.csv", pd.DataFrame(state.history).to_csv(index=False))
 
     def finish(self, config: RunConfig, data: Dataset, seed: int = 0, film: bool = True) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class RunFolder:
         """
         model = checkpoint.load_model(self.path / "best.pt", pick_device(config.train.device))
         clips = [*data.val.as_clips()[:1], *data.tests]
-        predictions = predict_clips(model, clips, seed)
+        predictions = predict_clips(model, clips, config.train, seed)
         scores = pd.concat([_score(clip, frames) for clip, frames in zip(clips, predictions, strict=True)])
         self._write("psnr_per_frame.csv", scores.to_csv(index=False, float_format="%.4f"))
         arrays = {
@@ -113,13 +114,22 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunConfig:
-        """What the run was asked to be."""
-        return RunConfig.from_json(self._read("config.json"))
+        """What the run was asked to be. RunError where another version wrote it."""
+        text = self._read("config.json")
+        try:
+            return RunConfig.from_json(text)
+        except (TypeError, KeyError) as error:
+            raise RunError(
+                f"{self.path}/config.json is not one of this version ({error}); train it again."
+            ) from error
 
     @cached_property
     def result(self) -> dict[str, Any]:
         """What came out, with hardware, versions and commit."""
-        return json.loads(self._read("result.json"))
+        result = json.loads(self._read("result.json"))
+        if missing := {"strategy", "preset", "psnr_mean", "psnr_by_clip", "heldout_psnr"} - set(result):
+            raise RunError(f"{self.path}/result.json is no result of this lab: it has no {min(missing)}.")
+        return result
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -142,11 +152,11 @@ class RunFolder:
 
 
 def predict_clips(
-    model: CVAE, clips: Sequence[Clip], seed: int = 0, mirror: bool = False
+    model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, mirror: bool = False
 ) -> list[Float[Tensor, "_ 3 _ _"]]:
     """Predictions of all clips in one batch, z from the prior; shorter ones padded with their last label.
 
-    `mirror` averages each with the prediction of its mirror image.
+    At the precision of the run's `config`. `mirror` averages each with the prediction of its mirror image.
     """
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
@@ -154,7 +164,7 @@ def predict_clips(
     labels = [torch.cat([clip.labels, extra]) for clip, extra in zip(clips, padding, strict=True)]
     first = torch.stack([clip.first for clip in clips]).to(device).float() / 255
     generator = torch.Generator().manual_seed(seed)
-    with reduced_precision(TrainConfig(), device):
+    with reduced_precision(config, device):
         method = predict_mirrored if mirror else predict
         frames = method(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]

@@ -7,7 +7,7 @@ import imageio.v3 as iio
 import numpy as np
 import pandas as pd
 
-from cvae_lab.runs.record import RunFolder
+from cvae_lab.runs.record import RunError, RunFolder
 
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
 COLUMNS = 16  # frames side by side on the sheet
@@ -20,6 +20,8 @@ def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
     sixth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
     """
     folder = out / run.path.name
+    if (folder / "result.json").exists():
+        raise RunError(f"{folder} holds a run already; export to an empty folder, runs of different names.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run.path / name, folder / name)

@@ -62,7 +62,7 @@ STUDIES = {
     ),
     "minutes": Study(
         "What minutes buy on one CPU core, for compact and for the course's network. Run it with nothing beside it.",
-        {"eval_every": 1000},
+        {"eval_every": 1000, "threads": 1, "device": "cpu"},
         {
             "handout-10-minutes": {"preset": "handout", "minutes": 10.0},
             "compact-10-minutes": {"minutes": 10.0},

@@ -25,12 +25,12 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     `run` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
     """
     weights = run if run.is_file() else best_run(run).path / "best.pt"
-    model = checkpoint.load_model(weights, pick_device())
+    model, trained = checkpoint.load_model(weights, pick_device()), checkpoint.train_config(weights)
     clips = load(data).tests
     yield f"predicting with {weights}"
     out = weights.parent / "test"
     out.mkdir(exist_ok=True)
-    predictions = predict_clips(model, clips, seed, mirror=_trained_with_flips(weights))
+    predictions = predict_clips(model, clips, trained, seed, mirror=trained.flip)
     means = []
     for clip, frames in zip(clips, predictions, strict=True):
         write_clip(out, clip, frames)
@@ -47,11 +47,6 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     if means:
         mean = sum(means) / len(means)
         yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
-
-
-def _trained_with_flips(weights: Path) -> bool:
-    """A checkpoint by itself, without its run folder, does not say: then it is taken as it is."""
-    return (weights.parent / "config.json").exists() and RunFolder(weights.parent).config.train.flip
 
 
 def write_clip(out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:

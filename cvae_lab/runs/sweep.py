@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import logging
 import os
 import time
@@ -17,7 +18,8 @@ import papermill
 from distributed import Client, LocalCluster, as_completed
 
 from cvae_lab.config import RunConfig
-from cvae_lab.runs.record import RunFolder
+from cvae_lab.data import EMBEDDED
+from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.runs.train import train_run
 
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
@@ -57,7 +59,7 @@ def plan(
 
     papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
     """
-    source = str(Path(data).resolve()) if Path(data).is_dir() else data
+    source = data if data in EMBEDDED else str(Path(data).resolve())
     jobs = []
     for seed, (name, changes) in itertools.product(seeds, variants.items()):  # cut short, it has whole rounds
         params = {**options, **changes, "seed": seed}
@@ -80,7 +82,7 @@ def sweep(
         finished = as_completed()
         while waiting or finished.count():
             # No more at a time than there are workers: a run handed out early would wait behind a busy one.
-            while waiting and finished.count() < sum(client.nthreads().values()):
+            while waiting and finished.count() < max(1, len(client.nthreads())):
                 job = waiting.popleft()
                 key = f"{job.run_dir}-{time.time_ns()}"
                 names[key] = job.run_dir
@@ -95,8 +97,11 @@ def sweep(
 
 @contextlib.contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
+    if workers < 0:
+        raise ValueError(f"workers = {workers}: give 1 or more, or 0 for one per core.")
     if scheduler:
         with Client(scheduler) as client:
+            client.wait_for_workers(1)
             yield client
         return
     # One thread per process: runs side by side that share cores are many times slower with more.
@@ -117,9 +122,9 @@ def execute(template: str | None, job: Job) -> Outcome:
     """One run in this process. Safe to repeat: a done run is skipped, an interrupted one resumes."""
     run = RunFolder(Path(job.run_dir))
     started = time.monotonic()
-    if run.done:
-        return Outcome(job.run_dir, True, "done before", 0.0)
     try:
+        if run.done:
+            return _done_before(job, run)
         if template:
             _execute_notebook(template, job, run)
         else:
@@ -130,6 +135,14 @@ def execute(template: str | None, job: Job) -> Outcome:
     if not run.done:
         return Outcome(job.run_dir, False, "the notebook ended without a result.json", 0.0)
     return Outcome(job.run_dir, True, "done", (time.monotonic() - started) / 60)
+
+
+def _done_before(job: Job, run: RunFolder) -> Outcome:
+    """A run that was finished before counts only if it is the one asked for."""
+    difference = run.config.difference(RunConfig.from_params(job.data, **job.params), but=("threads",))
+    if difference:
+        raise RunError(f"{run.path} holds a run with {difference}; give another --out, or remove it.")
+    return Outcome(job.run_dir, True, "done before", 0.0)
 
 
 def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
@@ -146,8 +159,9 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
     """A job in the words of the notebook's parameters cell; names it does not have go in by `extra`."""
     own = set(papermill.inspect_notebook(template))
-    direct = {name: value for name, value in job.params.items() if name in own}
-    extra = {name: value for name, value in job.params.items() if name not in own}
+    params = json.loads(json.dumps(job.params))  # papermill would write a tuple as text
+    direct = {name: value for name, value in params.items() if name in own}
+    extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
 
 

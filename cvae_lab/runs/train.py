@@ -15,8 +15,12 @@ def train_run(
 ) -> None:
     """Train, keep and score a run; every rank trains, rank 0 alone writes and prints; `film` as in `finish`."""
     run = RunFolder(path)
-    if run.done or ((path / "last.pt").exists() and not resume):
+    if not resume and (run.done or (path / "last.pt").exists()):
         raise RunError(f"{path} holds a run already; give --resume to go on with it, or another folder.")
+    if run.done and not run.config.difference(config, but=("threads",)):
+        raise RunError(
+            f"{path} is done; ask for more epochs or minutes to go on with it, or for another folder."
+        )
     data = load(config.data, progress=parallel.rank() == 0)
     state = run.begin(config)
     if parallel.rank():
