@@ -14,7 +14,7 @@ from cvae_lab.rollout import evaluating
 from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.variety import Probe, probe, samples, variety
 
-SAMPLES, FRAMES = 8, 150  # films per clip, and their frames: enough for the best of eight
+SAMPLES, FRAMES = 8, 150  # films per clip, and frames that are diagnosed; the probes take whole clips
 
 
 def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
@@ -29,23 +29,24 @@ def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
         raise RunError(
             f"{run.path}: its data, {source}, has no test clip with an answer, so nothing can be diagnosed."
         )
-    found = diagnose(model, clips, seed)
+    length = min(FRAMES + 1, *map(len, clips))
+    films = [Clip(clip.name, clip.first, clip.labels[:length], clip.answer[:length]) for clip in clips]
+    found = diagnose(model, films, seed)
     row = {
         "run": run.path.name, "psnr_mean": run.result["psnr_mean"], "kl": found.kl, "active": found.active,
         "units": found.units, "gap": found.scores["posterior"].free - found.scores["prior"].free,
         "swap": found.scores["mean"].free - found.scores["swapped"].free, "sigma": found.sigma,
         "growth": found.growth, "loses": sum(frame is not None for frame in found.loses),
     }  # fmt: skip
-    row |= _variety_row(model, clips, seed)
+    row |= _variety_row(model, films, seed)
     if source in EMBEDDED:
         row |= _probe_row(model, clips, stage.hidden_factors(source))
     return row | {"verdict": found.verdict}
 
 
 def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
-    length = min(FRAMES + 1, *map(len, clips))
-    x = torch.stack([clip.answer[:length] for clip in clips]).float() / 255
-    p = torch.stack([clip.labels[:length] for clip in clips]).float() / 255
+    x = torch.stack([clip.answer for clip in clips]).float() / 255
+    p = torch.stack([clip.labels for clip in clips]).float() / 255
     found = variety(samples(model, x[:, 0], p, SAMPLES, torch.Generator().manual_seed(seed)), x[:, 1:])
     return {
         "one_sample": float(found.best_of[0]), "best_of_8": float(found.best_of[-1]), "average_of_8": found.mean,
@@ -58,7 +59,7 @@ def _probe_row(model: CVAE, clips: list[Clip], factors: dict[str, np.ndarray]) -
     codes = [_codes(model, clip) for clip in clips]
     row: dict[str, float] = {}
     for index, name in enumerate(("sway", "flicker")):
-        truth = [factors[f"test{k}"][1:, index] for k in range(len(clips))]
+        truth = [factors[f"test{k}"][1 : len(clip), index] for k, clip in enumerate(clips)]
         found = probe(codes, truth, len(clips) // 2) if min(map(len, truth)) > 120 else Probe(np.nan, np.nan)
         row |= {f"{name}_correlation": found.correlation, f"{name}_p": found.p_value}
     return row
