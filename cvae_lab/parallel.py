@@ -63,7 +63,7 @@ def agreed(value: float) -> float:
 def summed(values: Tensor) -> Tensor:
     """The sum over ranks of a small tensor, by way of the CPU where there are several."""
     if world() == 1:
-        return values
+        return values.detach()
     shared = values.detach().to("cpu", copy=True)
     dist.all_reduce(shared)
     return shared

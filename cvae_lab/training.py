@@ -57,7 +57,7 @@ def train_step(
         out = state.network(batch, eps, feed)
     error = squared_error(out.prediction, batch.x[:, 1:]) / dims
     mse = error.mean()
-    joint = parallel.summed(mse.detach()) / parallel.world()  # over all ranks
+    joint = parallel.summed(mse) / parallel.world()  # over all ranks
     pull = psnr_weights(error, joint) if config.weighting == "psnr" else 1.0
     kl = kl_cost(*out[1:])
     cost = kl_cost(*out[1:], config.free_bits, config.kl_balance)

@@ -10,7 +10,7 @@ import torch
 from cvae_lab import parallel
 from cvae_lab.config import ModelConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch
-from cvae_lab.objective import kl_standard_normal, squared_error
+from cvae_lab.objective import handout_beta, kl_standard_normal, psnr_weights, squared_error
 from cvae_lab.rollout import Feed, Unroll
 from cvae_lab.runs.record import RunFolder
 from cvae_lab.schedules import coins
@@ -29,7 +29,13 @@ def gradients_of_a_joined_batch(share=lambda rows: rows):
     tossed = coins(0.5, 6, 4, "step", g)
     mine = ClipBatch(*(share(part) for part in batch))
     out = state.network(mine, share(eps), Feed(share(tossed)))
-    loss = squared_error(out.prediction, mine.x[:, 1:]).mean() + kl_standard_normal(out.mu, out.logvar).mean()
+    dims = mine.x[0, 0].numel()
+    error = squared_error(out.prediction, mine.x[:, 1:]) / dims
+    joint = (
+        parallel.summed(error.mean()) / parallel.world()
+    )  # weights and sigma are the joined batch's, not the rank's
+    cost = kl_standard_normal(out.mu, out.logvar).mean()
+    loss = (psnr_weights(error, joint) * error).mean() + handout_beta(1.0, "elbo", dims, 0.0, joint) * cost
     loss.backward()
     return [p.grad for p in state.model.parameters()]
 
