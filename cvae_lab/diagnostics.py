@@ -3,7 +3,7 @@
 `diagnose` does it all; the functions it is made of leave the model's mode to the caller, as `rollout` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,18 +97,22 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
 
 def posteriors(model: CVAE, x: Films, p: Films) -> tuple[Grids, Grids]:
     """mu and logvar of q(z | x_t, p_t) for frames 1 to T-1."""
-    pairs = zip(x[:, 1:].unbind(1), p[:, 1:].unbind(1), strict=True)
-    every = [model.posterior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
-    return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
+    return _in_parts(model, model.posterior, x[:, 1:], p[:, 1:])
 
 
 def priors(model: CVAE, x: Films, p: Films) -> tuple[Grids, Grids] | None:
     """mu and logvar of a learned prior for frames 1 to T-1, each from the true frame before; None: it is N(0, I)."""
     if model.Prior_Predictor is None:
         return None
-    pairs = zip(x[:, :-1].unbind(1), p[:, 1:].unbind(1), strict=True)
-    every = [model.prior(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
-    return torch.stack([mu for mu, _ in every], 1), torch.stack([logvar for _, logvar in every], 1)
+    return _in_parts(model, model.prior, x[:, :-1], p[:, 1:])
+
+
+def _in_parts(model: CVAE, gaussian: Callable, x: Films, p: Films, size: int = 64) -> tuple[Grids, Grids]:
+    """mu and logvar of every frame and label, so many at a time: no frame waits for another."""
+    pairs = zip(x.flatten(0, 1).split(size), p.flatten(0, 1).split(size), strict=True)
+    every = [gaussian(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
+    mu, logvar = (torch.cat(part).unflatten(0, x.shape[:2]) for part in zip(*every, strict=True))
+    return mu, logvar
 
 
 def active_units(mu: Grids, threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:

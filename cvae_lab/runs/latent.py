@@ -14,7 +14,7 @@ from cvae_lab.rollout import evaluating
 from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.variety import Probe, probe, samples, variety
 
-SAMPLES, FRAMES = 8, 150  # films per clip, and frames that are diagnosed; the probes take whole clips
+SAMPLES, FRAMES = 8, 100  # films per clip, and frames that are diagnosed; the probes take whole clips
 
 
 def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
