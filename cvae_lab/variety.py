@@ -91,7 +91,9 @@ def probe(
 def _linear_map(codes: Codes, factor: Float[np.ndarray, " n"], components: int):  # noqa: ANN202
     centre = codes.mean(axis=0)
     away = (codes - centre).astype(np.float64)
-    axes = np.linalg.eigh(away.T @ away)[1][:, ::-1][:, :components]  # few latents, many frames: smaller than an SVD
+    axes = np.linalg.eigh(away.T @ away)[1][:, ::-1][
+        :, :components
+    ]  # few latents, many frames: smaller than an SVD
     design = np.column_stack([(codes - centre) @ axes, np.ones(len(codes))])
     weights = np.linalg.lstsq(design, factor, rcond=None)[0]
     return lambda other: np.column_stack([(other - centre) @ axes, np.ones(len(other))]) @ weights
