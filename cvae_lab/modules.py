@@ -20,8 +20,8 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
-        y = F.leaky_relu(self.conv1(x))
-        return F.leaky_relu(self.conv2(y)) + self.skip(x)
+        y = F.leaky_relu(self.conv1(x), inplace=True)
+        return F.leaky_relu(self.conv2(y), inplace=True) + self.skip(x)
 
 
 class DepthConv(nn.Module):
@@ -29,7 +29,7 @@ class DepthConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(in_channels, in_channels, 1), nn.LeakyReLU())
+        self.conv1 = nn.Sequential(nn.Conv2d(in_channels, in_channels, 1), nn.LeakyReLU(inplace=True))
         self.depth_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels)
         self.conv2 = nn.Conv2d(in_channels, out_channels, 1)
         same = in_channels == out_channels

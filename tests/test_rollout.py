@@ -10,6 +10,7 @@ from cvae_lab.augment import mirror_labels
 from cvae_lab.cvae import reparameterise
 from cvae_lab.modules import StepwiseBatchNorm2d
 from cvae_lab.rollout import (
+    PART,
     Feed,
     Unrolled,
     evaluating,
@@ -151,6 +152,14 @@ def test_predict_is_the_literal_loop_at_any_length(preset, frames):
     x, p = clips(preset, frames)
     ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, predict_literal))
     assert ours.shape == (BATCH, frames - 1, 3, *SIZE[preset])
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_predict_by_parts_is_the_literal_loop(preset, monkeypatch):
+    model, (x, p) = build(preset), (part.repeat(3, 1, 1, 1, 1)[:5] for part in clips(preset))
+    monkeypatch.setitem(PART, model.config.name, 2)  # 2, 2 and 1
+    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, predict_literal))
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
 
