@@ -1,4 +1,4 @@
-"""Augmentation of clips: mirror image, brightness."""
+"""Augmentation of clips: mirror image, shift, brightness."""
 
 import torch
 from jaxtyping import Float
@@ -22,19 +22,33 @@ def mirror_labels(p: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     inks = 1 - p.new_tensor([*MIDDLE, *RIGHT, *LEFT]) / 255
     partner = torch.tensor([0, 1, 5, 6, 7, 2, 3, 4], device=p.device)
     ink = 1 - p.flip(-1).movedim(-3, -1)
-    limb = (ink @ F.normalize(inks, dim=1).T).argmax(-1)
-    strength = (ink * inks[limb]).sum(-1, keepdim=True) / inks[limb].square().sum(-1, keepdim=True)
+    drawn = ink.amax(-1) > 0  # the rest, most of a label, is blank paper
+    pixels = ink[drawn]
+    limb = (pixels @ F.normalize(inks, dim=1).T).argmax(-1)
+    strength = (pixels * inks[limb]).sum(-1, keepdim=True) / inks[limb].square().sum(-1, keepdim=True)
     mirrored = (strength * inks[partner[limb]]).clamp(0, 1)
-    return 1 - torch.where((limb < len(MIDDLE)).unsqueeze(-1), ink, mirrored).movedim(-1, -3)
+    ink[drawn] = torch.where((limb < len(MIDDLE)).unsqueeze(-1), pixels, mirrored)
+    return 1 - ink.movedim(-1, -3)
 
 
 def flip(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
     """Mirror each clip with probability one half."""
-    chosen = (torch.rand(len(batch.x), generator=generator) < 0.5).to(batch.x.device)
-    chosen = chosen[:, None, None, None, None]
-    return ClipBatch(
-        torch.where(chosen, batch.x.flip(-1), batch.x), torch.where(chosen, mirror_labels(batch.p), batch.p)
-    )
+    chosen = torch.rand(len(batch.x), generator=generator) < 0.5
+    x, p = batch.x.clone(), batch.p.clone()
+    x[chosen], p[chosen] = x[chosen].flip(-1), mirror_labels(p[chosen])
+    return ClipBatch(x, p)
+
+
+def shift(batch: ClipBatch, pixels: int, generator: torch.Generator) -> ClipBatch:
+    """Move half of the clips sideways by up to `pixels`, frames and labels together, the border repeated.
+
+    Whole pixels, since parts of one would blur; sideways, as people walk.
+    """
+    count, width, device = len(batch.x), batch.x.shape[-1], batch.x.device
+    moves = torch.randint(-pixels, pixels + 1, (count,), generator=generator)
+    moves *= torch.rand(count, generator=generator) < 0.5
+    columns = (torch.arange(width) + moves[:, None]).clamp(0, width - 1).to(device)[:, None, None, None]
+    return ClipBatch(*(part.gather(-1, columns.expand(part.shape)) for part in batch))
 
 
 def jitter(batch: ClipBatch, strength: float, generator: torch.Generator) -> ClipBatch:

@@ -129,6 +129,7 @@ class TrainConfig:
     bptt: int = within(-1, -1)  # steps that gradients travel through predicted frames; 0: none, -1: all
     feedback_noise: float = within(0.03, 0.0, 1.0)  # sd of noise on fed-back frames
     flip: bool = True  # mirror half of the clips, swapping the colours of left and right limbs
+    shift: int = within(2, 0, 16)  # half of the clips are moved sideways by up to so many pixels
     jitter: float = within(0.0, 0.0, 0.5)  # a clip's brightness is scaled by up to this
 
     weighting: Literal["equal", "psnr"] = "psnr"  # of frames' errors: as the handout, or as PSNR counts them
@@ -248,7 +249,7 @@ _PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "handout": {
         "n_frames": 16, "batch_size": 2, "optimiser": "adam", "lr": 1e-4, "weight_decay": 0.0,
         "ema": 0.0, "feedback_noise": 0.0, "given": "first", "kl_per": "epoch", "weighting": "equal",
-        "flip": False,
+        "flip": False, "shift": 0,
     }
 }  # fmt: skip
 

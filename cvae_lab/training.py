@@ -277,6 +277,8 @@ def _drawn(
     """Augmentation and coins, drawn alike on every rank for the joined batch; then this rank's share of both."""
     if config.flip:
         batch = augment.flip(batch, generators["augment"])
+    if config.shift:
+        batch = augment.shift(batch, config.shift, generators["augment"])
     if config.jitter:
         batch = augment.jitter(batch, config.jitter, generators["augment"])
     tossed = coins(ratio, len(batch.x), config.n_frames - 1, config.tf_per, generators["coins"], coin)

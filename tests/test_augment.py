@@ -1,9 +1,10 @@
-"""Mirror image and brightness of clips."""
+"""Mirror image, shift and brightness of clips."""
 
 import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from cvae_lab import augment
 from cvae_lab.data import ClipBatch, drawing, load
@@ -50,6 +51,22 @@ def test_mirroring_real_labels_twice_gives_them_back():
     ink = (1 - labels).amax(1) > 0.2
     moved = (augment.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
     assert 0.02 < moved.sum() / ink.sum() < 0.9
+
+
+def test_shift_moves_frames_and_labels_of_a_clip_alike():
+    batch, seen = batch_of(64), set()
+    moved = augment.shift(batch, 2, seeded(3))
+    for k in range(64):
+        for part, source in zip(moved, batch, strict=True):
+            padded = F.pad(source[k], (2, 2, 0, 0), mode="replicate")
+            places = [dx for dx in range(5) if torch.equal(part[k], padded[..., dx : dx + W])]
+            assert len(places) == 1
+            seen.add((k, places[0]))
+    assert len(seen) == 64  # frames and labels agree
+    still = sum(place == 2 for _, place in seen)
+    assert 24 < still < 56  # half, and a few that drew 0
+    assert {place for _, place in seen} == set(range(5))
+    assert torch.equal(augment.shift(batch, 0, seeded()).x, batch.x)
 
 
 def test_flip_is_an_involution_and_flips_whole_clips():

@@ -22,6 +22,7 @@ COMPACT = {
     "tf_start": 0.5,
     "tf_first_decay": 2,
     "flip": True,
+    "shift": 1,
     "prior": "learned",
     "kl_target": 0.5,
 }

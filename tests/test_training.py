@@ -217,7 +217,7 @@ def test_beta_moves_per_epoch_or_per_iteration(data, per, expected):
     assert betas == pytest.approx(expected)
 
 
-BUSY = {"tf_strategy": "constant", "tf_start": 0.5, "flip": True, "jitter": 0.1, "epochs": 2}
+BUSY = {"tf_strategy": "constant", "tf_start": 0.5, "flip": True, "shift": 1, "jitter": 0.1, "epochs": 2}
 
 
 @pytest.mark.parametrize("options", [BUSY, {"dropout": 0.3, "epochs": 2}])

@@ -20,12 +20,14 @@ class Study:
 
 _MIX = {"kl_strategy": "stages", "stages": (("monotonic", 1, 1), ("cyclical", 2, 2))}
 
+_STILL = {"shift": 0}  # for the tables made before clips were shifted
+
 _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 
 STUDIES = {
     "strategies": Study(
         "Four KL strategies and a staged mix, at the handout's scale and at the ELBO's, free-running and half forced.",
-        {"epochs": 6},
+        {"epochs": 6, **_STILL},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
             for scale, forcing, strategy in itertools.product(
@@ -58,6 +60,7 @@ STUDIES = {
             "width-16": {"width": 16},
             "adamw": {"optimiser": "adamw", "lr": 2e-3},
             "no-flip": {"flip": False},
+            "no-shift": {"shift": 0},
         },
     ),
     "minutes": Study(
@@ -73,7 +76,7 @@ STUDIES = {
     ),
     "latent": Study(
         "Ways to a live latent, against the course's dead one.",
-        {"epochs": 6, "eval_every": 6},
+        {"epochs": 6, "eval_every": 6, **_STILL},
         {
             "course": {},
             "small-beta": {"beta_max": 1e-6},
