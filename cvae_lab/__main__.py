@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("run_dir", type=Path, metavar="RUN")
     predict.add_argument("--data", default="small")
     predict.add_argument("--seed", type=int, default=0, help="of z at test time")
+    predict.add_argument(
+        "--csv",
+        choices=("later", "2023"),
+        default="later",
+        help="the course's format of the files to hand in",
+    )
 
     diagnose = _command(commands, "diagnose", _diagnose, "say what the latent of each finished run does")
     diagnose.add_argument("runs", type=Path)
@@ -205,7 +211,7 @@ def _run_all(
 def _predict(options: argparse.Namespace) -> None:
     from cvae_lab.runs.submit import predict_run
 
-    for line in predict_run(options.run_dir, options.data, options.seed):
+    for line in predict_run(options.run_dir, options.data, options.seed, options.csv):
         print(line, flush=True)
 
 
@@ -217,8 +223,9 @@ def _diagnose(options: argparse.Namespace) -> None:
     for run in find_runs(options.runs):
         rows.append(latent_row(run))
         print(f"{rows[-1]['run']}: {rows[-1].pop('verdict')}", flush=True)
+        if options.out:  # after each, so that an interrupted study keeps what it has
+            write_table(options.out, rows)
     if options.out:
-        write_table(options.out, rows)
         print(f"Wrote {options.out}.")
 
 

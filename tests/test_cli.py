@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from cvae_lab.__main__ import main
 from cvae_lab.data import read_folder
+from cvae_lab.runs.course import read_2023, read_submission
 from cvae_lab.runs.record import RunFolder
 
 SMALL = ["-p", "width", "8", "-p", "clips_per_epoch", "24", "-p", "epochs", "1"]
@@ -73,6 +75,12 @@ def test_predict_and_compare(run, capsys):
     assert "grade" in text
     names = {f.name for f in (run / "test").iterdir()}
     assert names == {"clip0.gif", "clip0.html", "clip1.gif", "clip1.html", "submission.csv"}
+    assert main(["predict", str(run), "--data", "tiny", "--csv", "2023"]) == 0
+    (whole, _), clip = (
+        read_submission(run / "test" / "submission.csv", 96),
+        read_2023(run / "test" / "pred0.csv", 96),
+    )
+    assert torch.equal(clip, whole)
     assert main(["compare", str(run)]) == 0
     assert (run / "strategies.png").exists()
 

@@ -30,16 +30,29 @@ def test_submission_reads_back(tmp_path):
         course.read_submission(tmp_path / "s.csv", 3)
 
 
-def test_answer_of_2023(tmp_path):
+def test_clip_of_2023(tmp_path):
     truth = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
     file = tmp_path / "GT0.csv"
     file.write_text("\n".join(f"{v / 255:.8f}" for v in truth.flatten().tolist()))
-    assert torch.equal(course.read_answer(file, frames=2), truth)
+    assert torch.equal(course.read_2023(file, frames=2), truth)
     with pytest.raises(DataError, match=r"GT0\.csv holds 12288 numbers"):
-        course.read_answer(file)
+        course.read_2023(file)
     file.write_text("2.0 " * 6144)
     with pytest.raises(DataError, match="answers lie in"):
-        course.read_answer(file, frames=1)
+        course.read_2023(file, frames=1)
+
+
+def test_clip_of_2023_is_written_to_the_step(tmp_path):
+    steps = torch.arange(256).repeat(24).reshape(1, 3, 32, 64) / 255
+    clip = torch.cat([steps, 2 * steps - 0.5])  # the second frame must clamp
+    course.write_2023(tmp_path / "pred0.csv", clip)
+    numbers = [[float(n) for n in line.split()] for line in (tmp_path / "pred0.csv").read_text().splitlines()]
+    assert [len(row) for row in numbers] == [6144, 6144]
+    assert numbers[0] == pytest.approx(steps.flatten().tolist(), abs=5e-5)
+    assert (min(numbers[1]), max(numbers[1])) == (0, 1)
+    assert torch.equal(
+        course.read_2023(tmp_path / "pred0.csv", 2), (255 * clip.clamp(0, 1)).round().to(torch.uint8)
+    )
 
 
 def test_the_two_averages():

@@ -1,4 +1,4 @@
-"""The course's other formats: answer files, the submission CSV, its two ways to average."""
+"""The course's formats besides PNG folders: clips of 2023, the later years' CSV, its two ways to average."""
 
 import os
 from collections.abc import Sequence
@@ -41,8 +41,19 @@ def read_submission(path: Path, frames_per_clip: int) -> list[UInt8[Tensor, "t 3
     return list(frames.split(frames_per_clip))
 
 
-def read_answer(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
-    """A 2023 answer file (GT0.csv, ...): frames x 6144 numbers in [0, 1], parted by white space."""
+def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
+    """One clip as in 2023: a line of 6144 numbers in [0, 1] per frame, the given frame first.
+
+    Four decimals tell all 256 steps of a pixel apart. `read_2023` reads it back.
+    """
+    rows = to_uint8(clip).flatten(1).numpy() / 255
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    np.savetxt(temporary, rows, fmt="%.4f")
+    temporary.replace(path)
+
+
+def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
+    """A clip of 2023 (the answers GT0.csv, ...): frames x 6144 numbers in [0, 1], parted by white space."""
     values = np.fromstring(path.read_text(), sep=" ", dtype=np.float32)  # fast, and it reads numbers only
     if values.size != frames * VALUES:
         raise DataError(f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}.")

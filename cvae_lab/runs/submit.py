@@ -1,7 +1,8 @@
 """The test: predict the clips of a data set with a finished run; write what one looks at and what one hands in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -10,14 +11,18 @@ from torch import Tensor
 from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
-from cvae_lab.runs.course import write_submission
+from cvae_lab.runs.course import write_2023, write_submission
 from cvae_lab.runs.record import RunFolder, find_runs, predict_clips, write_player
 from cvae_lab.state import pick_device
 from cvae_lab.views import player
 
+Form = Literal["later", "2023"]
 
-def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
-    """GIF and HTML player per test clip, one submission CSV; yields a line for each thing done.
+
+def predict_run(run: Path, data: str, seed: int = 0, form: Form = "later") -> Iterator[str]:
+    """GIF and HTML player per test clip, and the files to hand in; yields a line for each thing done.
+
+    `form` is the course's: `later` years take one CSV of all clips, `2023` took a file of numbers per clip.
 
     A model trained with flips predicts each clip and its mirror image, and the mean of both counts: about 0.3 dB
     above the run's own record, which is one rollout.
@@ -42,11 +47,24 @@ def predict_run(run: Path, data: str, seed: int = 0) -> Iterator[str]:
     whole = [
         torch.cat([clip.first[None].float() / 255, f]) for clip, f in zip(clips, predictions, strict=True)
     ]
-    write_submission(out / "submission.csv", whole)
-    yield f"submission: {out / 'submission.csv'}"
+    for file in write_form(out, form, clips, whole):
+        yield f"submission: {file}"
     if means:
         mean = sum(means) / len(means)
         yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
+
+
+def write_form(
+    out: Path, form: Form, clips: Sequence[Clip], whole: Sequence[Float[Tensor, "_ 3 32 64"]]
+) -> list[Path]:
+    """submission.csv (`later`) or predK.csv per clip (`2023`), of whole clips, their given frame first."""
+    if form == "later":
+        write_submission(out / "submission.csv", whole)
+        return [out / "submission.csv"]
+    files = [out / f"pred{clip.name}.csv" for clip in clips]
+    for file, frames in zip(files, whole, strict=True):
+        write_2023(file, frames)
+    return files
 
 
 def write_clip(out: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
