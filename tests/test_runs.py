@@ -8,12 +8,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from cvae_lab.checkpoint import load_model
 from cvae_lab.config import ConfigError
+from cvae_lab.data import load
 from cvae_lab.metrics import grade
+from cvae_lab.rollout import predict
 from cvae_lab.runs.compare import END, START, by_strategy, by_variant, into_markdown, markdown, study_markdown
 from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs, run_row, write_table
-from cvae_lab.runs.reference import excerpt, export
+from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
 from cvae_lab.runs.studies import STUDIES
 from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
 
@@ -142,6 +146,16 @@ def test_reference_copy(swept, tmp_path):
         for frame, picture in frames.items():
             np.testing.assert_array_equal(picture, run.predictions()[clip][frame - 1])
     pd.testing.assert_frame_equal(copy.psnr, run.psnr)
+    clip, model = load("tiny", progress=False).tests[0], load_model(run.path / "best.pt")
+    films = draws(copy)
+    assert films.index.tolist() == list(range(1, len(clip)))
+    first, labels = (part[None].expand(DRAWS, *part.shape) / 255 for part in (clip.first, clip.labels))
+    frames = predict(model, first, labels, torch.Generator().manual_seed(0)).numpy()
+    error = (frames - clip.answer[1:].numpy() / 255) ** 2
+    np.testing.assert_allclose(films.to_numpy().T, -10 * np.log10(error.mean((2, 3, 4))), atol=0.03)
+    (copy.path / "draws.csv").unlink()
+    with pytest.raises(RunError, match="has neither"):
+        draws(copy)
     assert json.loads((copy.path / "result.json").read_text()) == run.result
 
 

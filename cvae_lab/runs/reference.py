@@ -6,15 +6,20 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pandas as pd
+import torch
 
-from cvae_lab.runs.record import RunError, RunFolder
+from cvae_lab import checkpoint, metrics
+from cvae_lab.data import load
+from cvae_lab.runs.record import RunError, RunFolder, predict_clips
+from cvae_lab.state import pick_device
 
+DRAWS = 8  # films of one clip, each with z of its own
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
 COLUMNS = 16  # frames side by side on the sheet
 
 
 def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
-    """Copy a run's small files to `out`/name; with `pictures`, also a sheet of predicted frames.
+    """Copy a run's small files to `out`/name; with `pictures`, also a sheet of predicted frames, and its `draws`.
 
     The sheet (`excerpt.png`, lossless, with `excerpt.csv` naming clip and frame of each picture) holds every
     sixth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
@@ -27,6 +32,7 @@ def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
         shutil.copyfile(run.path / name, folder / name)
     if pictures:
         _write_sheet(run, folder)
+        draws(run).to_csv(folder / "draws.csv", float_format="%.2f")
     shutil.copyfile(run.path / "result.json", folder / "result.json")
     return folder
 
@@ -52,6 +58,29 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
         regular = scores["frame"][scores["frame"] % (6 if clip == tests[0] else 64) == 0]
         keys |= {(clip, int(frame)) for frame in (*extremes, *regular)}
     return sorted(keys)
+
+
+def draws(run: RunFolder) -> pd.DataFrame:
+    """PSNR (dB) of the first test clip's frames (rows, from 1) in DRAWS films (columns), z of each drawn anew.
+
+    By the run's weights, or, in a copy made with pictures, as found then. RunError where there is neither.
+    """
+    if (run.path / "draws.csv").exists():
+        return pd.read_csv(run.path / "draws.csv", index_col="frame")
+    if not (run.path / "best.pt").exists():
+        raise RunError(
+            f"{run.path} has neither best.pt nor draws.csv; show a run of your own, with its weights."
+        )
+    clip = next(
+        (clip for clip in load(run.config.data, progress=False).tests if clip.answer is not None), None
+    )
+    if clip is None:
+        raise RunError(f"{run.path}: its data, {run.config.data}, has no test clip with an answer.")
+    model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
+    films = torch.stack(predict_clips(model, [clip] * DRAWS, run.config.train))
+    scores = metrics.psnr(films, (clip.answer[1:].float() / 255).expand_as(films))
+    frame = pd.RangeIndex(1, len(clip), name="frame")
+    return pd.DataFrame(scores.T.numpy(), index=frame, columns=map(str, range(DRAWS)))
 
 
 def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
