@@ -43,7 +43,8 @@ class Row:
     against_handout: (
         float  # ours, over the literal loop of the `handout` network; NaN where that was not timed
     )
-    share_of_matmul: float  # of the machine's own matrix-product rate at ours' precision
+    literal_of_matmul: float  # the literal loop's share of the machine's matrix-product rate in float32
+    share_of_matmul: float  # ours', of the rate at ours' precision
     share_of_copy: (
         float  # of its memory-copy rate, if every operation's operands came from memory: caches exceed 1
     )
@@ -68,25 +69,30 @@ def machine(device: torch.device) -> dict[str, float | str]:
 def bench(
     presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
 ) -> Iterator[Row]:
-    """Training at teacher forcing 0, 0.5, 1 and rollouts of 1, 6, 60 streams, for each preset."""
+    """Training at teacher forcing 0, 0.5, 1 and rollouts of 1, 6, 60 streams, for each preset.
+
+    `batch` clips of `frames`, the same for both presets; "own clips" are as many and as long as the preset's
+    defaults say, at forcing 0.
+    """
     device = pick_device()
     limits = machine(device)
     handout: dict[str, float] = {}
     for preset in presets:
-        for what, passes, pair in _pairs(preset, device, batch, frames):
-            row = _row(preset, what, pair, passes, device, limits, repeats)
+        for what, pair in _pairs(preset, device, batch, frames):
+            row = _row(preset, what, pair, device, limits, repeats)
             if preset == "handout":
                 handout[what] = row.literal
             yield replace(row, against_handout=row.ours / handout.get(what, math.nan))
 
 
-def _pairs(preset: str, device: torch.device, batch: int, frames: int) -> Iterator[tuple[str, int, "_Pair"]]:
-    """What is timed, and how many times a forward pass's operations it does."""
+def _pairs(preset: str, device: torch.device, batch: int, frames: int) -> Iterator[tuple[str, "_Pair"]]:
     for forcing in (0.0, 0.5, 1.0):
-        yield f"training, forcing {forcing:g}", 3, _training_pair(preset, device, batch, frames, forcing)
+        yield f"training, forcing {forcing:g}", _training_pair(preset, device, batch, frames, forcing)
+    own = RunConfig.from_params("small", preset=preset).train
+    yield "training, own clips", _training_pair(preset, device, own.batch_size, own.n_frames, 0.0)
     for streams in (1, 6, 60):
         steps = 12 if preset == "handout" else 37
-        yield f"rollout, {streams} streams", 1, _rollout_pair(preset, device, streams, steps)
+        yield f"rollout, {streams} streams", _rollout_pair(preset, device, streams, steps)
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -174,6 +180,12 @@ class _Work:
     action: Callable[[], None]
     frames: int
 
+    def flops_per_frame(self) -> float:
+        """Of convolutions and matrix products, backward pass included; multiplication and addition counted apart."""
+        with FlopCounterMode(display=False) as counter:
+            self.action()
+        return counter.get_total_flops() / self.frames
+
     def bytes_per_frame(self) -> float:
         """Of all operations' operands and results."""
         with _Traffic() as traffic:
@@ -188,7 +200,6 @@ def _row(
     preset: str,
     what: str,
     pair: _Pair,
-    passes: int,
     device: torch.device,
     limits: dict,
     repeats: int,
@@ -198,14 +209,15 @@ def _row(
     speeds = [[work.frames / _seconds(work.action, device) for work in pair] for _ in range(repeats)]
     literal, ours = zip(*speeds, strict=True)
     middle = statistics.median(ours)
-    rate = passes * flops_per_frame(CVAE(ModelConfig.preset(preset)).to(device)) * middle / 1e9
+    gflop = pair[0].flops_per_frame() / 1e9
     name = str(precision_of(TrainConfig(), device)).removeprefix("torch.")
     return Row(
         preset, what, statistics.median(literal), middle,
         ratio=statistics.median(b / a for a, b in speeds),
         spread=(max(ours) - min(ours)) / middle,
         against_handout=math.nan,
-        share_of_matmul=rate / float(limits[f"matmul_{name}_gflops"]),
+        literal_of_matmul=gflop * statistics.median(literal) / float(limits["matmul_float32_gflops"]),
+        share_of_matmul=gflop * middle / float(limits[f"matmul_{name}_gflops"]),
         share_of_copy=pair[1].bytes_per_frame() * middle / 1e9 / float(limits["copy_gb_per_s"]),
         peak_mib=_peak_mib(device),
     )  # fmt: skip
