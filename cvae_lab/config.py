@@ -106,7 +106,7 @@ class TrainConfig:
     """How a model is trained. Defaults are those of `compact` on two CPU cores."""
 
     seed: int = within(0, 0)
-    epochs: int = within(20, 1)
+    epochs: int = within(40, 1)
     minutes: float = within(0.0, 0.0)  # > 0: a time budget that replaces `epochs`; all schedules follow it
     n_frames: int = within(4, 2, 512)  # frames in a clip, the given one included
     batch_size: int = within(10, 1, 65536)

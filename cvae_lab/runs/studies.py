@@ -43,8 +43,8 @@ STUDIES = {
         | {"stages": _MIX},
     ),
     "ablation": Study(
-        "The default compact network and its training, with one thing changed.",
-        {"epochs": 4, "eval_every": 4},
+        "The default compact network and its training but for the shift of clips, with one thing changed.",
+        {"epochs": 4, "eval_every": 4, **_STILL},
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
@@ -60,7 +60,7 @@ STUDIES = {
             "width-16": {"width": 16},
             "adamw": {"optimiser": "adamw", "lr": 2e-3},
             "no-flip": {"flip": False},
-            "no-shift": {"shift": 0},
+            "shift-2": {"shift": 2},
         },
     ),
     "minutes": Study(
