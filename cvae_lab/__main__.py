@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
     study.add_argument("--scheduler", help="address of a running Dask scheduler")
     study.add_argument("--seeds", nargs="+", type=int)
+    study.add_argument("--variants", nargs="+", help="of the study; default: all")
     _parameters(study)
 
     predict = _command(commands, "predict", _predict, "predict the test clips: GIF, HTML player, CSV, score")
@@ -178,9 +179,15 @@ def _study(options: argparse.Namespace) -> int:
     from cvae_lab.runs.studies import STUDIES
 
     study = STUDIES[options.name]
+    wanted = options.variants or list(study.variants)
+    if unknown := [name for name in wanted if name not in study.variants]:
+        raise ConfigError(
+            f"study {options.name} has no variant {unknown[0]!r}; it has {', '.join(study.variants)}."
+        )
     print(study.about)
     params = study.base | _values(options.params, ("data", "seed"))
-    return _run_all(None, options, study.data, study.variants, options.seeds or study.seeds, params)
+    variants = {name: study.variants[name] for name in wanted}
+    return _run_all(None, options, study.data, variants, options.seeds or study.seeds, params)
 
 
 def _run_all(
