@@ -166,3 +166,16 @@ def test_batch_statistics_in_eval_mode_leave_the_running_ones_alone():
     x = rand(3, 4, 5, 6)
     torch.testing.assert_close(layer(x), nn.BatchNorm2d(4)(x), atol=1e-5, rtol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_group_norm_by_hand_at_every_precision(dtype):
+    norm = compact.norm(16, "group").to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    x = torch.randn(3, 16, 4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    groups = x.double().reshape(3, 8, -1)
+    wanted = (groups - groups.mean(-1, keepdim=True)) / (
+        groups.var(-1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    assert norm(x).dtype == dtype
+    tolerance = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(norm(x).double(), wanted.reshape(x.shape), atol=tolerance, rtol=0)
