@@ -123,6 +123,23 @@ def test_scrubber_moves_the_cursor_and_draws_the_curve_once(clips):
     assert not any("<svg" in page.value for page in children(plain, ipywidgets.HTML))
 
 
+def test_frames_left_out_keep_the_numbers_of_the_others(clips):
+    labels, prediction, _ = clips
+    numbers, scores = list(range(6, 6 * T + 1, 6)), np.linspace(30, 20, T)
+    widget = player.scrubber(labels, prediction, psnr=scores, numbers=numbers)
+    (slider,) = children(widget, ipywidgets.IntSlider)
+    slider.value = T
+    texts = [page.value for page in children(widget, ipywidgets.HTML)]
+    assert f"frame {6 * T} · 20.0 dB" in texts
+    page = player.html_player(labels, prediction, psnr=scores, numbers=numbers)
+    for drawn in (page, *(text for text in texts if "<svg" in text)):
+        ticks = re.findall(r'text-anchor="middle">(?:frame )?(\d+)</text>', drawn)
+        assert ticks
+        assert {int(tick) for tick in ticks} <= set(numbers)
+    with pytest.raises(ValueError, match="argument"):
+        player.scrubber(labels, prediction, numbers=numbers[:-1])
+
+
 def test_page_is_self_contained_and_holds_every_frame(clips):
     labels, prediction, truth = clips
     page = player.html_player(labels, prediction, truth, np.ones(T), np.zeros(T), title="Clip & more")

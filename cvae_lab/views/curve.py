@@ -1,5 +1,7 @@
 """The PSNR curve under the players: an SVG drawn once, in the page's own text colour."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -14,8 +16,16 @@ def cursor_percent(i: int, n: int) -> float:
     return 100 * (LEFT + (WIDTH - LEFT - RIGHT) * i / max(n - 1, 1)) / WIDTH
 
 
-def curve_svg(psnr: ArrayLike | None, baseline: ArrayLike | None = None, horizon: int | None = None) -> str:
-    """PSNR in dB against frame number, without frames whose value is not finite; empty if none is left."""
+def curve_svg(
+    psnr: ArrayLike | None,
+    baseline: ArrayLike | None = None,
+    horizon: int | None = None,
+    numbers: Sequence[int] | None = None,
+) -> str:
+    """PSNR in dB against frame number, without frames whose value is not finite; empty if none is left.
+
+    Frames are 1, 2, 3, ... or have the `numbers` given, evenly spaced all the same.
+    """
     curves = [
         (name, np.asarray(values, float), style)
         for name, values, style in (
@@ -33,7 +43,7 @@ def curve_svg(psnr: ArrayLike | None, baseline: ArrayLike | None = None, horizon
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="100%" role="img" aria-label="PSNR of every frame, dB"'
         ' font-family="system-ui, sans-serif" font-size="11" fill="currentColor" style="display:block">'
-        f"{_shade(n, horizon)}{_axes(n, low, high)}{drawn}{_legend(curves, horizon)}</svg>"
+        f"{_shade(n, horizon)}{_axes(numbers or range(1, n + 1), low, high)}{drawn}{_legend(curves, horizon)}</svg>"
     )
 
 
@@ -65,8 +75,9 @@ def _shade(n: int, horizon: int | None) -> str:
     )
 
 
-def _axes(n: int, low: int | float, high: int | float) -> str:
+def _axes(numbers: Sequence[int], low: int | float, high: int | float) -> str:
     """Grid lines every 5 or 10 dB with their numbers, and frame numbers below."""
+    n = len(numbers)
     step = 5 if high - low <= 20 else 10
     ticks = np.arange(step * np.ceil(low / step), high + 1e-6, step)
     lines = []
@@ -76,10 +87,9 @@ def _axes(n: int, low: int | float, high: int | float) -> str:
         lines.append(f'<line {ends} stroke="currentColor" stroke-opacity="0.15"/>')
         lines.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.0f}</text>')
     every = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if n / size <= 8)
-    numbers = [1, *range(every, n + 1, every)] if every > 1 else range(1, n + 1)
-    for frame in numbers:
-        place = f'x="{_x(frame - 1, n):.1f}" y="{HEIGHT - 6}"'
-        lines.append(f'<text {place} text-anchor="middle">{"frame " * (frame == 1)}{frame}</text>')
+    for i in [0, *range(every - 1, n, every)] if every > 1 else range(n):
+        place = f'x="{_x(i, n):.1f}" y="{HEIGHT - 6}"'
+        lines.append(f'<text {place} text-anchor="middle">{"frame " * (i == 0)}{numbers[i]}</text>')
     return "".join(lines)
 
 

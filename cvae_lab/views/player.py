@@ -9,7 +9,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -55,18 +55,20 @@ def scrubber(
     title: str = "",
     horizon: int | None = None,
     name: str = "prediction",
+    numbers: Sequence[int] | None = None,
 ) -> "ipywidgets.Widget":
     """A notebook widget: play, drag or press the arrow keys to move through the clip.
 
     `psnr` and `baseline` (a still picture's) are in dB; the first `horizon` frames, as many as
-    training unrolled, are shaded. `name` is the caption of `prediction`.
+    training unrolled, are shaded. `name` is the caption of `prediction`; `numbers` are those of the frames
+    in the clip, where not all are shown.
     Pictures are encoded beforehand and the curve is drawn once, so a step costs under a millisecond.
     """
     import ipywidgets as widgets
 
     shown = panels(labels, truth, prediction, scale=1)
     pictures = [_png(Image.fromarray(picture)) for picture in shown]
-    texts = readouts(len(pictures), psnr, baseline)
+    texts = readouts(len(pictures), psnr, baseline, numbers)
     width = f"{SCALE * shown.shape[2]}px"
     image = widgets.Image(value=pictures[0], format="png", layout={"width": "100%"})
     image.add_class("cvae-pixels")
@@ -84,7 +86,7 @@ def scrubber(
     slider.observe(show, "value")
     head = widgets.HTML(_head(title, truth is not None, name))
     rows = [head, image, widgets.HBox([play, slider, text])]
-    if svg := curve_svg(psnr, baseline, horizon):
+    if svg := curve_svg(psnr, baseline, horizon, numbers):
         rows.append(_overlaid(widgets.HTML(svg), cursor))
     return widgets.VBox(rows, layout={"width": width, "max_width": "100%"})
 
@@ -107,6 +109,7 @@ def html_player(
     title: str = "",
     fps: int | float = 20,
     horizon: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> str:
     """A page that plays the clip with no kernel and no network; it may also be shown inside a notebook.
 
@@ -117,7 +120,7 @@ def html_player(
     n, height, width, _ = parts[0].shape
     columns = math.ceil(math.sqrt(n * height / width))
     config = {"width": width, "height": height, "columns": columns, "fps": fps}
-    config |= {"readouts": readouts(n, psnr, baseline)}
+    config |= {"readouts": readouts(n, psnr, baseline, numbers)}
     config |= {"cursor": [cursor_percent(0, n), cursor_percent(n - 1, n)]}
     figures = [_figure(*named, columns) for named in zip(_captions(truth is not None), parts, strict=True)]
     template = resources.files(__package__).joinpath("player.html").read_text(encoding="utf-8")
@@ -125,7 +128,7 @@ def html_player(
         title=html.escape(title or "Predicted clip"),
         config=html.escape(json.dumps(config, ensure_ascii=False)),
         figures="".join(figures),
-        curve=curve_svg(psnr, baseline, horizon),
+        curve=curve_svg(psnr, baseline, horizon, numbers),
         last=n - 1,
         page_width=len(parts) * width * SCALE + 8 * (len(parts) - 1),
         accent=PALETTE[0],
@@ -172,9 +175,14 @@ def write_mp4(path: Path | str, frames: Pictures, fps: int | float = 20) -> None
         iio.imwrite(temporary, even, plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
 
 
-def readouts(n: int, psnr: ArrayLike | None = None, baseline: ArrayLike | None = None) -> list[str]:
+def readouts(
+    n: int,
+    psnr: ArrayLike | None = None,
+    baseline: ArrayLike | None = None,
+    numbers: Sequence[int] | None = None,
+) -> list[str]:
     """One line per frame, such as `frame 123 · 27.4 dB · still picture 19.2 dB`."""
-    lines = [[f"frame {i + 1}"] for i in range(n)]
+    lines = [[f"frame {number}"] for _, number in zip(range(n), numbers or range(1, n + 1), strict=True)]
     for name, values in (("", psnr), ("still picture ", baseline)):
         if values is None:
             continue
