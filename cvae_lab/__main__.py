@@ -165,13 +165,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     variants = {name: {"kl_strategy": name} for name in options.strategies}
-    own = (
-        "data",
-        "seed",
-        "kl_strategy",
-        "kl_target",
-    )  # a controller would leave the strategies no difference
-    params = _values(options.params, own)
+    # kl_target, too: a controller would leave the strategies no difference.
+    params = _values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
     return _run_all(NOTEBOOKS / "03_training.ipynb", options, options.data, variants, options.seeds, params)
 
 
@@ -223,8 +218,9 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _diagnose(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.compare import write_table
     from cvae_lab.runs.latent import latent_row
-    from cvae_lab.runs.record import find_runs, write_table
+    from cvae_lab.runs.record import find_runs
 
     rows = []
     for run in find_runs(options.runs):
@@ -239,49 +235,42 @@ def _diagnose(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import pandas as pd
 
-    from cvae_lab.runs.compare import draw, into_markdown, markdown, study_markdown, summary
-    from cvae_lab.runs.record import compare, find_runs, run_row, write_table
+    from cvae_lab.runs import compare as tables
+    from cvae_lab.runs.record import find_runs
 
     if options.runs.suffix == ".csv":
         table = pd.read_csv(options.runs)
-        print(study_markdown(table))
+        print(tables.study_markdown(table))
         if options.csv:
             raise ValueError(f"{options.runs} is a table already; --csv is for a folder of runs.")
         if options.into:
-            into_markdown(options.into, options.runs.stem, study_markdown(table))
+            tables.into_markdown(options.into, options.runs.stem, tables.study_markdown(table))
         return
     runs = find_runs(options.runs)
-    table = compare(runs)
-    print(summary(table))
+    table = tables.compare(runs)
+    print(tables.summary(table))
     if options.csv:
-        write_table(options.csv, [run_row(run) for run in runs])
+        tables.write_table(options.csv, [tables.run_row(run) for run in runs])
         print(f"Wrote {options.csv}.")
     elif options.into:
-        into_markdown(options.into, "results", markdown(table))
+        tables.into_markdown(options.into, "results", tables.markdown(table))
         print(f"Wrote the table into {options.into}.")
     else:
-        for picture in draw(runs, table, options.runs):
+        for picture in tables.draw(runs, table, options.runs):
             print(f"Wrote {picture}")
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from cvae_lab.bench import bench, write
+    from cvae_lab.bench import HEAD, bench, write
+    from cvae_lab.runs.record import environment
 
+    print(HEAD)
     rows = []
-    print(
-        f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
-        f"{'of matmul':>13} {'of copy':>7} {'peak MiB':>8}"
-    )
     for row in bench(tuple(options.presets), options.repeats):
         rows.append(row)
-        print(
-            f"{row.preset:8} {row.what:22} {row.literal:8.1f} {row.ours:8.1f} {row.ratio:6.1f}x "
-            f"{row.against_handout:9.1f}x {row.spread:6.0%} {row.literal_of_matmul:6.0%} {row.share_of_matmul:6.0%} "
-            f"{row.share_of_copy:7.0%} {row.peak_mib:8.0f}",
-            flush=True,
-        )
+        print(row, flush=True)
     if options.out:
-        write(options.out, rows)
+        write(options.out, rows, {"command": "python -m cvae_lab bench", **environment()})
         print(f"Wrote {options.out}.")
 
 

@@ -29,26 +29,34 @@ from cvae_lab.rollout import Feed, predict, predict_literal, unroll, unroll_lite
 from cvae_lab.schedules import coins
 from cvae_lab.state import pick_device, precision_of, reduced_precision
 
+HEAD = (
+    f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
+    f"{'of matmul':>13} {'of copy':>7} {'peak MiB':>8}"
+)
+
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; frames/s are medians, spread is (max - min) / median over the repeats."""
+    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table under HEAD."""
 
     preset: str
     what: str
     literal: float
     ours: float
     ratio: float
-    spread: float
-    against_handout: (
-        float  # ours, over the literal loop of the `handout` network; NaN where that was not timed
-    )
+    spread: float  # (max - min) / median over the repeats
+    against_handout: float  # ours, over the literal loop of `handout`; NaN where that was not timed
     literal_of_matmul: float  # the literal loop's share of the machine's matrix-product rate in float32
     share_of_matmul: float  # ours', of the rate at ours' precision
-    share_of_copy: (
-        float  # of its memory-copy rate, if every operation's operands came from memory: caches exceed 1
-    )
+    share_of_copy: float  # of the memory-copy rate, were every operand read from memory: caches exceed 1
     peak_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.preset:8} {self.what:22} {self.literal:8.1f} {self.ours:8.1f} {self.ratio:6.1f}x "
+            f"{self.against_handout:9.1f}x {self.spread:6.0%} {self.literal_of_matmul:6.0%} "
+            f"{self.share_of_matmul:6.0%} {self.share_of_copy:7.0%} {self.peak_mib:8.0f}"
+        )
 
 
 def machine(device: torch.device) -> dict[str, float | str]:
@@ -95,9 +103,11 @@ def _pairs(preset: str, device: torch.device, batch: int, frames: int) -> Iterat
         yield f"rollout, {streams} streams", _rollout_pair(preset, device, streams, steps)
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """The table and the machine's limits as JSON."""
-    text = json.dumps({"machine": machine(pick_device()), "rows": [asdict(row) for row in rows]}, indent=2)
+def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
+    """The table and the machine's limits as JSON, below what `about` says of command, versions and commit."""
+    text = json.dumps(
+        {**about, "machine": machine(pick_device()), "rows": [asdict(row) for row in rows]}, indent=2
+    )
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)
     temporary.replace(path)

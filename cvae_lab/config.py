@@ -7,6 +7,7 @@ A run is described by flat names (a notebook's parameters cell, `-p name value` 
 import difflib
 import json
 import math
+import shlex
 import types
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -238,6 +239,19 @@ class RunConfig:
         mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
         changed = [name for name in mine if mine[name] != theirs[name] and name not in but]
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
+
+    def command(self) -> str:
+        """The command line that trains such a run: every value that is not its preset's own. Data by name alone."""
+        plain = RunConfig.from_params(self.data, self.model.name)
+        mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))
+        changed = {name: value for name, value in mine.items() if value != usual[name]}
+        if self.model.name != ModelConfig.name:
+            changed = {"preset": self.model.name, **changed}
+        written = {n: json.dumps(v) if isinstance(v, tuple) else str(v) for n, v in changed.items()}
+        words = [word for pair in written.items() for word in ("-p", *pair)]
+        return shlex.join(
+            ["python", "-m", "cvae_lab", "train", "RUN", "--data", Path(self.data).name, *words]
+        )
 
     def with_training(self, **changes: Any) -> "RunConfig":  # noqa: ANN401
         """A copy with some training values changed."""

@@ -2,7 +2,9 @@
 
 import copy
 import os
+import time
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -132,3 +134,30 @@ class TrainState:
             noise.manual_seed(noise.initial_seed() + 100_003 * parallel.rank() + state["step"])
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
+
+
+class Clock:
+    """Progress of a run, by steps or by a time budget that all ranks agree on."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
+        self.config, self.state, self.per_epoch = config, state, steps_per_epoch
+        self.started = time.monotonic() - state.elapsed
+        self.step_in_epoch = 0
+
+    def elapsed(self) -> float:
+        """Seconds since the run began, those before a resumption included."""
+        return time.monotonic() - self.started
+
+    def progress(self) -> float | Fraction:
+        """In [0, 1), as schedules want it: a step may begin when a time budget has just run out."""
+        return min(self._spent(), 1 - 1e-9) if self.config.minutes else self._spent()
+
+    def over(self) -> bool:
+        """Whether all steps are done, or the budget is spent."""
+        return self._spent() >= 1
+
+    def _spent(self) -> float | Fraction:
+        if self.config.minutes:
+            return parallel.agreed(self.elapsed() / (60 * self.config.minutes))
+        done = self.state.epoch * self.per_epoch + self.step_in_epoch
+        return Fraction(done, self.config.epochs * self.per_epoch)

@@ -20,15 +20,12 @@ from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_erro
 from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
-from cvae_lab.state import Record, TrainState, reduced_precision
+from cvae_lab.state import Clock, Record, TrainState, reduced_precision
 
 MAX_SKIPPED = 10
 """Steps in a row with a non-finite loss or gradient after which training stops."""
 
 
-BEFORE_THE_END = (
-    1 - 1e-9
-)  # schedules are defined on [0, 1); a step may begin when a time budget has just run out
 COLUMNS = (
     "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
     "heldout_psnr", "skipped", "seconds", "frames_per_s",
@@ -150,7 +147,7 @@ def fit(
         train, config.n_frames, config.batch_size, state.generators["clips"], device,
         clips_per_epoch=config.clips_per_epoch or None, given=config.given,
     )  # fmt: skip
-    clock = _Clock(config, state, len(sampler))
+    clock = Clock(config, state, len(sampler))
     every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # it moves by each epoch's score
     last = clock.over()
     while not last:
@@ -175,33 +172,8 @@ def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Clock:
-    """Progress of a run, by steps or by a time budget."""
-
-    def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
-        self.config, self.state, self.per_epoch = config, state, steps_per_epoch
-        self.started = time.monotonic() - state.elapsed
-        self.step_in_epoch = 0
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def progress(self) -> float | Fraction:
-        """In [0, 1), as schedules want it: a step may begin when a time budget has just run out."""
-        return min(self._spent(), 1 - 1e-9) if self.config.minutes else self._spent()
-
-    def over(self) -> bool:
-        return self._spent() >= 1
-
-    def _spent(self) -> float | Fraction:
-        if self.config.minutes:
-            return parallel.agreed(self.elapsed() / (60 * self.config.minutes))
-        done = self.state.epoch * self.per_epoch + self.step_in_epoch
-        return Fraction(done, self.config.epochs * self.per_epoch)
-
-
 def _train_epoch(
-    state: TrainState, sampler: ClipSampler, config: TrainConfig, clock: _Clock, on_step: OnStep | None
+    state: TrainState, sampler: ClipSampler, config: TrainConfig, clock: Clock, on_step: OnStep | None
 ) -> Record:
     state.model.train()
     started, at_start = time.monotonic(), clock.progress()

@@ -19,7 +19,8 @@ def test_rows_and_file(tmp_path, monkeypatch):
     )
     for row in rows:  # with limits of one GFLOP/s, shares are rates: of the same operations
         assert row.share_of_matmul / row.literal_of_matmul == pytest.approx(row.ratio)
-    bench.write(tmp_path / "bench.json", rows)
+    bench.write(tmp_path / "bench.json", rows, {"commit": "abc"})
+    assert json.loads((tmp_path / "bench.json").read_text())["commit"] == "abc"
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 7
 
 

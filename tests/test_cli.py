@@ -1,15 +1,18 @@
 """The command line as a person meets it: exit codes, one clear line, nothing half-written."""
 
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from cvae_lab.__main__ import main
+from cvae_lab.__main__ import _parser, _values, main
+from cvae_lab.config import RunConfig
 from cvae_lab.data import read_folder
 from cvae_lab.runs.course import read_2023, read_submission
 from cvae_lab.runs.record import RunFolder
+from cvae_lab.runs.studies import STUDIES
 
 SMALL = ["-p", "width", "8", "-p", "clips_per_epoch", "24", "-p", "epochs", "1"]
 
@@ -46,6 +49,20 @@ def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
         assert captured.err.startswith("cvae-lab: ")
         assert captured.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_runs_command_makes_the_same_run(study):
+    for variant in STUDIES[study].variants.values():
+        config = RunConfig.from_params("small", **(STUDIES[study].base | variant))
+        words = shlex.split(config.command())
+        assert words[:5] == ["python", "-m", "cvae_lab", "train", "RUN"]
+        given = _parser().parse_args(words[3:])
+        assert RunConfig.from_params(given.data, **_values(given.params)) == config
+
+
+def test_a_runs_command_names_no_folder_of_this_machine(tmp_path):
+    assert str(tmp_path) not in RunConfig.from_params(str(tmp_path / "lab4")).command()
 
 
 def test_wrong_usage_exits_2():

@@ -1,6 +1,7 @@
 """Run folders and sweeps, as a person would use them: papermill runs of the real notebook on the tiny set."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,19 @@ from cvae_lab.config import ConfigError
 from cvae_lab.data import load
 from cvae_lab.metrics import grade
 from cvae_lab.rollout import predict
-from cvae_lab.runs.compare import END, START, by_strategy, by_variant, into_markdown, markdown, study_markdown
-from cvae_lab.runs.record import RunError, RunFolder, compare, find_runs, run_row, write_table
+from cvae_lab.runs.compare import (
+    END,
+    START,
+    by_strategy,
+    by_variant,
+    compare,
+    into_markdown,
+    markdown,
+    run_row,
+    study_markdown,
+    write_table,
+)  # fmt: skip
+from cvae_lab.runs.record import RunError, RunFolder, find_runs
 from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
 from cvae_lab.runs.studies import STUDIES
 from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
@@ -171,6 +183,16 @@ def test_table_goes_between_the_markers(tmp_path, swept):
     file.write_text("no markers")
     with pytest.raises(RunError, match="has no lines"):
         into_markdown(file, "results", "text")
+
+
+@pytest.mark.xdist_group("sweep")
+def test_runs_that_differ_in_more_than_their_seed_are_no_repeats(swept, tmp_path):
+    shutil.copytree(swept[0] / "none-seed0", tmp_path / "none-seed0")
+    other = shutil.copytree(swept[0] / "none-seed0", tmp_path / "none-wide-seed0")
+    assert list(compare(find_runs(tmp_path))["strategy"]) == ["none", "none"]
+    config = RunFolder(other).config
+    (other / "config.json").write_text(config.with_training(lr=config.train.lr / 2).to_json())
+    assert set(compare(find_runs(tmp_path))["strategy"]) == {"none", "none-wide"}
 
 
 @pytest.mark.xdist_group("sweep")

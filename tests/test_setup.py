@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cvae_lab.runs.compare import END, START, markdown, study_markdown
-from cvae_lab.runs.record import compare, find_runs
+from cvae_lab.runs.compare import END, START, compare, markdown, study_markdown
+from cvae_lab.runs.record import find_runs
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

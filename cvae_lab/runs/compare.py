@@ -3,13 +3,66 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.views import figures
 
+HEAD = ("strategy", "preset", "tf_strategy", "seed", "psnr_mean", "baseline_static", "ssim_mean")
+TAIL = ("kl_nats", "minutes", "grade")
+"""Columns of `compare` before and after those of the clips."""
 START, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
+
+
+def compare(runs: Sequence[RunFolder]) -> pd.DataFrame:
+    """One row per run: strategy, seed, PSNR mean, static baseline and per clip (dB), KL, minutes, grade.
+
+    Where runs of one strategy differ in more than their seed, `strategy` holds folder names without their seeds:
+    no table or picture then takes unlike runs for repeats of each other.
+    """
+    rows, alike = [], _repeats(runs)
+    for run in runs:
+        result = run.result
+        clips = {f"clip {name}": value for name, value in result["psnr_by_clip"].items()}
+        rows.append(
+            {name: result[name] for name in HEAD} | clips | {name: result[name] for name in TAIL}
+            | {"run": run.path.name}
+        )  # fmt: skip
+        if not alike:
+            rows[-1]["strategy"] = variant(run)
+    return pd.DataFrame(rows).sort_values("psnr_mean", ascending=False, ignore_index=True)
+
+
+def _repeats(runs: Sequence[RunFolder]) -> bool:
+    """Whether all runs of one preset and strategy differ in nothing but seed and threads."""
+    first: dict[tuple[str, str], RunFolder] = {}
+    for run in runs:
+        like = first.setdefault((run.result["preset"], run.result["strategy"]), run)
+        if like.config.difference(run.config, but=("seed", "threads")):
+            return False
+    return True
+
+
+def variant(run: RunFolder) -> str:
+    """The run's folder without its seed: what repeats of one setting share."""
+    return run.path.name.rpartition("-seed")[0] or run.path.name
+
+
+def run_row(run: RunFolder) -> dict[str, Any]:
+    """A run in one row, for a table of many: its variant and seed, what came out, hardware and commit."""
+    result = dict(run.result)
+    clips = [value for name, value in result.pop("psnr_by_clip").items() if not name.startswith("val")]
+    return {"variant": variant(run), **result, "psnr_worst_clip": min(clips, default=float("nan"))}
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV, four significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4g")
+    temporary.replace(path)
 
 
 def summary(table: pd.DataFrame) -> str:

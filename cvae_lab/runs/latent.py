@@ -41,7 +41,8 @@ def latent_row(run: RunFolder, seed: int = 0) -> dict[str, Any]:
     row |= _variety_row(model, films, seed)
     if source in EMBEDDED:
         row |= _probe_row(model, clips, stage.hidden_factors(source), seed)
-    return row | {"verdict": found.verdict}
+    where = {name: run.result[name] for name in ("hardware", "commit")}
+    return row | where | {"verdict": found.verdict}
 
 
 def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:

@@ -224,7 +224,7 @@ def _result(
         "heldout_psnr": best["heldout_psnr"], "best_epoch": int(best["epoch"]),
         "kl_nats": history["kl_nats"].iloc[-1], "epochs": int(history["epoch"].iloc[-1]),
         "minutes": history["seconds"].iloc[-1] / 60, "parameters": sum(p.numel() for p in model.parameters()),
-        **environment(),
+        "command": config.command(), **environment(),
     }  # fmt: skip
 
 
@@ -256,37 +256,6 @@ def find_runs(root: Path | str) -> list[RunFolder]:
             f"{root} holds no finished run (a folder with a result.json); train one, or give another folder."
         )
     return runs
-
-
-def compare(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """One row per run: strategy, seed, PSNR mean, static baseline and per clip (dB), KL, minutes, grade."""
-    rows = []
-    for run in runs:
-        result = run.result
-        clips = {f"clip {name}": value for name, value in result["psnr_by_clip"].items()}
-        keep = ("strategy", "preset", "tf_strategy", "seed", "psnr_mean", "baseline_static", "ssim_mean")
-        rows.append({name: result[name] for name in keep} | clips | _tail(result) | {"run": run.path.name})
-    return pd.DataFrame(rows).sort_values("psnr_mean", ascending=False, ignore_index=True)
-
-
-def run_row(run: RunFolder) -> dict[str, Any]:
-    """A run in one row, for a table of many: its variant and seed, what came out, hardware and commit."""
-    result = dict(run.result)
-    clips = [value for name, value in result.pop("psnr_by_clip").items() if not name.startswith("val")]
-    variant = run.path.name.rpartition("-seed")[0] or run.path.name
-    return {"variant": variant, **result, "psnr_worst_clip": min(clips, default=float("nan"))}
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as CSV, four significant digits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pd.DataFrame(rows).to_csv(temporary, index=False, float_format="%.4g")
-    temporary.replace(path)
-
-
-def _tail(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in ("kl_nats", "minutes", "grade")}
 
 
 def describe(record: Record) -> str:

@@ -37,8 +37,8 @@ STUDIES = {
         | {f"stages-{scale}-free": _MIX | {"scale": scale} for scale in ("handout", "elbo")},
     ),
     "reference": Study(
-        "Four KL strategies and a staged mix at the handout scale, looked at often: 24 records of a quarter pass.",
-        {"epochs": 24, "clips_per_epoch": 120, "eval_every": 4},
+        "Four KL strategies and a staged mix at the handout scale: 24 records of 600 clips, some thirty passes.",
+        {"epochs": 24, "clips_per_epoch": 600, "eval_every": 4},
         {name: {"kl_strategy": name} for name in ("cyclical", "monotonic", "none", "constant")}
         | {"stages": _MIX},
     ),
