@@ -54,9 +54,9 @@ class Diagnosis:
         asked = f", where training's beta asked for {self.asked:.2g}" if self.asked is not None else ""
         return (
             f"The latent is {self._word(gain, swap)}: KL {self.kl:.3g} nats per frame, {self.active} of {self.units} "
-            f"units active; posterior z is worth {gain:+.1f} dB over prior z, and another clip's z costs {swap:.1f} "
-            f"dB. The decoder's calibrated sigma is {self.sigma:.2g}{asked}. "
-            f"Predictions reach {scores['prior'].free:.1f} dB, a still picture {self.still:.1f}, and it stays ahead "
+            f"units active; posterior z is worth {round(gain, 1) + 0.0:+.1f} dB over prior z, and another clip's z "
+            f"costs {swap:.1f} dB. The decoder's calibrated sigma is {self.sigma:.2g}{asked}. "
+            f"Predictions reach {scores['prior'].free:.1f} dB, a still picture {self.still:.1f}, which stays ahead "
             f"{f'on {len(lost)} of' if lost else 'on none of'} {len(self.loses)} clips"
             f"{f', from frame {min(lost)} at the earliest' if lost else ''}. A small disturbance "
             f"{'grows' if self.growth > 1 else 'dies out'}, by a factor of {self.growth:.3g} per step."

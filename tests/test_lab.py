@@ -14,8 +14,9 @@ import pytest
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Every other notebook with something to move, and the line that shows it.
 WIDGETS = {
-    "01_derivation": "widgets.VBox(", "04_kl_strategies": "widgets.VBox(", "05_teacher_forcing": "widgets.VBox(",
-    "06_psnr_per_frame": "scrub = ", "07_posterior_collapse": "widgets.VBox(", "08_test_and_submit": "scrub = ",
+    "01_derivation": "widgets.VBox(", "02_modules": "widgets.VBox(", "04_kl_strategies": "widgets.VBox(",
+    "05_teacher_forcing": "widgets.VBox(", "06_psnr_per_frame": "scrub = ",
+    "07_posterior_collapse": "widgets.VBox(", "08_test_and_submit": "scrub = ",
 }  # fmt: skip
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("lab")]
 
@@ -102,15 +103,16 @@ def run_all(lab, browser):
 @pytest.mark.parametrize("name", WIDGETS)
 def test_a_moved_slider_changes_what_is_shown(name, run_all):
     page, slider = run_all(name)
-    shown = """slider => [...slider.closest('.jp-OutputArea').querySelectorAll('.widget-html-content, img')]
-        .map(part => part.src || part.innerHTML).join()"""
-    page.wait_for_function(f"slider => ({shown})(slider).length > 0", arg=slider.element_handle())
+    shown = """slider => ['img', '.widget-html-content'].map(kind =>
+        [...slider.closest('.jp-OutputArea').querySelectorAll(kind)].map(part => part.src || part.innerHTML).join())"""
+    page.wait_for_function(f"slider => ({shown})(slider)[1].length > 0", arg=slider.element_handle())
     before = slider.evaluate(shown)
     slider.focus()
     at_its_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
     for _ in range(3):
         page.keyboard.press("ArrowLeft" if at_its_end else "ArrowRight")
-    changed = f"args => ({shown})(args[0]) !== args[1]"
+    # Every kind of output that is there: the text or drawing and, in a scrubber, the picture, too.
+    changed = f"args => ({shown})(args[0]).every((now, i) => !args[1][i] || now !== args[1][i])"
     page.wait_for_function(changed, arg=[slider.element_handle(), before], timeout=30_000)
 
 

@@ -42,7 +42,7 @@ def test_small_and_free_of_this_machine(path):
 @pytest.mark.parametrize("path", SERIES, ids=_name)
 def test_opening(path):
     first, second, third = nbformat.read(path, 4).cells[:3]
-    assert re.match(rf"# {path.name[:2]} · .+\?|# {path.name[:2]} · .+", first.source)
+    assert re.match(rf"# {path.name[:2]} · .+\?\n", first.source)  # one question each
     assert "**Claim:" in first.source
     assert "*Cost as committed:" in first.source
     assert second.source.startswith("**After this notebook you can**")
@@ -50,6 +50,22 @@ def test_opening(path):
     for statement in ast.parse(third.source).body:
         ast.literal_eval(statement.value)  # literals only, so that papermill can replace them
     assert all("#" in line for line in third.source.splitlines())
+
+
+def test_numbered_without_a_gap():
+    assert [path.name[:3] for path in SERIES] == [f"{number:02}_" for number in range(10)]
+
+
+@pytest.mark.parametrize("index", range(len(SERIES)))
+def test_opening_and_closing_name_the_neighbours(index):
+    cells = nbformat.read(SERIES[index], 4).cells
+    before, after = SERIES[index - 1 : index], SERIES[index + 1 : index + 2]
+    assert all(f"← [{path.name[:2]} " in cells[0].source and path.name in cells[0].source for path in before)
+    assert all(
+        re.search(rf"next: \[{path.name[:2]} .*\]\({path.name}\) →", cells[0].source) for path in after
+    )
+    assert all(path.name in cells[-1].source for path in after or SERIES[:1])
+    assert "## Recap" in cells[-1].source
 
 
 @pytest.mark.parametrize("path", ALL, ids=_name)
@@ -72,8 +88,20 @@ def test_readme_lists_it(path):
 
 
 @pytest.mark.parametrize("path", SERIES, ids=_name)
-def test_exercises_have_solutions(path):
-    stubs = set(re.findall(r"def check_(\w+)\(", path.read_text()))
-    if stubs:
-        solution = (FOLDER / "solutions" / path.name).read_text()
-        assert all(f"def {name}(" in solution for name in stubs)
+def test_exercises_have_hints_checks_and_solutions(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
+    checks = re.findall(r"def (check_\w+)\(", text)
+    assert len(checks) >= 2
+    assert text.count("**Exercise ") == text.count("<summary>Hint") == len(checks)
+    solved = nbformat.read(FOLDER / "solutions" / path.name, 4).cells
+    for check in checks:
+        cell = next(cell for cell in solved if f"def {check}(" in cell.source)
+        assert "right" in str(cell.outputs)
+        assert f"def {check.removeprefix('check_')}(" in "\n".join(cell.source for cell in solved)
+
+
+@pytest.mark.parametrize("path", SERIES, ids=_name)
+def test_an_unsolved_exercise_says_so(path):
+    for cell in _cells(path, "code"):
+        if "def check_" in cell.source:
+            assert "not attempted" in str(cell.outputs)

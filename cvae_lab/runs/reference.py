@@ -61,7 +61,9 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def draws(run: RunFolder) -> pd.DataFrame:
-    """PSNR (dB) of the first test clip's frames (rows, from 1) in DRAWS films (columns), z of each drawn anew.
+    """PSNR (dB) of the first answered clip's frames (rows, from 1) in DRAWS films (columns), z of each drawn anew.
+
+    The first test clip with an answer; the validation clip where there is none.
 
     By the run's weights, or, in a copy made with pictures, as found then. RunError where there is neither.
     """
@@ -71,11 +73,8 @@ def draws(run: RunFolder) -> pd.DataFrame:
         raise RunError(
             f"{run.path} has neither best.pt nor draws.csv; show a run of your own, with its weights."
         )
-    clip = next(
-        (clip for clip in load(run.config.data, progress=False).tests if clip.answer is not None), None
-    )
-    if clip is None:
-        raise RunError(f"{run.path}: its data, {run.config.data}, has no test clip with an answer.")
+    data = load(run.config.data, progress=False)
+    clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
     films = torch.stack(predict_clips(model, [clip] * DRAWS, run.config.train))
     scores = metrics.psnr(films, (clip.answer[1:].float() / 255).expand_as(films))

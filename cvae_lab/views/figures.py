@@ -26,8 +26,9 @@ COLUMN_LABELS = {
     "beta": "KL weight β",
     "tf_ratio": "teacher-forcing ratio",
     "lr": "learning rate",
-    "val_psnr_prior": "validation PSNR, dB",
-    "val_psnr_posterior": "PSNR with posterior z, dB",
+    "val_psnr_prior": "validation PSNR, prior z, dB",
+    "heldout_psnr": "held-out PSNR, dB",
+    "val_psnr_posterior": "validation PSNR, posterior z, dB",
 }
 LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 STYLE = {
@@ -149,6 +150,9 @@ def histories(
             xlabel="share of training" if several else "epoch", title=COLUMN_LABELS.get(column, column)
         )
         ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
+    ends = [ax.get_xlim() for ax in figure.axes]  # one time axis, though some columns start late
+    for ax in figure.axes:
+        ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
     handles = [ax.get_legend_handles_labels() for ax in figure.axes]
     entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5))
@@ -178,8 +182,9 @@ def psnr_per_frame(
     horizon: int | None = None,
     title: str = "",
     mark: str = "trained unroll",
+    smooth: int = 15,
 ) -> Figure:
-    """PSNR in dB of frames 1, 2, ...: curves smoothed over 15 frames, and raw where there are one or two.
+    """PSNR in dB of frames 1, 2, ...: curves averaged over `smooth` frames, and raw where there are one or two.
 
     The first `horizon` frames are shaded and called `mark`. The legend gives the mean of the frame PSNRs.
     Infinite values (perfect frames) are left out.
@@ -193,12 +198,14 @@ def psnr_per_frame(
         look = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
         if len(curves) <= 2:  # more raw lines than that hide each other
             ax.plot(_frames(values), values, **look)
-        ax.plot(_frames(values), _smoothed(values), color=_colour(i), label=_with_mean(name, values))
+        ax.plot(_frames(values), _smoothed(values, smooth), color=_colour(i), label=_with_mean(name, values))
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
         ax.axvspan(0.5, horizon + 0.5, color=PALETTE[4], alpha=0.25, linewidth=0)
         handles.append(Patch(color=PALETTE[4], alpha=0.25, label=f"{mark}, {horizon} frames"))
     quiet(ax).set(xlabel="frame", ylabel="PSNR, dB", title=title)
+    if curves and smooth > 1:
+        ax.set_ylabel(f"PSNR, dB ({smooth}-frame means)")
     ax.margins(x=0.01)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     return figure
@@ -253,9 +260,9 @@ def _frames(values: np.ndarray) -> np.ndarray:
     return np.arange(1, len(values) + 1)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over 15 frames, fewer at the ends."""
-    return pd.Series(values).rolling(15, center=True, min_periods=1).mean().to_numpy()
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average over `window` frames, fewer at the ends."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
 def _with_mean(name: str, values: np.ndarray) -> str:
