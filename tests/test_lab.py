@@ -14,7 +14,8 @@ import pytest
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Every other notebook with something to move, and the line that shows it.
 WIDGETS = {
-    "01_derivation": "widgets.VBox(", "02_modules": "widgets.VBox(", "04_kl_strategies": "widgets.VBox(",
+    "01_derivation": "widgets.VBox(", "02_modules": "widgets.VBox(",
+    "03_training": "player.scrubber(", "04_kl_strategies": "widgets.VBox(",
     "05_teacher_forcing": "widgets.VBox(", "06_psnr_per_frame": "scrub = ",
     "07_posterior_collapse": "widgets.VBox(", "08_test_and_submit": "scrub = ",
 }  # fmt: skip
