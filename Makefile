@@ -49,7 +49,8 @@ lab: .venv/.ready
 
 notebooks: .venv/.ready-dev
 	@for notebook in $(NOTEBOOKS) $(sort $(wildcard notebooks/solutions/*.ipynb)); do \
-		echo "$$notebook" && $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; done
+		begun=$$(date +%s); $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; \
+		echo "$$notebook: $$(($$(date +%s) - begun)) s"; done
 	@echo "Executed. Next: git diff notebooks, and a look at every picture."
 
 results: .venv/.ready
