@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     _parameters(study)
 
     predict = _command(commands, "predict", _predict, "predict the test clips: GIF, HTML player, CSV, score")
-    predict.add_argument("run_dir", type=Path, metavar="RUN")
+    predict.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="several: the mean of their predictions"
+    )
     predict.add_argument("--data", default="small")
     predict.add_argument("--seed", type=int, default=0, help="of z at test time")
     predict.add_argument(
@@ -213,7 +215,7 @@ def _run_all(
 def _predict(options: argparse.Namespace) -> None:
     from cvae_lab.runs.submit import predict_run
 
-    for line in predict_run(options.run_dir, options.data, options.seed, options.csv):
+    for line in predict_run(options.runs, options.data, options.seed, options.csv):
         print(line, flush=True)
 
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cvae_lab.augment import mirror_labels
 from cvae_lab.cvae import CVAE, reparameterise
 from cvae_lab.data.clips import ClipBatch
 from cvae_lab.modules import StepwiseBatchNorm2d
@@ -247,21 +246,6 @@ def predict(
     """
     with evaluating(model, batch_statistics):
         return rollout(model, first, labels, prior_latents(model, first, generator))
-
-
-def predict_mirrored(
-    model: CVAE,
-    first: Float[Tensor, "b 3 h w"],
-    labels: Float[Tensor, "b t 3 h w"],
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "b s 3 h w"]:
-    """The mean of `predict` and of what it makes of the mirror image, mirrored back: for models trained with flips.
-
-    Where the two disagree, half of each costs less than all of one: the error's variance falls, for twice the work.
-    """
-    both = torch.cat([first, first.flip(-1)]), torch.cat([labels, mirror_labels(labels)])
-    straight, mirrored = predict(model, *both, generator).chunk(2)
-    return (straight + mirrored.flip(-1)) / 2
 
 
 def reconstruct(

@@ -103,6 +103,19 @@ def test_predict_and_compare(run, capsys):
     assert (run / "strategies.png").exists()
 
 
+def test_several_runs_are_averaged(tmp_path):
+    """In the first one's folder, within the half step that bytes are off."""
+    runs, films = [tmp_path / "0", tmp_path / "1"], []
+    for run in runs:
+        assert main(["train", str(run), "--data", "tiny", *SMALL, "-p", "seed", run.name]) == 0
+        assert main(["predict", str(run), "--data", "tiny"]) == 0
+        films.append(read_submission(run / "test" / "submission.csv", 96)[0].double())
+    assert main(["predict", *map(str, runs), "--data", "tiny"]) == 0
+    joined = read_submission(runs[0] / "test" / "submission.csv", 96)[0].double()
+    assert (films[0] - films[1]).abs().max() > 10
+    assert (joined - (films[0] + films[1]) / 2).abs().max() <= 1
+
+
 def test_a_run_sets_its_threads(tmp_path):
     """In a process of its own, since threads belong to the process."""
     code = (

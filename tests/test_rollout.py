@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cvae_lab import CVAE, ModelConfig
-from cvae_lab.augment import mirror_labels
 from cvae_lab.cvae import reparameterise
 from cvae_lab.modules import StepwiseBatchNorm2d
 from cvae_lab.rollout import (
@@ -17,7 +16,6 @@ from cvae_lab.rollout import (
     posterior_latents,
     predict,
     predict_literal,
-    predict_mirrored,
     prior_latents,
     reconstruct,
     rollout,
@@ -220,20 +218,6 @@ def test_predictions_lie_within_0_and_1(preset):
     assert frames.isfinite().all()
     assert frames.min() >= 0
     assert frames.max() <= 1
-
-
-def test_a_mirrored_prediction_of_the_mirror_image_is_the_mirror_image():
-    model, (x, _) = build("compact").eval(), clips("compact")
-    model.prior = lambda previous, label: (
-        torch.zeros(len(label), 2, 1, 2),
-        torch.full((len(label), 2, 1, 2), -200.0),
-    )
-    p = torch.ones(BATCH, FRAMES, 3, *SIZE["compact"])
-    p[..., 2:5, 3:6] = torch.tensor([92, 160, 255])[:, None, None] / 255  # a right arm: mirrored, a left one
-    once = predict_mirrored(model, x[:, 0], p, seeded())
-    assert not torch.allclose(once, predict(model, x[:, 0], p, seeded()), atol=1e-3)
-    again = predict_mirrored(model, x[:, 0].flip(-1), mirror_labels(p), seeded())
-    torch.testing.assert_close(again.flip(-1), once)
 
 
 def test_latents_of_three_kinds():

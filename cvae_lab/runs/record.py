@@ -6,7 +6,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from cvae_lab import checkpoint, metrics
 from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, Dataset
-from cvae_lab.rollout import predict, predict_mirrored
+from cvae_lab.refine import predict_refined
+from cvae_lab.rollout import predict
 from cvae_lab.state import Record, TrainState, pick_device, reduced_precision
 from cvae_lab.views import player, to_uint8
 
@@ -152,11 +153,12 @@ class RunFolder:
 
 
 def predict_clips(
-    model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, mirror: bool = False
+    model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, refined: bool = False
 ) -> list[Float[Tensor, "_ 3 _ _"]]:
     """Predictions of all clips in one batch, z from the prior; shorter ones padded with their last label.
 
-    At the precision of the run's `config`. `mirror` averages each with the prediction of its mirror image.
+    At the precision of the run's `config`. `refined` takes the second looks of `refine.py`, that at the mirror image
+    only for a model trained with flips.
     """
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
@@ -165,7 +167,7 @@ def predict_clips(
     first = torch.stack([clip.first for clip in clips]).to(device).float() / 255
     generator = torch.Generator().manual_seed(seed)
     with reduced_precision(config, device):
-        method = predict_mirrored if mirror else predict
+        method = partial(predict_refined, mirror=config.flip) if refined else predict
         frames = method(model, first, torch.stack(labels).to(device).float() / 255, generator).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
 

@@ -19,23 +19,25 @@ from cvae_lab.views import player
 Form = Literal["later", "2023"]
 
 
-def predict_run(run: Path, data: str, seed: int = 0, form: Form = "later") -> Iterator[str]:
+def predict_run(runs: Sequence[Path], data: str, seed: int = 0, form: Form = "later") -> Iterator[str]:
     """GIF and HTML player per test clip, and the files to hand in; yields a line for each thing done.
 
-    `form` is the course's: `later` years take one CSV of all clips, `2023` took a file of numbers per clip.
+    Predictions are refined (`cvae_lab/refine.py`), so they score above a run's own record, which is one rollout.
+    Those of several runs are averaged, and lie in the first one's folder. `form` is the course's: `later` years
+    take one CSV of all clips, `2023` took a file of numbers per clip.
 
-    A model trained with flips predicts each clip and its mirror image, and the mean of both counts: about 0.3 dB
-    above the run's own record, which is one rollout.
-
-    `run` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
+    Each of `runs` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
     """
-    weights = run if run.is_file() else best_run(run).path / "best.pt"
-    model, trained = checkpoint.load_model(weights, pick_device()), checkpoint.train_config(weights)
-    clips = load(data).tests
-    yield f"predicting with {weights}"
-    out = weights.parent / "test"
+    checkpoints = [run if run.is_file() else best_run(run).path / "best.pt" for run in runs]
+    clips, device = load(data).tests, pick_device()
+    films = []
+    for file in checkpoints:
+        yield f"predicting with {file}"
+        model, trained = checkpoint.load_model(file, device), checkpoint.train_config(file)
+        films.append(predict_clips(model, clips, trained, seed, refined=True))
+    predictions = [sum(alike) / len(alike) for alike in zip(*films, strict=True)]
+    out = checkpoints[0].parent / "test"
     out.mkdir(exist_ok=True)
-    predictions = predict_clips(model, clips, trained, seed, mirror=trained.flip)
     means = []
     for clip, frames in zip(clips, predictions, strict=True):
         write_clip(out, clip, frames)
