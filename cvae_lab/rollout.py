@@ -4,9 +4,9 @@ Two paths that cannot be confused: `reconstruct` may look at the future through 
 cannot, because it is never given it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cvae_lab.cvae import CVAE, reparameterise
 from cvae_lab.data.clips import ClipBatch
+from cvae_lab.graph import Captured
 from cvae_lab.modules import StepwiseBatchNorm2d
 
 Latents = Callable[[int, Tensor, Tensor], Tensor]
@@ -23,6 +24,8 @@ Latents = Callable[[int, Tensor, Tensor], Tensor]
 
 PART = {"handout": 6, "compact": 64}
 """Streams that a CPU decodes at a time: with 60 at once the course's wide layers leave its cache, at half the pace."""
+
+WORTH = 16  # frames from which a CUDA graph of a step is worth its recording
 
 
 class Unrolled(NamedTuple):
@@ -215,22 +218,37 @@ def rollout(
     """Frames 1 to T-1 from the first, each fed to the next, in [0, 1]. The model's mode is the caller's choice."""
     anchor = model.anchor(first, labels[:, 0])
     frames = first.new_empty(first.shape[0], labels.shape[1] - 1, *first.shape[1:])
-    previous, part = first, PART[model.config.name] if first.device.type == "cpu" else len(first)
+    features, step = model.frame_transformation(first), None
     for chunk in range(1, labels.shape[1], 64):  # label features ahead, but not of a whole film at once
         encoded = _encode_labels(model, labels[:, chunk : chunk + 64])
-        for offset in range(encoded.shape[1]):
-            s = chunk + offset - 1
-            features, label = _by_parts(part, model.frame_transformation, previous), encoded[:, offset]
-            z = latents(s, features, label)
-            previous = _by_parts(part, model.decode_features, features, label, z, anchor)
-            frames[:, s] = previous
+        for s, label in enumerate(encoded.unbind(1), chunk - 1):
+            given = [features, label, latents(s, features, label), *([] if anchor is None else [anchor])]
+            step = step or _step(model, given, enough=frames.shape[1] >= WORTH)
+            frames[:, s], features = step(*given)
     return frames.clamp_(0, 1)
 
 
-def _by_parts(size: int, function: Callable[..., Tensor], *streams: Tensor | None) -> Tensor:
+def _step(model: CVAE, example: Sequence[Tensor], enough: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Features of a frame and a label, z and the anchor to the next frame and its features, as the device likes it."""
+
+    def step(*given: Tensor) -> tuple[Tensor, Tensor]:
+        frame = model.decode_features(*given)
+        return frame, model.frame_transformation(frame)
+
+    if launch_bound(example[0].device):
+        return Captured(step, example) if enough else step
+    return partial(_by_parts, PART[model.config.name], step)
+
+
+def launch_bound(device: torch.device) -> bool:
+    """Whether a step of small layers waits for Python to launch them: on a GPU it does."""
+    return device.type == "cuda"
+
+
+def _by_parts(size: int, function: Callable[..., tuple[Tensor, ...]], *streams: Tensor) -> tuple[Tensor, ...]:
     """`function` of `size` streams at a time, joined: the same, since no stream sees another."""
-    parts = (repeat(None) if stream is None else stream.split(size) for stream in streams)
-    return torch.cat([function(*part) for part in zip(*parts, strict=False)])
+    parts = zip(*(stream.split(size) for stream in streams), strict=True)
+    return tuple(torch.cat(part) for part in zip(*(function(*part) for part in parts), strict=True))
 
 
 def predict(
