@@ -1,7 +1,7 @@
-"""Augmentation of clips: mirror image, shift, brightness."""
+"""Augmentation of clips: mirror image, parts of other clips, shift, brightness."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +37,27 @@ def flip(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
     x, p = batch.x.clone(), batch.p.clone()
     x[chosen], p[chosen] = x[chosen].flip(-1), mirror_labels(p[chosen])
     return ClipBatch(x, p)
+
+
+def paste(batch: ClipBatch, share: float, generator: torch.Generator) -> ClipBatch:
+    """Paste a rectangle of another clip into a `share` of the clips, frames and labels alike.
+
+    As CutMix (Yun et al. 2019) does with pictures and their classes; here each pixel keeps its own label. The model
+    sees an upper half in one pose on legs in another, and learns that what a label does not draw is not there.
+    """
+    count, (height, width), device = len(batch.x), batch.x.shape[-2:], batch.x.device
+    chosen = torch.rand(count, generator=generator) < share
+    donor = torch.randperm(count, generator=generator).to(device)
+    rows, columns = _spans(count, height, generator), _spans(count, width, generator)
+    inside = chosen[:, None, None] & rows[:, :, None] & columns[:, None, :]
+    inside = inside.to(device)[:, None, None]
+    return ClipBatch(*(torch.where(inside, part[donor], part) for part in batch))
+
+
+def _spans(count: int, size: int, generator: torch.Generator) -> Bool[Tensor, "b n"]:
+    """Pixels of `count` intervals, 0.3 to 0.8 of `size` long, their middles anywhere in it."""
+    length, middle = torch.rand(2, count, 1, generator=generator)
+    return (torch.arange(size) + 0.5 - size * middle).abs() < size * (0.3 + 0.5 * length) / 2
 
 
 def shift(batch: ClipBatch, pixels: int, generator: torch.Generator) -> ClipBatch:

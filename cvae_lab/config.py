@@ -130,6 +130,7 @@ class TrainConfig:
     bptt: int = within(-1, -1)  # steps that gradients travel through predicted frames; 0: none, -1: all
     feedback_noise: float = within(0.03, 0.0, 1.0)  # sd of noise on fed-back frames
     flip: bool = True  # mirror half of the clips, swapping the colours of left and right limbs
+    paste: float = within(0.0, 0.0, 1.0)  # share of clips that get a rectangle of another, labels and all
     shift: int = within(2, 0, 16)  # half of the clips are moved sideways by up to so many pixels
     jitter: float = within(0.0, 0.0, 0.5)  # a clip's brightness is scaled by up to this
 

@@ -249,6 +249,8 @@ def _drawn(
     """Augmentation and coins, drawn alike on every rank for the joined batch; then this rank's share of both."""
     if config.flip:
         batch = augment.flip(batch, generators["augment"])
+    if config.paste:
+        batch = augment.paste(batch, config.paste, generators["augment"])
     if config.shift:
         batch = augment.shift(batch, config.shift, generators["augment"])
     if config.jitter:

@@ -1,4 +1,4 @@
-"""Mirror image, shift and brightness of clips."""
+"""Mirror image, parts of other clips, shift and brightness."""
 
 import itertools
 
@@ -67,6 +67,35 @@ def test_shift_moves_frames_and_labels_of_a_clip_alike():
     assert 24 < still < 56  # half, and a few that drew 0
     assert {place for _, place in seen} == set(range(5))
     assert torch.equal(augment.shift(batch, 0, seeded()).x, batch.x)
+
+
+def test_a_paste_is_a_rectangle_of_another_clip_in_frames_and_labels_alike():
+    """Values name their clip, part and place, so what was pasted tells where it came from."""
+    count, kept, donors = 64, 0, set()
+    names = torch.arange(count, dtype=torch.float)[:, None, None, None, None].expand(-1, 3, 3, H, W)
+    places = torch.arange(H * W, dtype=torch.float).view(H, W) / 1000
+    batch = ClipBatch(names + places, names + places + 100)
+    pasted = augment.paste(batch, 0.5, seeded(7))
+    assert torch.equal(pasted.p, pasted.x + 100)  # the same pixels of both
+    for k in range(count):
+        source = (pasted.x[k] - places).round()
+        assert torch.equal(pasted.x[k], source + places)  # at the place it had
+        assert torch.equal(source, source[0, 0].expand_as(source))  # in every frame and channel
+        other = source[0, 0] != k
+        if not other.any():
+            kept += 1
+            continue
+        donor = source[0, 0][other].unique()
+        assert len(donor) == 1
+        donors.add(int(donor))
+        rows, columns = other.any(1), other.any(0)
+        assert torch.equal(other, rows[:, None] & columns)
+        for span in (rows, columns):  # without gaps
+            first, last = span.nonzero().flatten()[[0, -1]]
+            assert int(last - first) + 1 == int(span.sum())
+    assert 20 < kept < 44
+    assert len(donors) == count - kept  # each clip gives once at most
+    assert torch.equal(augment.paste(batch, 0.0, seeded()).x, batch.x)
 
 
 def test_flip_is_an_involution_and_flips_whole_clips():
