@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,25 @@ def save(path: Path, state: TrainState, config: RunConfig) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def begin(config: RunConfig) -> TrainState:
+    """A fresh state; with `start`, on the weights that `load_model` reads from that run's `best.pt` or that file.
+
+    Optimiser, schedules and generators are new. CheckpointError where the file holds another network.
+    """
+    state = TrainState.create(config.model, config.train)
+    if config.train.start:
+        path = Path(config.train.start)
+        given = load_model(path / "best.pt" if path.is_dir() else path)
+        if difference := replace(config, model=given.config).difference(config):
+            raise CheckpointError(
+                f"{path} cannot start this run: its network has {difference}; give the same value, or another start."
+            )
+        state.model.load_state_dict(given.state_dict())
+        if state.average is not None:
+            state.average = {name: value.clone() for name, value in state.model.state_dict().items()}
+    return state
 
 
 def resume(path: Path, config: RunConfig) -> TrainState:

@@ -107,6 +107,7 @@ class TrainConfig:
     """How a model is trained. Defaults are those of `compact` on two CPU cores."""
 
     seed: int = within(0, 0)
+    start: str = ""  # a run's folder or a checkpoint file: training starts from its weights, all else afresh
     epochs: int = within(40, 1)
     minutes: float = within(0.0, 0.0)  # > 0: a time budget that replaces `epochs`; all schedules follow it
     n_frames: int = within(4, 2, 512)  # frames in a clip, the given one included
@@ -242,12 +243,14 @@ class RunConfig:
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
 
     def command(self) -> str:
-        """The command line that trains such a run: every value that is not its preset's own. Data by name alone."""
+        """The command line that trains such a run: every value that is not its preset's own. Paths by name alone."""
         plain = RunConfig.from_params(self.data, self.model.name)
         mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))
         changed = {name: value for name, value in mine.items() if value != usual[name]}
         if self.model.name != ModelConfig.name:
             changed = {"preset": self.model.name, **changed}
+        if "start" in changed:
+            changed["start"] = Path(changed["start"]).name
         written = {n: json.dumps(v) if isinstance(v, tuple) else str(v) for n, v in changed.items()}
         words = [word for pair in written.items() for word in ("-p", *pair)]
         return shlex.join(

@@ -11,7 +11,7 @@ import torch
 
 from cvae_lab import CVAE, ModelConfig, RunConfig
 from cvae_lab import checkpoint as checkpoints
-from cvae_lab.checkpoint import CheckpointError, load_model, resume, save
+from cvae_lab.checkpoint import CheckpointError, begin, load_model, resume, save
 from cvae_lab.data import Dataset, Video
 from cvae_lab.training import TrainState, fit
 
@@ -131,6 +131,32 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert process.returncode == -signal.SIGKILL
     whole = train(fresh(config), config, noise())
     assert_same(train(resume(path, config), config, noise()), whole)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_starts_from_the_weights_of_another_and_all_else_afresh(tmp_path):
+    first = train(fresh(config_of()), config_of(), noise(), epochs=1)
+    save(tmp_path / "best.pt", first, config_of())
+    config = config_of(start=str(tmp_path), seed=1)
+    state, plain = begin(config), fresh(config_of(seed=1))
+    for name, value in first.average.items():
+        assert torch.equal(state.model.state_dict()[name], value)
+        assert torch.equal(state.average[name], value)
+    assert not any(part["state"] for part in state.optimiser.state_dict().values())
+    assert (state.step, state.epoch, state.history) == (0, 0, [])
+    for name, generator in plain.generators.items():
+        assert torch.equal(state.generators[name].get_state(), generator.get_state())
+    before = {name: value.clone() for name, value in state.average.items()}
+    train(state, config, noise(), epochs=1)
+    assert all(torch.equal(before[name], first.average[name]) for name in before)  # of its own, not shared
+
+
+def test_a_start_with_another_network_is_refused(tmp_path):
+    save(tmp_path / "best.pt", fresh(config_of()), config_of())
+    with pytest.raises(CheckpointError, match=r"cannot start this run: .* width = 8, not 16"):
+        begin(config_of(start=str(tmp_path), width=16))
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        begin(config_of(start=str(tmp_path / "nowhere")))
 
 
 def test_averaged_weights_are_preferred(tmp_path):

@@ -62,7 +62,8 @@ def test_a_runs_command_makes_the_same_run(study):
 
 
 def test_a_runs_command_names_no_folder_of_this_machine(tmp_path):
-    assert str(tmp_path) not in RunConfig.from_params(str(tmp_path / "lab4")).command()
+    config = RunConfig.from_params(str(tmp_path / "lab4"), start=str(tmp_path / "stage"))
+    assert config.command().endswith("--data lab4 -p start stage")
 
 
 def test_wrong_usage_exits_2():

@@ -127,6 +127,8 @@ def test_names_and_values_are_checked_before_anything_runs(tmp_path):
     assert params["extra"] == {"lr": 0.5}  # not a name of the notebook's own, so it goes in by `extra`
     assert params["seed"] == 7
     assert not (tmp_path / "none-seed7").exists()
+    (job,) = plan("tiny", tmp_path, {"none": {}}, [0], {"start": "runs/other"})
+    assert Path(job.params["start"]) == Path("runs/other").resolve()  # a notebook runs in a folder of its own
 
 
 @pytest.mark.parametrize("name", list(STUDIES))

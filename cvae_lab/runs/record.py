@@ -53,7 +53,7 @@ class RunFolder:
         elif last.exists():
             raise RunError(f"{self.path} holds a run already; resume it, or choose another folder.")
         else:
-            state = TrainState.create(config.model, config.train)
+            state = checkpoint.begin(config)
         (self.path / "result.json").unlink(missing_ok=True)
         self._write("config.json", config.to_json())
         return state

@@ -63,6 +63,8 @@ def plan(
     jobs = []
     for seed, (name, changes) in itertools.product(seeds, variants.items()):  # cut short, it has whole rounds
         params = {**options, **changes, "seed": seed}
+        if params.get("start"):  # a worker has a working directory of its own
+            params["start"] = str(Path(params["start"]).resolve())
         RunConfig.from_params(data, **params)
         jobs.append(Job(str(out.resolve() / f"{name}-seed{seed}"), source, params))
     return jobs
