@@ -1,15 +1,20 @@
 """The command line as a person meets it: exit codes, one clear line, nothing half-written."""
 
+import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cvae_lab.__main__ import _parser, _values, main
+from cvae_lab.checkpoint import load_model
 from cvae_lab.config import RunConfig
-from cvae_lab.data import read_folder
+from cvae_lab.data import load, read_folder, write_folder
+from cvae_lab.metrics import psnr
+from cvae_lab.refine import predict_refined
 from cvae_lab.runs.course import read_2023, read_submission
 from cvae_lab.runs.record import RunFolder
 from cvae_lab.runs.studies import STUDIES
@@ -102,6 +107,20 @@ def test_predict_and_compare(run, capsys):
     assert torch.equal(clip, whole)
     assert main(["compare", str(run)]) == 0
     assert (run / "strategies.png").exists()
+
+
+def test_predict_scores_validation_where_no_test_clip_has_an_answer(run, tmp_path, capsys):
+    data = load("tiny", progress=False)
+    tests = tuple(replace(clip, answer=None) for clip in data.tests)
+    write_folder(replace(data, tests=tests), tmp_path / "data")
+    assert main(["predict", str(run), "--data", str(tmp_path / "data")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation")]
+    (clip,) = data.val.as_clips()
+    x, p = clip.answer / 255, clip.labels / 255
+    frames = predict_refined(load_model(run / "best.pt"), x[:1], p[None], mirror=True)[0]
+    wanted = [float(psnr(f, x[1:]).mean()) for f in (frames, x[:1].expand(len(x) - 1, -1, -1, -1))]
+    said = [float(number) for number in re.findall(r"[0-9.]+(?= dB)", line)]
+    assert said == pytest.approx(wanted, abs=0.02)
 
 
 def test_several_runs_are_averaged(tmp_path):

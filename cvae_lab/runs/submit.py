@@ -26,16 +26,21 @@ def predict_run(runs: Sequence[Path], data: str, seed: int = 0, form: Form = "la
     Those of several runs are averaged, and lie in the first one's folder. `form` is the course's: `later` years
     take one CSV of all clips, `2023` took a file of numbers per clip.
 
+    Where no test clip has an answer, validation is predicted and scored as well.
+
     Each of `runs` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
     """
     checkpoints = [run if run.is_file() else best_run(run).path / "best.pt" for run in runs]
-    clips, device = load(data).tests, pick_device()
+    source, device = load(data), pick_device()
+    clips = source.tests
+    scored = [] if any(clip.answer is not None for clip in clips) else source.val.as_clips()
     films = []
     for file in checkpoints:
         yield f"predicting with {file}"
         model, trained = checkpoint.load_model(file, device), checkpoint.train_config(file)
-        films.append(predict_clips(model, clips, trained, seed, refined=True))
+        films.append(predict_clips(model, [*clips, *scored], trained, seed, refined=True))
     predictions = [sum(alike) / len(alike) for alike in zip(*films, strict=True)]
+    predictions, others = predictions[: len(clips)], predictions[len(clips) :]
     out = checkpoints[0].parent / "test"
     out.mkdir(exist_ok=True)
     means = []
@@ -43,7 +48,7 @@ def predict_run(runs: Sequence[Path], data: str, seed: int = 0, form: Form = "la
         write_clip(out, clip, frames)
         said = "no answer"
         if clip.answer is not None:
-            means.append(float(metrics.psnr(frames, clip.answer[1:].float() / 255).mean()))
+            means.append(_mean_psnr(frames, clip))
             said = f"{means[-1]:.2f} dB"
         yield f"clip {clip.name}: {said}, {out}/clip{clip.name}.gif"
     whole = [
@@ -54,6 +59,14 @@ def predict_run(runs: Sequence[Path], data: str, seed: int = 0, form: Form = "la
     if means:
         mean = sum(means) / len(means)
         yield f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %"
+    for clip, frames in zip(scored, others, strict=True):
+        still = float(metrics.static_baseline(clip.answer.float() / 255).mean())
+        yield f"validation: {_mean_psnr(frames, clip):.2f} dB, a still picture {still:.2f} dB"
+
+
+def _mean_psnr(frames: Float[Tensor, "s 3 h w"], clip: Clip) -> float:
+    """Over the predicted frames, in dB."""
+    return float(metrics.psnr(frames, clip.answer[1:].float() / 255).mean())
 
 
 def write_form(
