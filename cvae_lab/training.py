@@ -268,14 +268,18 @@ def _stop_if_diverged(in_a_row: int, epoch: int, step: int) -> None:
 
 
 def _scores(model: CVAE, data: Dataset, heldout: Any) -> Record:  # noqa: ANN401
-    """Mean PSNR on the validation clips, and on held-out stretches and validation together."""
+    """Mean PSNR on the validation clips, and on held-out stretches and validation together.
+
+    A stretch weighs as its frames do among all stretches: a short take leaves a handful, which say little.
+    """
     validation = data.val.as_clips()
     others = heldout.as_clips() if heldout is not None else ()
     scores = evaluate(model, [*validation, *others])
-    mean = {kind: [float(curve.mean()) for curve in curves] for kind, curves in scores.items()}
     count = len(validation)
+    mean = {kind: [float(curve.mean()) for curve in curves[:count]] for kind, curves in scores.items()}
+    stretches = float(torch.cat(scores["prior"][count:]).mean()) if others else 0.0
     return {
-        "val_psnr_prior": sum(mean["prior"][:count]) / count,
-        "val_psnr_posterior": sum(mean["posterior"][:count]) / count,
-        "heldout_psnr": sum(mean["prior"]) / len(mean["prior"]),
+        "val_psnr_prior": sum(mean["prior"]) / count,
+        "val_psnr_posterior": sum(mean["posterior"]) / count,
+        "heldout_psnr": (sum(mean["prior"]) + len(others) * stretches) / (count + len(others)),
     }
