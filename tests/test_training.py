@@ -279,6 +279,19 @@ def test_the_last_epoch_of_a_budget_is_evaluated_whoever_took_the_time(data, wat
     assert not math.isnan(records[-1]["val_psnr_prior"])
 
 
+def test_held_out_stretches_weigh_by_their_frames(data):
+    """Beside validation, which weighs as one of them."""
+    unequal, config = replace(data, train=video(60, (45,))), quick(epochs=1)
+    state = TrainState.create(NARROW, config)
+    (record,) = fit(state, unequal, config)
+    (validation,), (long, short) = data.val.as_clips(), unequal.train.hold_out(0.2, 4)[1].as_clips()
+    assert (len(long.labels), len(short.labels)) == (9, 4)
+    of_val, of_long, of_short = evaluate(state.averaged_model(), [validation, long, short])["prior"]
+    stretches = (of_long.sum() + of_short.sum()) / (8 + 3)
+    assert record["heldout_psnr"] == pytest.approx(float(of_val.mean() + 2 * stretches) / 3, abs=1e-4)
+    assert abs(of_long.mean() - of_short.mean()) > 1e-3  # or the weights would not matter
+
+
 def clip(frames, seed):
     made = video(frames, seed=seed)
     return Clip(str(seed), made.frames[0], made.labels, made.frames)
