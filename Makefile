@@ -55,7 +55,7 @@ notebooks: .venv/.ready-dev
 
 results: .venv/.ready
 	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md
-	@for table in ablation minutes; do $(BIN)/python -m cvae_lab compare figures/studies/$$table.csv --into README.md; done
+	@for table in ablation minutes course; do $(BIN)/python -m cvae_lab compare figures/studies/$$table.csv --into README.md; done
 	@$(BIN)/python -m cvae_lab pictures figures
 
 clean:

@@ -205,4 +205,8 @@ def test_a_studys_table_has_a_row_per_variant(swept, tmp_path):
     table = by_variant(pd.read_csv(tmp_path / "study.csv"))
     assert set(table["variant"]) == set(STRATEGIES)
     assert table["psnr_std"].tolist() == pytest.approx([2**0.5] * 4, abs=1e-2)  # written to four digits
-    assert "| constant | 2 |" in study_markdown(pd.read_csv(tmp_path / "study.csv"))
+    text = study_markdown(pd.read_csv(tmp_path / "study.csv"))
+    assert "| constant | 2 |" in text
+    assert "| test (dB) | worst clip (dB) | still picture (dB) |" in text
+    unanswered = [{**row, "scored_on": "validation", "psnr_worst_clip": float("nan")} for row in rows]
+    assert "| validation (dB) | still picture (dB) |" in study_markdown(pd.DataFrame(unanswered))

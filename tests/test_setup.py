@@ -58,9 +58,12 @@ def test_readme_names_real_make_targets():
     assert set(re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
 
 
+TABLES = ("ablation", "minutes", "course")
+
+
 def test_readme_shows_the_tables_of_reference_runs_and_studies():
     text, studies = (ROOT / "README.md").read_text(), ROOT / "figures/studies"
-    tables = {name: study_markdown(pd.read_csv(studies / f"{name}.csv")) for name in ("ablation", "minutes")}
+    tables = {name: study_markdown(pd.read_csv(studies / f"{name}.csv")) for name in TABLES}
     for name, table in {
         "results": markdown(compare(find_runs(ROOT / "figures/reference"))),
         **tables,

@@ -100,7 +100,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def by_variant(table: pd.DataFrame) -> pd.DataFrame:
     """A study's runs (columns as in `record.run_row`) by variant, best held-out score first; spread over seeds."""
-    if missing := {"variant", "seed", "heldout_psnr", "psnr_worst_clip"} - set(table):
+    if missing := {"variant", "seed", "heldout_psnr", "psnr_worst_clip", "scored_on"} - set(table):
         raise RunError(
             f"this is no table of runs as `compare RUNS --csv` writes it: it has no column {min(missing)}."
         )
@@ -108,23 +108,25 @@ def by_variant(table: pd.DataFrame) -> pd.DataFrame:
     rows = groups.agg(
         seeds=("seed", "nunique"), heldout=("heldout_psnr", "mean"), heldout_std=("heldout_psnr", "std"),
         psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
-        worst_clip=("psnr_worst_clip", "mean"), ssim_mean=("ssim_mean", "mean"),
-        parameters=("parameters", "first"), minutes=("minutes", "mean"),
+        worst_clip=("psnr_worst_clip", "mean"), baseline_static=("baseline_static", "mean"),
+        ssim_mean=("ssim_mean", "mean"), parameters=("parameters", "first"), minutes=("minutes", "mean"),
     )  # fmt: skip
     return rows.sort_values("heldout", ascending=False, ignore_index=True)
 
 
 def study_markdown(table: pd.DataFrame) -> str:
-    """`by_variant` as a Markdown table."""
-    lines = [
-        "| variant | seeds | held-out (dB) | test (dB) | worst clip (dB) | SSIM | parameters | minutes |",
-        "|" + "---|" * 8,
-    ]
+    """`by_variant` as a Markdown table; the score's column is named by the clips it was taken on."""
+    scored = "/".join(sorted(set(table["scored_on"])))
+    several = table["psnr_worst_clip"].notna().any()  # no worst one where validation is all there is to score
+    worst = ("worst clip (dB)",) if several else ()
+    head = ("variant", "seeds", "held-out (dB)", f"{scored} (dB)", *worst, "still picture (dB)", "SSIM")
+    lines = [f"| {' | '.join((*head, 'parameters', 'minutes'))} |", "|" + "---|" * (len(head) + 2)]
     for row in by_variant(table).itertuples():
         spread = f" ± {row.psnr_std:.2f}" if row.psnr_std == row.psnr_std else ""
+        worst = f"{row.worst_clip:.2f} | " if several else ""
         lines.append(
-            f"| {row.variant} | {row.seeds} | {row.heldout:.2f} | {row.psnr_mean:.2f}{spread} | {row.worst_clip:.2f} "
-            f"| {row.ssim_mean:.3f} | {row.parameters:,} | {row.minutes:.1f} |"
+            f"| {row.variant} | {row.seeds} | {row.heldout:.2f} | {row.psnr_mean:.2f}{spread} | {worst}"
+            f"{row.baseline_static:.2f} | {row.ssim_mean:.3f} | {row.parameters:,} | {row.minutes:.1f} |"
         )
     return "\n".join(lines)
 
