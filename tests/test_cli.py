@@ -47,6 +47,7 @@ def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
         ["train", str(tmp_path / "run"), "--data", "tiny", "-p", "epoch", "3"],
         ["compare", str(tmp_path)],
         ["predict", str(tmp_path / "run.pt"), "--data", "tiny"],
+        ["train", str(tmp_path / "run"), "--data", "tiny", "-p", "start", str(tmp_path / "nowhere")],
         ["study", "ablation", "--out", str(tmp_path / "run"), "--variants", "no-such"],
     ):
         assert main(arguments) == 1

@@ -46,7 +46,6 @@ class RunFolder:
         """
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        self.path.mkdir(parents=True, exist_ok=True)
         last = self.path / "last.pt"
         if last.exists() and resume:
             state = checkpoint.resume(last, config)
@@ -54,6 +53,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run already; resume it, or choose another folder.")
         else:
             state = checkpoint.begin(config)
+        self.path.mkdir(parents=True, exist_ok=True)  # only now: a start that is refused leaves nothing
         (self.path / "result.json").unlink(missing_ok=True)
         self._write("config.json", config.to_json())
         return state
