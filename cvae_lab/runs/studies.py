@@ -72,7 +72,6 @@ STUDIES = {
             "compact-5-minutes": {"minutes": 5.0},
             "compact-2-minutes": {"minutes": 2.0},
         },
-        seeds=(0,),
     ),
     "latent": Study(
         "Ways to a live latent, against the course's dead one.",
