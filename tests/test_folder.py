@@ -73,6 +73,25 @@ def test_cuts_are_found_or_given(handout, picture):
     assert read(handout, cuts=()).train.cuts == ()
 
 
+@pytest.mark.parametrize(("text", "cuts"), [("4 6\n", (4, 6)), ("4\n6", (4, 6)), ("\n", ())])
+def test_cuts_txt_names_cuts(handout, picture, text, cuts):
+    for k in range(10, 20):
+        picture(200).save(handout / f"train/train_img/{k}.png")  # a cut that would be found
+    (handout / "train/cuts.txt").write_text(text)
+    (handout / "val/cuts.txt").write_text("2")
+    dataset = read(handout)
+    assert (dataset.train.cuts, dataset.val.cuts) == (cuts, (2,))
+    assert read(handout, cuts=(9,)).train.cuts == (9,)
+    assert read(handout, parts=("test",)).train.cuts == ()
+
+
+@pytest.mark.parametrize("text", ["six", "6 4", "0", "20", "4 4", "-3", "4, 6"])
+def test_bad_cuts_txt_is_refused(handout, text):
+    (handout / "train/cuts.txt").write_text(text)
+    with pytest.raises(DataError, match=r"train/cuts.txt: must hold .* each from 1 to 19; correct it"):
+        read(handout)
+
+
 def remove(*names):
     return lambda root: [(root / name).unlink() for name in names]
 
@@ -231,10 +250,11 @@ def test_several_processes_decode_the_same(handout):
 
 
 def test_written_data_reads_back_the_same(handout, tmp_path):
-    dataset = read(handout)
+    dataset = read(handout, cuts=(4, 6))  # which nobody could find from the frames
     (tmp_path / "out").mkdir()  # empty is as good as new
     write_folder(dataset, tmp_path / "out")
     again = read(tmp_path / "out")
+    assert (again.train.cuts, again.val.cuts) == ((4, 6), ())
     assert torch.equal(dataset.train.labels, again.train.labels)
     assert torch.equal(dataset.val.frames, again.val.frames)
     assert torch.equal(dataset.tests[0].answer, again.tests[0].answer)

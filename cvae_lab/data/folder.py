@@ -18,6 +18,7 @@ from cvae_lab.data.clips import Clip, Dataset, Video, find_cuts
 __all__ = ["PARTS", "DataError", "cache_dir", "read_folder", "write_folder"]
 
 PARTS = ("train", "val", "test")
+CUTS = "cuts.txt"  # in a part's folder: the place, from 0, of the first frame of every take but the first
 
 
 def read_folder(
@@ -31,10 +32,11 @@ def read_folder(
 ) -> Dataset:
     """Read the handout's folders; pictures come out as `size` (height, width).
 
-    `cuts` are those of the training frames; without them, cuts are found from the frames (validation's always
-    are). A part not in `parts` stays empty. The training part needs `min_frames` frames. `cache` is the
-    folder that keeps decoded pictures, `cache_dir()` by default. Names, numbering and pairs of every part are
-    checked before the first picture is decoded. The first fault raises `DataError`.
+    `cuts` are those of the training frames; without them, a part's `cuts.txt` names them (`train/cuts.txt`), and
+    without that they are found from the frames. A part not in `parts` stays empty. The training part needs
+    `min_frames` frames. `cache` is the folder that keeps decoded pictures, `cache_dir()` by default. Names,
+    numbering and pairs of every part are checked before the first picture is decoded. The first fault raises
+    `DataError`.
     """
     root = Path(root)
     _check_root(root, parts)
@@ -50,8 +52,8 @@ def read_folder(
     }
     return Dataset(
         root.resolve().name,
-        _video("train", pictures.get("train"), size, cuts),
-        _video("val", pictures.get("val"), size, None),
+        _video(root, "train", pictures.get("train"), size, cuts),
+        _video(root, "val", pictures.get("val"), size, None),
         _clips(root, layout["test"], pictures["test"]) if "test" in layout else (),
     )
 
@@ -59,8 +61,8 @@ def read_folder(
 def write_folder(dataset: Dataset, out: str | Path) -> None:
     """Write a data set as the handout's folders, with `test/test_answer` where answers are known.
 
-    Appears under its name only when complete; an empty part is left out. The layout has no place for cuts: a
-    reader finds them again. Raises DataError where `out` holds something or a clip's name is no number.
+    Appears under its name only when complete; an empty part is left out. Cuts, for which the layout has no place,
+    go to `cuts.txt`. Raises DataError where `out` holds something or a clip's name is no number.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -75,6 +77,7 @@ def write_folder(dataset: Dataset, out: str | Path) -> None:
                 continue
             _write_pictures(video.frames, made / part / f"{part}_img")
             _write_pictures(video.labels, made / part / f"{part}_label")
+            (made / part / CUTS).write_text(" ".join(map(str, video.cuts)) + "\n")
         for clip in dataset.tests:
             _write_pictures(clip.first[None], made / "test" / "test_img" / clip.name)
             _write_pictures(clip.labels, made / "test" / "test_label" / clip.name)
@@ -186,11 +189,30 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _video(
-    name: str, pictures: Sequence[Tensor] | None, size: tuple[int, int], cuts: tuple[int, ...] | None
+    root: Path,
+    part: str,
+    pictures: Sequence[Tensor] | None,
+    size: tuple[int, int],
+    cuts: tuple[int, ...] | None,
 ) -> Video:
     nothing = torch.empty(0, 3, *size, dtype=torch.uint8)
     frames, labels = pictures or (nothing, nothing)
-    return Video(frames, labels, find_cuts(frames) if cuts is None else tuple(cuts), name)
+    if cuts is None:
+        named = root / part / CUTS
+        cuts = _read_cuts(named, len(frames)) if len(frames) and named.is_file() else find_cuts(frames)
+    return Video(frames, labels, tuple(cuts), part)
+
+
+def _read_cuts(file: Path, frames: int) -> tuple[int, ...]:
+    words = file.read_text(errors="replace").split()
+    cuts = tuple(int(word) for word in words if re.fullmatch("[0-9]+", word))
+    rising = all(a < b for a, b in itertools.pairwise((0, *cuts, frames)))
+    if len(cuts) < len(words) or not rising:
+        raise DataError(
+            f"{file}: must hold the place of the first frame of every take but the first, counted from 0, rising, "
+            f"each from 1 to {frames - 1}; correct it, or remove it to have cuts found"
+        )
+    return cuts
 
 
 def _clips(root: Path, groups: list[list[Path]], pictures: Sequence[Tensor]) -> tuple[Clip, ...]:
