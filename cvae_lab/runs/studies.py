@@ -27,7 +27,7 @@ _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 STUDIES = {
     "strategies": Study(
         "Four KL strategies and a staged mix, at the handout's scale and at the ELBO's, free-running and half forced.",
-        {"epochs": 6, **_STILL},
+        {"epochs": 10},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
             for scale, forcing, strategy in itertools.product(
