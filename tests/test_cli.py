@@ -45,6 +45,7 @@ def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
         ["check", str(tmp_path / "none")],
         ["train", str(tmp_path / "run"), "--data", str(tmp_path / "none")],
         ["train", str(tmp_path / "run"), "--data", "tiny", "-p", "epoch", "3"],
+        ["train", str(tmp_path / "run"), "--data", "tiny", "--minutes", "1", "-p", "n_frames", "400"],
         ["compare", str(tmp_path)],
         ["predict", str(tmp_path / "run.pt"), "--data", "tiny"],
         ["train", str(tmp_path / "run"), "--data", "tiny", "-p", "start", str(tmp_path / "nowhere")],

@@ -42,24 +42,23 @@ class RunFolder:
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
         """A fresh state, or that of `last.pt` where an interrupted run of the same config is found.
 
-        A run has its process to itself, so `threads` is set here, for the process.
+        A run has its process to itself, so `threads` is set here, for the process. Nothing is written: a run that is
+        refused, or fails before its first epoch ends, leaves the folder as it was.
         """
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         last = self.path / "last.pt"
-        if last.exists() and resume:
-            state = checkpoint.resume(last, config)
-        elif last.exists():
+        if not last.exists():
+            return checkpoint.begin(config)
+        if not resume:
             raise RunError(f"{self.path} holds a run already; resume it, or choose another folder.")
-        else:
-            state = checkpoint.begin(config)
-        self.path.mkdir(parents=True, exist_ok=True)  # only now: a start that is refused leaves nothing
-        (self.path / "result.json").unlink(missing_ok=True)
-        self._write("config.json", config.to_json())
-        return state
+        return checkpoint.resume(last, config)
 
     def log(self, state: TrainState, config: RunConfig) -> None:
-        """After an epoch: history, `last.pt`, and `best.pt` where the held-out score improved."""
+        """After an epoch: config, history, `last.pt`, and `best.pt` where the held-out score improved."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "result.json").unlink(missing_ok=True)  # that of a run that goes on
+        self._write("config.json", config.to_json())
         scores = [record["heldout_psnr"] for record in state.history]
         if np.isfinite(scores[-1]) and scores[-1] >= np.nanmax(scores):
             checkpoint.save(self.path / "best.pt", state, config)
