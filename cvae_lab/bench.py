@@ -23,11 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
+from cvae_lab.device import pick_device, precision_of, reduced_precision
 from cvae_lab.objective import kl_standard_normal, squared_error
 from cvae_lab.optimiser import make_optimiser
 from cvae_lab.rollout import Feed, predict, predict_literal, unroll, unroll_literal
 from cvae_lab.schedules import coins
-from cvae_lab.state import pick_device, precision_of, reduced_precision
 
 HEAD = (
     f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "

@@ -15,12 +15,13 @@ from cvae_lab import augment, parallel
 from cvae_lab.config import ConfigError, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
+from cvae_lab.device import reduced_precision
 from cvae_lab.metrics import psnr
 from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_error
 from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
-from cvae_lab.state import Clock, Record, TrainState, reduced_precision
+from cvae_lab.state import Clock, Record, TrainState
 
 MAX_SKIPPED = 10
 """Steps in a row with a non-finite loss or gradient after which training stops."""

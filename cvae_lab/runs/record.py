@@ -21,9 +21,10 @@ from cvae_lab import checkpoint, metrics
 from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, Dataset
+from cvae_lab.device import pick_device, reduced_precision
 from cvae_lab.refine import predict_refined
 from cvae_lab.rollout import predict
-from cvae_lab.state import Record, TrainState, pick_device, reduced_precision
+from cvae_lab.state import Record, TrainState
 from cvae_lab.views import player, to_uint8
 
 

@@ -10,8 +10,8 @@ import torch
 
 from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
+from cvae_lab.device import pick_device
 from cvae_lab.runs.record import RunError, RunFolder, predict_clips
-from cvae_lab.state import pick_device
 
 DRAWS = 8  # films of one clip, each with z of its own
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")

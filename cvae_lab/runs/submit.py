@@ -11,9 +11,9 @@ from torch import Tensor
 from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
+from cvae_lab.device import pick_device
 from cvae_lab.runs.course import write_2023, write_submission
 from cvae_lab.runs.record import RunFolder, find_runs, predict_clips, write_player
-from cvae_lab.state import pick_device
 from cvae_lab.views import player
 
 Form = Literal["later", "2023"]
