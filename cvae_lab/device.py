@@ -1,6 +1,8 @@
-"""The machine at hand: where to compute, at which precision."""
+"""The machine at hand: where to compute, at which precision, with what memory."""
 
+import ctypes
 import os
+import sys
 
 import torch
 
@@ -28,3 +30,17 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     """A context in which convolutions run at the precision of `precision_of`; losses and norms stay float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)
+
+
+def keep_memory() -> bool:
+    """Let this process keep what memory it frees, since the next step needs as much again; False: not possible here.
+
+    By default glibc hands large blocks back to the system, which clears every page of them anew at the next step.
+    For a process whose work is a run: it holds until the process ends (mallopt(3)).
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    # As malloc.h numbers them: no block lies apart from the heap, and none of its end is given back.
+    mmap_max, trim_threshold = (-4, 0), (-1, -1)
+    return bool(mallopt and mallopt(*mmap_max) and mallopt(*trim_threshold))

@@ -21,7 +21,7 @@ from cvae_lab import checkpoint, metrics
 from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.cvae import CVAE
 from cvae_lab.data.clips import Clip, Dataset
-from cvae_lab.device import pick_device, reduced_precision
+from cvae_lab.device import keep_memory, pick_device, reduced_precision
 from cvae_lab.refine import predict_refined
 from cvae_lab.rollout import predict
 from cvae_lab.state import Record, TrainState
@@ -43,9 +43,11 @@ class RunFolder:
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
         """A fresh state, or that of `last.pt` where an interrupted run of the same config is found.
 
-        A run has its process to itself, so `threads` is set here, for the process. Nothing is written: a run that is
-        refused, or fails before its first epoch ends, leaves the folder as it was.
+        A run has its process to itself, so `threads` and what it does with freed memory are set here, for the
+        process. Nothing is written: a run that is refused, or fails before its first epoch ends, leaves the folder
+        as it was.
         """
+        keep_memory()
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         last = self.path / "last.pt"

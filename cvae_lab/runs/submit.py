@@ -11,7 +11,7 @@ from torch import Tensor
 from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
-from cvae_lab.device import pick_device
+from cvae_lab.device import keep_memory, pick_device
 from cvae_lab.runs.course import write_2023, write_submission
 from cvae_lab.runs.record import RunFolder, find_runs, predict_clips, write_player
 from cvae_lab.views import player
@@ -30,6 +30,7 @@ def predict_run(runs: Sequence[Path], data: str, seed: int = 0, form: Form = "la
 
     Each of `runs` is a run folder, a folder of runs (its best by held-out score is used) or a checkpoint file.
     """
+    keep_memory()
     checkpoints = [run if run.is_file() else best_run(run).path / "best.pt" for run in runs]
     source, device = load(data), pick_device()
     clips = source.tests

@@ -22,9 +22,6 @@ from cvae_lab.data import EMBEDDED
 from cvae_lab.runs.record import RunError, RunFolder
 from cvae_lab.runs.train import train_run
 
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
-"""Dask's workers give freed memory back at once; tensors come and go every step, and training was a third slower."""
-
 QUIET_KERNEL = ["--log-level=ERROR"]
 """A kernel's remarks on its own start-up are no news to who watches a sweep."""
 
@@ -108,7 +105,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         return
     # One thread per process: runs side by side that share cores are many times slower with more.
     threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {**KEEP_MEMORY, "OMP_NUM_THREADS": threads}  # before a worker starts: later is too late
+    environment = {"OMP_NUM_THREADS": threads}  # before a worker starts: later is too late
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
         LocalCluster(
