@@ -48,8 +48,10 @@ class GatedFeedForward(nn.Module):
         self.conv_out = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        content, gate = self.conv(x).chunk(2, dim=1)
-        return self.conv_out(content * F.leaky_relu(gate, 0.1)) + x
+        # Each half by itself: as halves of one tensor they would be read in strides and joined again backwards.
+        halves = zip(self.conv.weight.chunk(2), self.conv.bias.chunk(2), strict=True)
+        content, gate = (F.conv2d(x, weight, bias) for weight, bias in halves)
+        return self.conv_out(content * F.leaky_relu(gate, 0.1, inplace=True)) + x
 
 
 class DepthConvBlock(nn.Module):

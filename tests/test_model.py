@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab import CVAE, ModelConfig, compact, modules
@@ -133,6 +134,25 @@ def test_clips_of_a_batch_do_not_see_each_other_in_eval_mode(preset):
     others = first.clone()
     others[1:] = 0.5
     assert torch.equal(rollout(model, others, p, zero_latents(model, first))[0], together[0])
+
+
+def test_a_gate_in_halves_is_the_gate_as_the_course_writes_it():
+    """Numbers and gradients: one convolution to four times the channels, whose second half gates the first."""
+    block = modules.GatedFeedForward(6).double()
+    x = torch.randn(2, 6, 5, 7, dtype=torch.double, requires_grad=True)
+
+    def as_written(x):
+        content, gate = block.conv(x).chunk(2, dim=1)
+        return block.conv_out(content * F.leaky_relu(gate, 0.1)) + x
+
+    wanted = [x, *block.parameters()]
+    ours, theirs = block(x), as_written(x)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for one, other in zip(
+        *(torch.autograd.grad((y * weights).sum(), wanted) for y in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
