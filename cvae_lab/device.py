@@ -5,6 +5,7 @@ import os
 import sys
 
 import torch
+from torch import Tensor
 
 from cvae_lab.config import ConfigError, TrainConfig
 
@@ -30,6 +31,13 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     """A context in which convolutions run at the precision of `precision_of`; losses and norms stay float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on their way to `device`: a GPU fetches those of the CPU when it needs them, and nobody waits."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def keep_memory() -> bool:

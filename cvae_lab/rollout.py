@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from cvae_lab.cvae import CVAE, reparameterise
 from cvae_lab.data.clips import ClipBatch
+from cvae_lab.device import sent
 from cvae_lab.graph import Captured
 from cvae_lab.modules import StepwiseBatchNorm2d
+from cvae_lab.waves import Order, by_step
 
 Latents = Callable[[int, Tensor, Tensor], Tensor]
 """z of every step: called with s = 0, 1, ..., the features of the frame fed to it, and of its label; (b, z, hz, wz)."""
@@ -91,33 +93,27 @@ def unroll(
     have one, and so on: as many batches as the longest segment has steps (1 at forcing 1, T - 1 at forcing 0).
     """
     batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
-    frames = model.frame_transformation(x.flatten(0, 1)).unflatten(0, (batch, -1))
-    labels = _encode_labels(model, p[:, 1:])
-    mu, logvar = model.posterior(frames[:, 1:].flatten(0, 1), labels.flatten(0, 1))
-    mu, logvar = (part.unflatten(0, (batch, steps)) for part in (mu, logvar))
-    z = reparameterise(mu, logvar, eps)
+    frames = model.frame_transformation(by_step(x))
+    labels = model.label_transformation(by_step(p[:, 1:]), steps=steps)
+    mu, logvar = model.posterior(frames[batch:], labels)
+    z = reparameterise(mu, logvar, by_step(eps))
 
-    done, fed, rows_of, steps_of = [], [], [], []
-    position = torch.zeros(batch, steps, dtype=torch.long)  # where a clip's step lies in its wave
-    for depth, (rows, at) in enumerate(waves(feed.coins)):
-        if depth == 0:
-            previous = frames[rows, at]
+    order = Order.of(feed.coins, x.device)
+    parts = [order.arranged(whole).split(order.sizes) for whole in (labels, z)]
+    done, fed = [], []
+    for rows, at, before, label, latent in zip(order.rows, order.at, order.before, *parts, strict=True):
+        if not done:
+            previous = order.arranged(frames, len(rows))
         else:
-            own = done[-1][position[rows, at - 1]]
-            previous = model.frame_transformation(feed.back(own, rows, at))
+            previous = model.frame_transformation(feed.back(done[-1][before], rows, at))
         context = None if anchor is None else anchor[rows]
-        done.append(model.decode_features(previous, labels[rows, at], z[rows, at], context))
+        done.append(model.decode_features(previous, label, latent, context))
         fed.append(previous)
-        position[rows, at] = torch.arange(len(rows))
-        rows_of.append(rows)
-        steps_of.append(at)
-    order = torch.argsort(torch.cat(rows_of) * steps + torch.cat(steps_of)).to(x.device)
-    prediction = torch.cat(done)[order].unflatten(0, (batch, steps))
-    prior = None
+    result = [order.restored(torch.cat(done)), mu, logvar]
     if model.Prior_Predictor is not None:
-        prior = model.prior(torch.cat(fed)[order], labels.flatten(0, 1))
-        prior = tuple(part.unflatten(0, (batch, steps)) for part in prior)
-    return Unrolled(prediction, mu, logvar, prior)
+        result += model.prior(order.restored(torch.cat(fed)), labels)
+    prediction, mu, logvar, *prior = (part.unflatten(0, (steps, batch)).transpose(0, 1) for part in result)
+    return Unrolled(prediction, mu, logvar, tuple(prior) or None)
 
 
 class Unroll(nn.Module):
@@ -131,18 +127,10 @@ class Unroll(nn.Module):
         return unroll(self.model, batch.x, batch.p, eps, feed)
 
 
-def waves(coins: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(clip, step) of every step at distance 0, 1, ... from the true frame that starts its segment."""
-    index = torch.arange(coins.shape[1]).expand(coins.shape)
-    depth = index - torch.where(coins, index, 0).cummax(dim=1).values
-    for d in range(int(depth.max()) + 1):
-        yield torch.nonzero(depth == d, as_tuple=True)
-
-
 def _encode_labels(model: CVAE, p: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s l hf wf"]:
     """Label features of all steps at once; step-major, so that batch norm can keep the steps apart."""
-    by_step = model.label_transformation(p.transpose(0, 1).flatten(0, 1), steps=p.shape[1])
-    return by_step.unflatten(0, (p.shape[1], -1)).transpose(0, 1)
+    labels = model.label_transformation(by_step(p), steps=p.shape[1])
+    return labels.unflatten(0, (p.shape[1], -1)).transpose(0, 1)
 
 
 @contextmanager
@@ -184,7 +172,7 @@ def _noise(
 ) -> Callable[[], Tensor]:
     shape = (first.shape[0], *model.latent_shape(*first.shape[-2:]))
     source = generator.device if generator is not None else torch.device("cpu")
-    return lambda: torch.randn(shape, generator=generator, device=source).to(first.device)
+    return lambda: sent(torch.randn(shape, generator=generator, device=source), first.device)
 
 
 def zero_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
