@@ -61,9 +61,9 @@ def agreed(value: float) -> float:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over ranks of a small tensor, by way of the CPU where there are several."""
+    """The sum over ranks of a small tensor, where it lies."""
     if world() == 1:
         return values.detach()
-    shared = values.detach().to("cpu", copy=True)
+    shared = values.detach().clone()
     dist.all_reduce(shared)
     return shared

@@ -63,12 +63,18 @@ def train_step(
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-    if not torch.isfinite(loss + norm):
+    values = _looked_at(torch.stack([loss, mse, kl, norm]))
+    if not values.isfinite().all():
         return None
     state.optimiser.step()
     state.step += 1
     state.update_average(config.ema)
-    return torch.stack([loss, mse, kl]).detach().cpu()
+    return values[:3]
+
+
+def _looked_at(values: Tensor) -> Tensor:
+    """The one time in a step that anybody waits for the device, which has the optimiser's work left meanwhile."""
+    return values.detach().cpu()
 
 
 def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -43,6 +43,14 @@ def test_mirroring_leaves_the_middle_line():
     torch.testing.assert_close(augment.mirror_labels(label), label.flip(-1))
 
 
+def test_blank_paper_may_be_skipped_or_not():
+    """A CPU skips it, a GPU does not."""
+    label = load("tiny", progress=False).train.labels[:3].float() / 255
+    assert (label == 1).all(1).float().mean() > 0.5  # much to skip
+    all_of_it = 1 - augment.exchange_limbs(1 - label.flip(-1).movedim(-3, -1)).movedim(-1, -3)
+    torch.testing.assert_close(augment.mirror_labels(label), all_of_it)
+
+
 def test_mirroring_real_labels_twice_gives_them_back():
     labels = load("tiny", progress=False).train.labels[::8].float() / 255
     twice = augment.mirror_labels(augment.mirror_labels(labels))

@@ -190,12 +190,10 @@ class ClipSampler:
         order = torch.randperm(len(self.starts), generator=self.generator)[: self.clips_per_epoch]
         starts = self.starts[order]
         given = self._anywhere(starts) if self.given == "random" else starts
-        offsets = torch.arange(self.n_frames)
-        for start, first in zip(starts.split(self.batch_size), given.split(self.batch_size), strict=True):
-            rows = start[:, None] + offsets
-            rows[:, 0] = first
-            rows = rows.to(self.frames.device)
-            yield ClipBatch(_unit(self.frames[rows]), _unit(self.labels[rows]))
+        rows = starts[:, None] + torch.arange(self.n_frames)
+        rows[:, 0] = given
+        for batch in rows.to(self.frames.device).split(self.batch_size):
+            yield ClipBatch(_unit(self.frames[batch]), _unit(self.labels[batch]))
 
     def _anywhere(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
         take = torch.searchsorted(self.take_edges, starts, right=True) - 1
