@@ -157,7 +157,10 @@ def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[Non
 def prior_latents(
     model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
 ) -> Latents:
-    """z from the prior, N(0, I) or learned; noise from the generator's own device (the same video on any device)."""
+    """z from the prior, N(0, I) or learned; noise from the generator's own device (the same video on any device).
+
+    Without a generator, here as everywhere in this room, from one of seed 0: the same video at every call.
+    """
     noise = _noise(model, first, generator)
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
@@ -171,8 +174,8 @@ def _noise(
     model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None
 ) -> Callable[[], Tensor]:
     shape = (first.shape[0], *model.latent_shape(*first.shape[-2:]))
-    source = generator.device if generator is not None else torch.device("cpu")
-    return lambda: sent(torch.randn(shape, generator=generator, device=source), first.device)
+    source = generator or torch.Generator().manual_seed(0)
+    return lambda: sent(torch.randn(shape, generator=source, device=source.device), first.device)
 
 
 def zero_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:

@@ -205,6 +205,7 @@ def test_the_same_generator_gives_the_same_video(preset):
     one, same, other = (predict(model, x[:, 0], p, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    assert torch.equal(predict(model, x[:, 0], p), predict(model, x[:, 0], p, seeded(0)))  # nothing hidden
     assert torch.equal(torch.get_rng_state(), before)
 
 
