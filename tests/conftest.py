@@ -11,6 +11,12 @@ from PIL import Image
 torch.set_num_threads(1)  # tests run side by side, and threads that share cores are slower than one
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Every test begins at one seed, its fixtures too, whatever ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     """Every test has a cache of its own, never the user's."""

@@ -118,7 +118,9 @@ def test_predict_scores_validation_where_no_test_clip_has_an_answer(run, tmp_pat
     assert main(["predict", str(run), "--data", str(tmp_path / "data")]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation")]
     clips = [*tests, *data.val.as_clips()]  # as one batch, so that each draws the z it drew there
-    firsts, labels = (torch.stack(part) / 255 for part in zip(*((c.first, c.labels) for c in clips), strict=True))
+    firsts, labels = (
+        torch.stack(part) / 255 for part in zip(*((c.first, c.labels) for c in clips), strict=True)
+    )
     generator = torch.Generator().manual_seed(0)
     films = predict_refined(load_model(run / "best.pt"), firsts, labels, generator, mirror=True)
     truth = clips[-1].answer[1:] / 255
