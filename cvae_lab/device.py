@@ -33,6 +33,11 @@ def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autoca
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)
 
 
+def answers_at_once(device: torch.device) -> bool:
+    """Whether a value can be read without waiting for work that was sent ahead: not on a GPU."""
+    return device.type == "cpu"
+
+
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Values on their way to `device`: a GPU fetches those of the CPU when it needs them, and nobody waits."""
     if device.type == "cuda" and values.device.type == "cpu":

@@ -44,6 +44,11 @@ class Muon:
         """Of both, so that a schedule can set their learning rates."""
         return [*self.muon.param_groups, *self.adamw.param_groups]
 
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """Momentum of both, by the parameter or matrix it belongs to."""
+        return {**self.muon.state, **self.adamw.state}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
         for parameter in itertools.chain(self.kernels, self.matrices):

@@ -7,12 +7,13 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from cvae_lab import parallel
 from cvae_lab.config import ConfigError, ModelConfig, TrainConfig
 from cvae_lab.cvae import CVAE
-from cvae_lab.device import pick_device
+from cvae_lab.device import answers_at_once, pick_device
 from cvae_lab.optimiser import Muon, make_optimiser
 from cvae_lab.rollout import Unroll
 
@@ -64,6 +65,38 @@ class TrainState:
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average or self.model.state_dict())
         return model
+
+    def take_step(self, fine: Bool[Tensor, ""], ema: float) -> None:
+        """One step of the optimiser and of the average. Not `fine`: it counts, and weights, moments, average stay."""
+        self.step += 1
+        if answers_at_once(fine.device):
+            if fine:
+                self._move(ema)
+            return
+        # Made, and taken back on the device where it was not fine, so that nobody waits to know.
+        before = self._bits()
+        before = dict(zip(before, torch._foreach_add([*before.values()], 0), strict=True))
+        self._move(ema)
+        after = self._bits()
+        now, old = [*after.values()], [before.get(key, torch.zeros_like(bits)) for key, bits in after.items()]
+        torch._foreach_sub_(now, old)
+        torch._foreach_mul_(now, fine.int())
+        torch._foreach_add_(now, old)
+
+    def _move(self, ema: float) -> None:
+        self.optimiser.step()
+        self.update_average(ema)
+
+    def _bits(self) -> dict[int, Tensor]:
+        """All that a step changes, by identity, as integers: 0 times nan is nan, but 0 times its bits is 0."""
+        moments = [value for parts in self.optimiser.state.values() for value in parts.values()]
+        moving = [*self.model.parameters(), *(self.average or {}).values(), *moments]
+        device = moving[0].device
+        return {
+            id(part): part.detach().view(torch.int32)
+            for part in moving
+            if part.dtype == torch.float32 and part.device == device
+        }
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

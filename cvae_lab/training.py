@@ -1,7 +1,6 @@
 """Training: one step, one evaluation, and a generator that yields a record per epoch."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,10 +21,7 @@ from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, Latents, evaluating, posterior_latents, prior_latents, rollout
 from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
 from cvae_lab.state import Clock, Record, TrainState
-
-MAX_SKIPPED = 10
-"""Steps in a row with a non-finite loss or gradient after which training stops."""
-
+from cvae_lab.tally import LOOK_EVERY, Tally
 
 COLUMNS = (
     "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
@@ -36,14 +32,12 @@ COLUMNS = (
 OnStep = Callable[[Record, float], None]
 
 
-class TrainingDivergedError(RuntimeError):
-    """Several steps in a row had a non-finite loss or gradient."""
-
-
 def train_step(
     state: TrainState, batch: ClipBatch, config: TrainConfig, beta: float, feed: Feed
-) -> Float[Tensor, "3"] | None:
-    """One optimiser step; returns loss, mse, KL in nats per frame; None where they were not finite: no step then.
+) -> Float[Tensor, "3"]:
+    """One optimiser step; returns loss, mse, KL in nats per frame, on the device: nobody waits for them.
+
+    Where they or the gradient were not finite on any rank, they are nan and nothing moved.
 
     The loss is the handout's, mean squared error + beta * KL, summed over a frame's pixels or latents as
     `objective` says, then averaged over clips and over the T - 1 predicted frames, here and nowhere else; with
@@ -63,18 +57,10 @@ def train_step(
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-    values = _looked_at(torch.stack([loss, mse, kl, norm]))
-    if not values.isfinite().all():
-        return None
-    state.optimiser.step()
-    state.step += 1
-    state.update_average(config.ema)
-    return values[:3]
-
-
-def _looked_at(values: Tensor) -> Tensor:
-    """The one time in a step that anybody waits for the device, which has the optimiser's work left meanwhile."""
-    return values.detach().cpu()
+    values = torch.stack([loss, mse, kl, norm]).detach()
+    fine = parallel.summed(values).isfinite().all()
+    state.take_step(fine, config.ema)
+    return values[:3].where(fine, math.nan)
 
 
 def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -183,10 +169,10 @@ def _train_epoch(
     state: TrainState, sampler: ClipSampler, config: TrainConfig, clock: Clock, on_step: OnStep | None
 ) -> Record:
     state.model.train()
-    started, at_start = time.monotonic(), clock.progress()
+    at_start = clock.progress()
     ratio = _tf_ratio(config, state.epoch + 1, [record["val_psnr_prior"] for record in state.history])
     coin = bool(torch.rand((), generator=state.generators["coins"]) < ratio)
-    sums, clips, skipped = torch.zeros(3), 0, 0
+    tally = Tally(state, every=0 if config.kl_target else LOOK_EVERY)  # a controller asks after every step
     for index, batch in enumerate(sampler.epoch()):
         clock.step_in_epoch = index
         progress = clock.progress()
@@ -197,26 +183,21 @@ def _train_epoch(
             continue
         feed = make_feed(batch, config, tossed, state)
         values = train_step(state, batch, config, beta, feed)
-        if values is None:
-            skipped, state.skipped_in_a_row = skipped + 1, state.skipped_in_a_row + 1
-            _stop_if_diverged(state.skipped_in_a_row, state.epoch + 1, index + 1)
-        else:
-            state.skipped_in_a_row, clips, sums = 0, clips + len(batch.x), sums + len(batch.x) * values
-            if config.kl_target:
-                kl = float(parallel.summed(values)[2]) / parallel.world()
-                state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target)
-        pace = parallel.world() * clips * (config.n_frames - 1) / (time.monotonic() - started)
+        tally.add(values, len(batch.x))
+        if config.kl_target and not state.skipped_in_a_row:
+            kl = float(parallel.summed(torch.tensor(tally.kl))) / parallel.world()
+            state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target)
+        pace = tally.clips_per_second * (config.n_frames - 1)
         settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": pace}
         if on_step:
-            on_step({"loss": float(sums[0]) / max(clips, 1), **settings}, float(progress))
+            on_step({"loss": tally.loss, **settings}, float(progress))
         if config.minutes and clock.over():
             break
+    loss, mse, kl = tally.means()
     clock.step_in_epoch = 0
     state.epoch += 1
-    sums, clips = parallel.summed(sums), parallel.summed(torch.tensor(float(clips)))
-    loss, mse, kl = (sums / clips).tolist()  # nan where every step was skipped
     record = {"epoch": state.epoch, "step": state.step, "loss": loss, "mse": mse, "kl_nats": kl}
-    return dict.fromkeys(COLUMNS, math.nan) | record | settings | {"skipped": skipped}
+    return dict.fromkeys(COLUMNS, math.nan) | record | settings | {"skipped": tally.skipped}
 
 
 def _tf_ratio(config: TrainConfig, epoch: int, scores: Sequence[float]) -> float:
@@ -264,14 +245,6 @@ def _drawn(
         batch = augment.jitter(batch, config.jitter, generators["augment"])
     tossed = coins(ratio, len(batch.x), config.n_frames - 1, config.tf_per, generators["coins"], coin)
     return ClipBatch(*(parallel.share(part) for part in batch)), parallel.share(tossed)
-
-
-def _stop_if_diverged(in_a_row: int, epoch: int, step: int) -> None:
-    if in_a_row >= MAX_SKIPPED:
-        raise TrainingDivergedError(
-            f"Loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} of epoch {epoch}; "
-            "lower lr, or raise beta_max or lower clip_norm."
-        )
 
 
 def _scores(model: CVAE, data: Dataset, heldout: Any) -> Record:  # noqa: ANN401

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cvae_lab import ModelConfig, TrainConfig, training
+from cvae_lab import ModelConfig, TrainConfig, tally
+from cvae_lab import state as state_module
 from cvae_lab.data import Clip, ClipBatch, Dataset, Video
 from cvae_lab.metrics import psnr
 from cvae_lab.objective import kl_standard_normal
+from cvae_lab.optimiser import Muon
 from cvae_lab.rollout import Feed, predict, unroll_literal
 from cvae_lab.schedules import controlled_beta
-from cvae_lab.training import MAX_SKIPPED, TrainingDivergedError, TrainState, evaluate, fit, train_step
+from cvae_lab.tally import MAX_SKIPPED, TrainingDivergedError
+from cvae_lab.training import TrainState, evaluate, fit, train_step
 
 NARROW = ModelConfig.preset("compact", width=8, latents=2)
 H, W = 8, 16
@@ -61,9 +64,17 @@ def weights_of(state):
     return {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
-def moments_of(optimiser):
-    parts = [part for half in (optimiser.muon, optimiser.adamw) for part in half.state.values()]
-    return [value.clone() for part in parts for value in part.values()]
+def moving(state):
+    """All that a step changes, by name."""
+    optimiser, average = state.optimiser, {f"average of {k}": v for k, v in state.average.items()}
+    halves = (optimiser.muon, optimiser.adamw) if isinstance(optimiser, Muon) else (optimiser,)
+    moments = {
+        f"{name} {half} {index}": value
+        for half, part in enumerate(halves)
+        for index, values in enumerate(part.state_dict()["state"].values())
+        for name, value in values.items()
+    }
+    return {name: value.clone() for name, value in {**weights_of(state), **average, **moments}.items()}
 
 
 def same(a, b):
@@ -118,7 +129,7 @@ def test_ways_to_a_live_latent_train_with_a_learned_prior(options):
     state = TrainState.create(replace(NARROW, prior="learned"), config)
     before = [value.clone() for value in state.model.Prior_Predictor.parameters()]
     for _ in range(3):
-        assert train_step(state, batch, config, 1e-3, free_running(batch)) is not None
+        assert train_step(state, batch, config, 1e-3, free_running(batch)).isfinite().all()
     after = state.model.Prior_Predictor.parameters()
     assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True) if pair[0].ndim > 1)
 
@@ -132,20 +143,28 @@ def test_bfloat16_is_near():
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_a_step_that_is_not_finite_is_skipped():
-    config, batch = quick(), batch_of()
-    state = TrainState.create(NARROW, config)
-    train_step(state, batch, config, 1.0, free_running(batch))
-    weights, average = weights_of(state), {k: v.clone() for k, v in state.average.items()}
-    moments = moments_of(state.optimiser)
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_step_that_is_not_finite_is_skipped(optimiser, answers, monkeypatch):
+    """Bit for bit, and at the very first step too, whether or not the device is asked whether it was."""
+    monkeypatch.setattr(state_module, "answers_at_once", lambda device: answers)
+    config, batch = quick(optimiser=optimiser), batch_of()
     broken = batch._replace(x=torch.full_like(batch.x, math.nan))
-    assert train_step(state, broken, config, 1.0, free_running(batch)) is None
-    assert same(weights, state.model.state_dict())
-    assert same(average, state.average)
-    assert len(moments) > 10
-    assert all(map(torch.equal, moments, moments_of(state.optimiser)))
-    assert state.step == 1
-    assert train_step(state, batch, config, 1.0, free_running(batch)) is not None
+    state, twin = (TrainState.create(NARROW, config) for _ in range(2))
+    for x in (broken, batch, batch, broken):
+        before, noise = moving(state), state.generators["noise"].get_state()
+        values = train_step(state, x, config, 1.0, free_running(batch))
+        assert values.isfinite().all() == (x is batch)
+        assert values.isnan().all() == (x is broken)
+        after = moving(state)
+        stood = [torch.equal(before.get(k, torch.zeros_like(value)), value) for k, value in after.items()]
+        assert all(stood) == (x is broken)
+        if x is batch:
+            twin.generators["noise"].set_state(noise)
+            twin.step = state.step - 1
+            train_step(twin, batch, config, 1.0, free_running(batch))
+    assert same(moving(state), moving(twin))
+    assert state.step == 4
 
 
 @pytest.mark.parametrize("clips_per_epoch", [26, 6])
@@ -255,7 +274,8 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch):
     clock = Watch()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=clock.monotonic))
+    for room in (state_module, tally):
+        monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
