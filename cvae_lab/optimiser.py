@@ -1,10 +1,12 @@
 """Optimisers by name: the library's, and Muon for networks made of convolutions."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cvae_lab.config import TrainConfig
@@ -34,9 +36,7 @@ class Muon:
         self.matrices = [_as_matrix(kernel, kernel.detach()) for kernel in self.kernels]
         own = {id(kernel) for kernel in self.kernels}
         others = [p for p in model.parameters() if id(p) not in own]
-        self.muon = torch.optim.Muon(
-            self.matrices, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        self.muon = JointMuon(self.matrices, lr, weight_decay=weight_decay)
         self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
 
     @property
@@ -70,6 +70,61 @@ class Muon:
         """The inverse of `state_dict`."""
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
+
+
+class JointMuon(torch.optim.Muon):
+    """The library's Muon at the size of AdamW's steps, all matrices together and in their own precision.
+
+    The library takes them one by one, in bfloat16, which on two CPU cores takes two and a half times as long.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        """One step of every matrix that has a gradient."""
+        for group in self.param_groups:
+            moved = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not moved:
+                continue
+            gradients = [matrix.grad for matrix in moved]
+            momenta = [self._momentum(matrix) for matrix in moved]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            steps = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            steps = orthogonalised(steps, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            torch._foreach_mul_(steps, [-0.2 * math.sqrt(max(m.shape)) * group["lr"] for m in moved])
+            torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(moved, steps)
+
+    def _momentum(self, matrix: Tensor) -> Tensor:
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        return state["momentum_buffer"]
+
+
+def orthogonalised(
+    matrices: Sequence[Float[Tensor, "_ _"]], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> list[Float[Tensor, "_ _"]]:
+    """Each matrix X as the Newton-Schulz iteration of Muon leaves it: with singular values near 1, or still 0.
+
+    X / |X| is multiplied `steps` times by P = a + b G + c G G, where G = X X^T (Jordan et al. 2024). All P are
+    polynomials of the first G, so here G goes on by itself, as P G P, and X meets the product of all P once: the small
+    matrices between go as one batch of equal sizes.
+    """
+    a, b, c = coefficients
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    done = list(wide)
+    for side in {len(matrix) for matrix in wide}:
+        alike = [index for index, matrix in enumerate(wide) if len(matrix) == side]
+        gram = torch.stack([wide[index] @ wide[index].T for index in alike])
+        norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=eps)[:, None, None]
+        gram, product = gram / norm.square(), torch.eye(side, dtype=gram.dtype, device=gram.device) / norm
+        for _ in range(steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            gram, product = factor @ gram @ factor, factor @ product
+        for index, factor in zip(alike, product, strict=True):
+            done[index] = factor @ wide[index]
+    return [to if to.shape == like.shape else to.T for to, like in zip(done, matrices, strict=True)]
 
 
 def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:

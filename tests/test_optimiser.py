@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cvae_lab import TrainConfig
-from cvae_lab.optimiser import Muon, make_optimiser
+from cvae_lab.optimiser import JointMuon, Muon, make_optimiser, orthogonalised
 
 
 def network(layout):
@@ -54,7 +54,56 @@ def test_the_layout_in_memory_changes_nothing():
             optimiser.step()
         steps.append([p.detach() for p in model.parameters()])
     for ours, theirs in zip(*steps, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)  # it orthogonalises in bfloat16
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+SHAPES = [(8, 8), (8, 30), (30, 8), (8, 21), (12, 12), (12, 40), (20, 12)]
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def as_written(matrix, steps, eps):
+    """The iteration of Jordan et al. 2024, line by line, in double precision."""
+    a, b, c = COEFFICIENTS
+    x = matrix.double() if len(matrix) <= len(matrix.T) else matrix.double().T
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if len(matrix) <= len(matrix.T) else x.T
+
+
+@pytest.mark.parametrize("decades", [0.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_orthogonalised_together_as_each_alone(steps, decades):
+    """Square, wide and tall, some of equal sides; singular values alike, or over decades; nought stays nought."""
+    draws = torch.Generator().manual_seed(0)
+    matrices = [
+        torch.randn(shape, generator=draws) * torch.logspace(0, -decades, shape[1]) for shape in SHAPES
+    ]
+    matrices.append(torch.zeros(8, 30))
+    found = orthogonalised(matrices, COEFFICIENTS, steps, 1e-7)
+    for ours, matrix in zip(found, matrices, strict=True):
+        torch.testing.assert_close(ours.double(), as_written(matrix, steps, 1e-7), atol=2e-3, rtol=0)
+    assert found[-1].abs().max() == 0
+
+
+def test_steps_are_the_librarys():
+    """To its bfloat16, over several steps, at learning rates that change, with decay."""
+    ours = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k, shape in enumerate(SHAPES)]
+    start, theirs = [m.clone() for m in ours], [m.clone() for m in ours]
+    joint = JointMuon(ours, 0.01, weight_decay=0.1)
+    library = torch.optim.Muon(theirs, 0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    draws = torch.Generator().manual_seed(9)
+    for step in range(6):
+        for group in (*joint.param_groups, *library.param_groups):
+            group["lr"] = 0.01 * (step + 1)
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = other.grad = torch.randn(mine.shape, generator=draws)
+        joint.step()
+        library.step()
+    for mine, other, first in zip(ours, theirs, start, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - first).norm()
+    library.load_state_dict(joint.state_dict())  # a run of either goes on with the other
 
 
 def test_all_else_is_adamws():
