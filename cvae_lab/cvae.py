@@ -81,8 +81,9 @@ class CVAE(nn.Module):
         """The same from features of the previous frame, for those who have them already."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        # One float32 operand would make the others' precision its own, and all that follows twice as wide.
-        return _full(self.Generator(self.Decoder_Fusion(previous, label, z.to(label.dtype))))
+        # Joined to features, one operand of another precision or layout would make theirs its own.
+        z = z.to(label.dtype, memory_format=torch.channels_last)
+        return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
 
 
 def _full(x: Tensor) -> Tensor:

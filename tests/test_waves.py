@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvae_lab import CVAE, ModelConfig
-from cvae_lab.rollout import Feed, unroll
+from cvae_lab.rollout import Feed, predict, unroll
 from cvae_lab.schedules import coins
 from cvae_lab.waves import Order, by_step
 
@@ -64,7 +64,10 @@ def test_features_stay_channels_last(preset, tossed):
     model = CVAE(ModelConfig.preset(preset)).to(memory_format=torch.channels_last)
     x, p = torch.rand(2, BATCH, STEPS + 1, 3, 16, 16)
     eps = torch.randn(BATCH, STEPS, *model.latent_shape(16, 16))
-    with Layouts() as layouts, torch.no_grad():
-        unroll(model, x, p, eps, Feed(tossed))
-    assert layouts.seen > 20
-    assert all(shape[1] in (3, 12) for shape in layouts.others)  # a picture, or one folded to half its size
+    for path in (lambda: unroll(model, x, p, eps, Feed(tossed)), lambda: predict(model, x[:, 0], p)):
+        with Layouts() as layouts, torch.no_grad():
+            path()
+        assert layouts.seen > 20
+        assert all(
+            shape[1] in (3, 12) for shape in layouts.others
+        )  # a picture, or one folded to half its size
