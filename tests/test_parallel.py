@@ -1,5 +1,6 @@
 """Several processes under torchrun against one with the joined batch."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from cvae_lab.rollout import Feed, Unroll
 from cvae_lab.runs.record import RunFolder
 from cvae_lab.schedules import coins
 from cvae_lab.state import TrainState
+from cvae_lab.training import train_step
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ROOT = Path(__file__).parents[1]
@@ -40,17 +42,43 @@ def gradients_of_a_joined_batch(share=lambda rows: rows):
     return [p.grad for p in state.model.parameters()]
 
 
-def test_two_processes_have_the_gradients_of_one(tmp_path):
-    result = subprocess.run([*TORCHRUN, __file__, str(tmp_path)], capture_output=True, text=True, timeout=120)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes left behind when they ran this file."""
+    out = tmp_path_factory.mktemp("ranks")
+    result = subprocess.run([*TORCHRUN, __file__, str(out)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
+    return out
+
+
+def test_two_processes_have_the_gradients_of_one(ranks):
     one = gradients_of_a_joined_batch()
     scale = max(
         float(gradient.abs().max()) for gradient in one
     )  # a bias before a norm has a gradient of rounding alone
     for rank in range(2):
-        two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        two = torch.load(ranks / f"{rank}.pt", weights_only=True)
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * scale)
+
+
+def weights_after_a_broken_clip():
+    """All weights before a step and after it, where the last rank alone was given a clip of nan."""
+    config = TrainConfig(device="cpu", precision="float32")
+    state = TrainState.create(ModelConfig(width=8), config)
+    batch = ClipBatch(*torch.rand(2, 2, 3, 3, 16, 32, generator=torch.Generator().manual_seed(3)))
+    if parallel.rank() == parallel.world() - 1:
+        batch.x[0, 1] = math.nan
+    before = [p.detach().clone() for p in state.model.parameters()]
+    values = train_step(state, batch, config, 1.0, Feed(torch.ones(2, 2, dtype=torch.bool)))
+    return before, [p.detach() for p in state.model.parameters()], values
+
+
+def test_what_one_process_cannot_use_all_skip(ranks):
+    for rank in range(2):
+        before, after, values = torch.load(ranks / f"broken{rank}.pt", weights_only=True)
+        assert values.isnan().all()
+        assert all(map(torch.equal, before, after))
 
 
 def test_one_process_is_left_alone():
@@ -77,3 +105,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with parallel.joined():
         torch.save(gradients_of_a_joined_batch(parallel.share), Path(sys.argv[1]) / f"{parallel.rank()}.pt")
+        torch.save(weights_after_a_broken_clip(), Path(sys.argv[1]) / f"broken{parallel.rank()}.pt")
