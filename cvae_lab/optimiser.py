@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,12 +55,12 @@ class Muon:
             parameter.grad = None
         self.adamw.zero_grad(set_to_none)
 
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self) -> None:
         """One step of both; a kernel with no gradient stays as it is."""
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.grad = None if kernel.grad is None else _as_matrix(kernel, kernel.grad)
-        self.muon.step(closure)
-        self.adamw.step(closure)
+        self.muon.step()
+        self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Momentum of both."""
@@ -79,7 +79,7 @@ class JointMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self) -> None:
         """One step of every matrix that has a gradient."""
         for group in self.param_groups:
             moved = [matrix for matrix in group["params"] if matrix.grad is not None]

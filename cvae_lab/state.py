@@ -77,8 +77,9 @@ class TrainState:
         before = self._bits()
         before = dict(zip(before, torch._foreach_add([*before.values()], 0), strict=True))
         self._move(ema)
-        after = self._bits()
-        now, old = [*after.values()], [before.get(key, torch.zeros_like(bits)) for key, bits in after.items()]
+        after = self._bits()  # moments are made, as noughts, at the first step
+        old = [before[key] if key in before else torch.zeros_like(bits) for key, bits in after.items()]
+        now = [*after.values()]
         torch._foreach_sub_(now, old)
         torch._foreach_mul_(now, fine.int())
         torch._foreach_add_(now, old)
