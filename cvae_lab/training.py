@@ -123,10 +123,11 @@ def fit(
 ) -> Iterator[Record]:
     """Train from where `state` stands to the end; yields one record after each epoch.
 
-    A record holds epoch, step, beta and tf_ratio at the epoch's end, lr, loss, mse, kl_nats (nats per frame),
-    val_psnr_prior, val_psnr_posterior, heldout_psnr (dB, nan where the epoch had no evaluation; held-out clips
-    choose the best checkpoint), skipped, seconds since the start, frames_per_s. `on_step` gets a short
-    record and the progress in [0, 1] after every step. Raises TrainingDivergedError.
+    A record holds epoch, step (batches so far, skipped ones too), beta and tf_ratio at the epoch's end, lr, loss, mse,
+    kl_nats (nats per frame), val_psnr_prior, val_psnr_posterior, heldout_psnr (dB, nan where the epoch had no
+    evaluation; held-out clips choose the best checkpoint), skipped, seconds since the start, frames_per_s. `on_step`
+    gets a short record, its loss as of the tally's last look, and the progress in [0, 1] after every step. Raises
+    TrainingDivergedError.
     """
     device = next(state.model.parameters()).device
     if config.batch_size < parallel.world():
