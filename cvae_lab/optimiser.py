@@ -36,7 +36,7 @@ class Muon:
         self.matrices = [_as_matrix(kernel, kernel.detach()) for kernel in self.kernels]
         own = {id(kernel) for kernel in self.kernels}
         others = [p for p in model.parameters() if id(p) not in own]
-        self.muon = JointMuon(self.matrices, lr, weight_decay=weight_decay)
+        self.muon = JointMuon(self.matrices, lr, weight_decay)
         self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
 
     @property
@@ -75,8 +75,12 @@ class Muon:
 class JointMuon(torch.optim.Muon):
     """The library's Muon at the size of AdamW's steps, all matrices together and in their own precision.
 
-    The library takes them one by one, in bfloat16, which on two CPU cores takes two and a half times as long.
+    The library takes them one by one, in bfloat16, which on two CPU cores takes two and a half times as long. What
+    it saves is the library's, so that a run of either goes on with the other.
     """
+
+    def __init__(self, matrices: Sequence[Float[Tensor, "_ _"]], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self) -> None:
