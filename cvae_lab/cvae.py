@@ -82,8 +82,13 @@ class CVAE(nn.Module):
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
         # Joined to features, one operand of another precision or layout would make theirs its own.
-        z = z.to(label.dtype, memory_format=torch.channels_last)
+        z = z.to(label.dtype, memory_format=_layout(label))
         return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _full(x: Tensor) -> Tensor:
