@@ -10,7 +10,6 @@ from typing import Any
 from cvae_lab.config import ConfigError, RunConfig
 
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,22 +153,24 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from cvae_lab import parallel
     from cvae_lab.runs.train import train_run
+    from cvae_lab.training import distributed
 
     params = _values(options.params)
     if options.minutes:
         params["minutes"] = options.minutes
     config = RunConfig.from_params(options.data, **params)
-    with parallel.joined():
+    with distributed.process_group():
         train_run(options.run_dir, config, options.resume, options.tensorboard)
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from cvae_lab.runs.sweep import template
+
     variants = {name: {"kl_strategy": name} for name in options.strategies}
     # kl_target, too: a controller would leave the strategies no difference.
     params = _values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
-    return _run_all(NOTEBOOKS / "03_training.ipynb", options, options.data, variants, options.seeds, params)
+    return _run_all(template(), options, options.data, variants, options.seeds, params)
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -213,23 +214,25 @@ def _run_all(
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.submit import predict_run
+    from cvae_lab.runs.predict import predict_run
 
-    for line in predict_run(options.runs, options.data, options.seed, options.csv):
-        print(line, flush=True)
+    predict_run(options.runs, options.data, options.seed, options.csv)
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.compare import write_table
-    from cvae_lab.runs.latent import latent_row
-    from cvae_lab.runs.record import find_runs
+    from cvae_lab.evaluation.latent_report import latent_row
+    from cvae_lab.runs.folder import find_runs
+    from cvae_lab.runs.tables import write_csv
+    from cvae_lab.training import load_model
 
     rows = []
     for run in find_runs(options.runs):
-        rows.append(latent_row(run))
-        print(f"{rows[-1]['run']}: {rows[-1].pop('verdict')}", flush=True)
-        if options.out:  # after each, so that an interrupted study keeps what it has
-            write_table(options.out, rows)
+        row = latent_row(load_model(run.path / "best.pt"), run.config.data)
+        print(f"{run.path.name}: {row.pop('summary')}", flush=True)
+        names = ("psnr_mean", "hardware", "commit")
+        rows.append({"run": run.path.name, **row, **{name: run.result[name] for name in names}})
+        if options.out:  # after each run, so that an interrupted command keeps what it has
+            write_csv(options.out, rows)
     if options.out:
         print(f"Wrote {options.out}.")
 
@@ -237,34 +240,34 @@ def _diagnose(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import pandas as pd
 
-    from cvae_lab.runs import compare as tables
-    from cvae_lab.runs.record import find_runs
+    from cvae_lab.runs import tables
+    from cvae_lab.runs.folder import find_runs
 
     if options.runs.suffix == ".csv":
-        table = pd.read_csv(options.runs)
-        print(tables.study_markdown(table))
         if options.csv:
             raise ValueError(f"{options.runs} is a table already; --csv is for a folder of runs.")
+        text = tables.markdown(pd.read_csv(options.runs), tables.STUDY)
+        print(text)
         if options.into:
-            tables.into_markdown(options.into, options.runs.stem, tables.study_markdown(table))
+            tables.into_markdown(options.into, options.runs.stem, text)
         return
     runs = find_runs(options.runs)
-    table = tables.compare(runs)
-    print(tables.summary(table))
+    table = tables.runs_table(runs)
+    print(tables.terminal(table))
     if options.csv:
-        tables.write_table(options.csv, [tables.run_row(run) for run in runs])
+        tables.write_csv(options.csv, [tables.run_row(run) for run in runs])
         print(f"Wrote {options.csv}.")
     elif options.into:
-        tables.into_markdown(options.into, "results", tables.markdown(table))
+        tables.into_markdown(options.into, "results", tables.markdown(table, tables.RESULTS))
         print(f"Wrote the table into {options.into}.")
     else:
-        for picture in tables.draw(runs, table, options.runs):
+        for picture in tables.write_pictures(runs, table, options.runs):
             print(f"Wrote {picture}")
 
 
 def _bench(options: argparse.Namespace) -> None:
     from cvae_lab.bench import HEAD, bench, write
-    from cvae_lab.runs.record import environment
+    from cvae_lab.runs.provenance import provenance
 
     print(HEAD)
     rows = []
@@ -272,14 +275,13 @@ def _bench(options: argparse.Namespace) -> None:
         rows.append(row)
         print(row, flush=True)
     if options.out:
-        write(options.out, rows, {"command": "python -m cvae_lab bench", **environment()})
+        write(options.out, rows, {"command": "python -m cvae_lab bench", **provenance()})
         print(f"Wrote {options.out}.")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.record import find_runs
+    from cvae_lab.runs.folder import best_run, find_runs
     from cvae_lab.runs.reference import export
-    from cvae_lab.runs.submit import best_run
 
     best = best_run(options.runs)
     for run in find_runs(options.runs):
@@ -287,10 +289,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _pictures(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.pictures import write
-    from cvae_lab.runs.submit import best_run
+    from cvae_lab.runs.folder import best_run
+    from cvae_lab.runs.reference import write_pictures
 
-    for picture in write(options.out, best_run(options.runs)):
+    for picture in write_pictures(options.out, best_run(options.runs)):
         print(f"Wrote {picture}")
 
 

@@ -1,8 +1,7 @@
 """Speed, measured side by side: the literal loop against the fast paths, same network, data, batch and machine.
 
 The literal loop runs as public solutions run it: float32, default memory format, frame by frame. Ours runs as
-`fit` and `predict` would on this device. Each pair is timed in turn, A B A B ..., and medians are reported. Both keep
-the memory they free and what is compiled for each shape, which loops elsewhere do not.
+`fit` and `predict` would on this device. Each pair is timed in turn, A B A B ..., and medians are reported.
 """
 
 import json
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,12 +23,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
-from cvae_lab.cvae import CVAE
-from cvae_lab.device import keep_memory, pick_device, precision_of, reduced_precision
+from cvae_lab.data.files import write_text
+from cvae_lab.models.cvae import CVAE
+from cvae_lab.models.device import pick_device, precision_of, reduced_precision
 from cvae_lab.objective import kl_standard_normal, squared_error
-from cvae_lab.optimiser import make_optimiser
-from cvae_lab.rollout import Feed, predict, predict_literal, unroll, unroll_literal
-from cvae_lab.schedules import coins
+from cvae_lab.rollout import Feedback, evaluating, predict, reference_predict, reference_unroll, unroll
+from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.training.optimizer import make_optimizer
 
 HEAD = (
     f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
@@ -83,7 +84,6 @@ def bench(
     `batch` clips of `frames`, the same for both presets; "own clips" are as many and as long as the preset's
     defaults say, at forcing 0.
     """
-    keep_memory()
     device = pick_device()
     limits = machine(device)
     handout: dict[str, float] = {}
@@ -110,9 +110,7 @@ def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
     text = json.dumps(
         {**about, "machine": machine(pick_device()), "rows": [asdict(row) for row in rows]}, indent=2
     )
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, float]]:
@@ -130,10 +128,8 @@ def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, flo
 
 def exponent(curve: dict[int, float]) -> float:
     """k of seconds = c * size^k, by least squares on logarithms: 1 is proportional, below 1 is room to grow."""
-    sizes = torch.tensor(list(curve), dtype=torch.double).log()
-    seconds = torch.tensor(list(curve.values()), dtype=torch.double).log()
-    sizes = sizes - sizes.mean()
-    return float(sizes @ seconds / (sizes @ sizes))
+    slope, _ = np.polyfit(np.log(list(curve)), np.log(list(curve.values())), 1)
+    return float(slope)
 
 
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
@@ -166,7 +162,7 @@ def flops_per_frame(model: CVAE) -> float:
     x = torch.rand(1, 2, 3, 32, 64, device=device)
     eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unroll_literal(model, x, x, eps, Feed(torch.ones(1, 1, dtype=torch.bool)))
+        reference_unroll(model, x, x, eps, Feedback(torch.ones(1, 1, dtype=torch.bool)))
     return counter.get_total_flops()
 
 
@@ -237,26 +233,28 @@ def _row(
 
 def _training_pair(preset: str, device: torch.device, batch: int, frames: int, forcing: float) -> _Pair:
     x, p = torch.rand(2, batch, frames, 3, 32, 64, device=device)
-    tossed = coins(forcing, batch, frames - 1, "step", torch.Generator().manual_seed(0))
+    teacher_forced = sample_teacher_forcing(
+        forcing, batch, frames - 1, "step", torch.Generator().manual_seed(0)
+    )
 
     def work(path: Callable, config: TrainConfig, layout: torch.memory_format) -> _Work:
         model = CVAE(ModelConfig.preset(preset)).to(device, memory_format=layout).train()
-        optimiser = make_optimiser(model, config)
+        optimizer = make_optimizer(model, config)
         eps = torch.randn(batch, frames - 1, *model.latent_shape(32, 64), device=device)
 
         def step() -> None:
             with reduced_precision(config, device):
-                out = path(model, x, p, eps, Feed(tossed))
+                out = path(model, x, p, eps, Feedback(teacher_forced))
             error = squared_error(out.prediction, x[:, 1:]).mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (error + kl_standard_normal(out.mu, out.logvar).mean()).backward()
-            optimiser.step()
+            optimizer.step()
 
         return _Work(step, batch * (frames - 1))
 
     config = RunConfig.from_params("small", preset=preset).train
     return (
-        work(unroll_literal, replace(config, precision="float32"), torch.contiguous_format),
+        work(reference_unroll, replace(config, precision="float32"), torch.contiguous_format),
         work(unroll, config, torch.channels_last),
     )
 
@@ -271,8 +269,12 @@ def _rollout_pair(preset: str, device: torch.device, streams: int, steps: int) -
         with reduced_precision(TrainConfig(), device):
             predict(fast, first, labels)
 
-    # The literal loop takes clip after clip, so one clip tells its speed.
-    return _Work(lambda: predict_literal(model, first[:1], labels[:1]), steps), _Work(ours, streams * steps)
+    def literal() -> None:
+        with evaluating(model):
+            reference_predict(model, first[:1], labels[:1])
+
+    # The reference loop predicts clip after clip, so one clip is enough to measure its speed.
+    return _Work(literal, steps), _Work(ours, streams * steps)
 
 
 def _seconds(action: Callable, device: torch.device) -> float:

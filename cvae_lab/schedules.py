@@ -151,18 +151,27 @@ def lr_factor_at(
     return 1.0
 
 
-def coins(
-    ratio: float, batch: int, steps: int, per: str, generator: torch.Generator, epoch_coin: bool | None = None
+def sample_teacher_forcing(
+    ratio: float,
+    clips: int,
+    steps: int,
+    per: str,
+    generator: torch.Generator,
+    epoch_is_forced: bool | None = None,
 ) -> Bool[Tensor, "b s"]:
-    """Which steps are fed the true previous frame. The first always is: it is given.
+    """Draw the teacher-forcing mask: which steps get the true previous frame, each with probability `ratio`.
 
-    A coin lands true with probability `ratio`, tossed per `batch`, `clip` or `step` here; per `epoch` by the
-    caller, who passes it as `epoch_coin`.
+    The first step of every clip is always teacher-forced, because its previous frame is the first frame.
+
+    Args:
+        per: what is drawn once: a `batch`, a `clip` or a `step`; per `epoch` the caller draws and passes
+            `epoch_is_forced`.
+        generator: of the CPU.
     """
     if per == "epoch":
-        forced = torch.full((batch, steps), bool(epoch_coin))
+        mask = torch.full((clips, steps), bool(epoch_is_forced))
     else:
-        shape = {"batch": (1, 1), "clip": (batch, 1), "step": (batch, steps)}[per]
-        forced = (torch.rand(shape, generator=generator) < ratio).expand(batch, steps).clone()
-    forced[:, 0] = True
-    return forced
+        shape = {"batch": (1, 1), "clip": (clips, 1), "step": (clips, steps)}[per]
+        mask = (torch.rand(shape, generator=generator) < ratio).expand(clips, steps).clone()
+    mask[:, 0] = True
+    return mask

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cvae_lab import augment
-from cvae_lab.data import ClipBatch, drawing, load
+from cvae_lab.data import ClipBatch, load, palette
+from cvae_lab.training import augment
 
 H, W = 8, 16
 
@@ -21,7 +21,7 @@ def batch_of(clips):
     return ClipBatch(x, p)
 
 
-PAIRS = [(drawing.BLUE, drawing.CYAN), (drawing.GREEN, drawing.ORANGE), (drawing.LIME, drawing.YELLOW)]
+PAIRS = [(palette.RIGHT_ARM, palette.LEFT_ARM), (palette.RIGHT_LEG, palette.LEFT_LEG), (palette.RIGHT_FOOT, palette.LEFT_FOOT)]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
@@ -30,34 +30,34 @@ def test_mirroring_a_label_swaps_left_and_right(strength, pair):
     right, left = (strength * (1 - torch.tensor(colour)[:, None, None] / 255) for colour in pair)
     label = torch.ones(3, H, W)
     label[:, :, 1:2], label[:, :, 5:6] = 1 - right, 1 - left
-    mirrored = augment.mirror_labels(label)
+    mirrored = palette.mirror_labels(label)
     wanted = torch.ones(3, H, W)
     wanted[:, :, -2:-1], wanted[:, :, -6:-5] = 1 - left, 1 - right
     torch.testing.assert_close(mirrored, wanted)
-    torch.testing.assert_close(augment.mirror_labels(mirrored), label)
+    torch.testing.assert_close(palette.mirror_labels(mirrored), label)
 
 
 def test_mirroring_leaves_the_middle_line():
     label = torch.ones(3, H, W)
-    label[:, :, 4] = torch.tensor(drawing.VIOLET)[:, None] / 255
-    torch.testing.assert_close(augment.mirror_labels(label), label.flip(-1))
+    label[:, :, 4] = torch.tensor(palette.TRUNK)[:, None] / 255
+    torch.testing.assert_close(palette.mirror_labels(label), label.flip(-1))
 
 
 def test_blank_paper_may_be_skipped_or_not():
     """A CPU skips it, a GPU does not."""
     label = load("tiny", progress=False).train.labels[:3].float() / 255
     assert (label == 1).all(1).float().mean() > 0.5  # much to skip
-    all_of_it = 1 - augment.exchange_limbs(1 - label.flip(-1).movedim(-3, -1)).movedim(-1, -3)
-    torch.testing.assert_close(augment.mirror_labels(label), all_of_it)
+    all_of_it = 1 - palette.exchange_limbs(1 - label.flip(-1).movedim(-3, -1)).movedim(-1, -3)
+    torch.testing.assert_close(palette.mirror_labels(label), all_of_it)
 
 
 def test_mirroring_real_labels_twice_gives_them_back():
     labels = load("tiny", progress=False).train.labels[::8].float() / 255
-    twice = augment.mirror_labels(augment.mirror_labels(labels))
+    twice = palette.mirror_labels(palette.mirror_labels(labels))
     assert (twice - labels).abs().mean() < 1e-3
     assert ((twice - labels).abs().amax(1) > 0.1).float().mean() < 1e-2
     ink = (1 - labels).amax(1) > 0.2
-    moved = (augment.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
+    moved = (palette.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
     assert 0.02 < moved.sum() / ink.sum() < 0.9
 
 
@@ -116,7 +116,7 @@ def test_flip_is_an_involution_and_flips_whole_clips():
     for k, part in itertools.product(range(16), ("x", "p")):
         before, after = getattr(batch, part)[k], getattr(once, part)[k]
         if k in chosen:
-            before = augment.mirror_labels(before) if part == "p" else before.flip(-1)
+            before = palette.mirror_labels(before) if part == "p" else before.flip(-1)
         assert torch.equal(after, before)
 
 

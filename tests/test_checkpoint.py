@@ -11,9 +11,9 @@ import torch
 
 from cvae_lab import CVAE, ModelConfig, RunConfig
 from cvae_lab import checkpoint as checkpoints
-from cvae_lab.checkpoint import CheckpointError, begin, load_model, resume, save
 from cvae_lab.data import Dataset, Video
 from cvae_lab.training import TrainState, fit
+from cvae_lab.training.checkpoint import CheckpointError, begin, load_model, resume, save
 
 COMPACT = {
     "width": 8,
@@ -60,7 +60,7 @@ def handout_config():
 
 
 def noise(height=8, width=16):
-    def video(n, seed, cuts=()):
+    def video(n, seed, boundaries=()):
         shape, generator = (2, n, 3, height, width), torch.Generator().manual_seed(seed)
         return Video(*torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), cuts, str(seed))
 
@@ -142,7 +142,7 @@ def test_a_run_starts_from_the_weights_of_another_and_all_else_afresh(tmp_path):
     for name, value in first.average.items():
         assert torch.equal(state.model.state_dict()[name], value)
         assert torch.equal(state.average[name], value)
-    assert not any(part["state"] for part in state.optimiser.state_dict().values())
+    assert not any(part["state"] for part in state.optimizer.state_dict().values())
     assert (state.step, state.epoch, state.history) == (0, 0, [])
     for name, generator in plain.generators.items():
         assert torch.equal(state.generators[name].get_state(), generator.get_state())

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from cvae_lab.__main__ import _parser, _values, main
-from cvae_lab.checkpoint import load_model
 from cvae_lab.config import RunConfig
 from cvae_lab.data import load, read_folder, write_folder
-from cvae_lab.metrics import psnr
-from cvae_lab.refine import predict_refined
-from cvae_lab.runs.course import read_2023, read_submission
-from cvae_lab.runs.record import RunFolder
+from cvae_lab.data.course_csv import read_2023, read_submission
+from cvae_lab.evaluation.corrections import predict_corrected
+from cvae_lab.evaluation.metrics import psnr
+from cvae_lab.runs.folder import RunFolder
 from cvae_lab.runs.studies import STUDIES
+from cvae_lab.training.checkpoint import load_model
 
 SMALL = ["-p", "precision", "float32", "-p", "width", "8", "-p", "clips_per_epoch", "24", "-p", "epochs", "1"]
 
@@ -122,7 +122,7 @@ def test_predict_scores_validation_where_no_test_clip_has_an_answer(run, tmp_pat
         torch.stack(part) / 255 for part in zip(*((c.first, c.labels) for c in clips), strict=True)
     )
     generator = torch.Generator().manual_seed(0)
-    films = predict_refined(load_model(run / "best.pt"), firsts, labels, generator, mirror=True)
+    films = predict_corrected(load_model(run / "best.pt"), firsts, labels, generator, mirror=True)
     truth = clips[-1].answer[1:] / 255
     wanted = [float(psnr(film, truth).mean()) for film in (films[-1], firsts[-1:].expand_as(truth))]
     said = [float(number) for number in re.findall(r"[0-9.]+(?= dB)", line)]
@@ -146,7 +146,7 @@ def test_a_run_sets_its_threads(tmp_path):
     """In a process of its own, since threads belong to the process."""
     code = (
         "import sys, torch; from pathlib import Path; from cvae_lab import RunConfig;"
-        "from cvae_lab.runs.record import RunFolder; torch.set_num_threads(2);"
+        "from cvae_lab.runs.folder import RunFolder; torch.set_num_threads(2);"
         "RunFolder(Path(sys.argv[1])).begin(RunConfig.from_params('tiny', threads=1, width=8));"
         "print(torch.get_num_threads())"
     )

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from cvae_lab.data import Clip, ClipSampler, Video, load, read_folder
-from cvae_lab.data.clips import find_cuts, frame_changes
+from cvae_lab.data.clips import find_boundaries, frame_changes
 
 
-def numbered(n, cuts=(), name="v"):
+def numbered(n, boundaries=(), name="v"):
     """Frame k has grey level k, its label k + 100: a test reads the index off the picture."""
     frames = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 2, 4).contiguous()
     return Video(frames, frames + 100, cuts, name)
@@ -21,10 +21,10 @@ def sampler(video, seed=0, **options):
 
 
 def test_takes_are_the_stretches_between_cuts():
-    assert numbered(10, (3, 7)).takes == [(0, 3), (3, 7), (7, 10)]
-    assert numbered(10).takes == [(0, 10)]
+    assert numbered(10, (3, 7)).recordings == [(0, 3), (3, 7), (7, 10)]
+    assert numbered(10).recordings == [(0, 10)]
     empty = torch.zeros(0, 3, 2, 4, dtype=torch.uint8)
-    assert Video(empty, empty).takes == []
+    assert Video(empty, empty).recordings == []
 
 
 def test_clip_starts_are_exactly_those_inside_a_take():
@@ -33,7 +33,7 @@ def test_clip_starts_are_exactly_those_inside_a_take():
         s
         for s in range(40)
         for t in [range(s, s + 5)]
-        if t[-1] < 40 and not any(c in t[1:] for c in video.cuts)
+        if t[-1] < 40 and not any(c in t[1:] for c in video.boundaries)
     ]
     assert video.clip_starts(5).tolist() == inside
 
@@ -64,7 +64,7 @@ def test_hold_out_shares_no_frame_and_keeps_the_cuts():
     # Oracle: takes 0-40, 40-50, 50-100; a quarter is 10 and 12; the take of 10 cannot give 8 and keep 8.
     assert kept.frames[:, 0, 0, 0].tolist() == [*range(30), *range(40, 50), *range(50, 88)]
     assert held.frames[:, 0, 0, 0].tolist() == [*range(30, 40), *range(88, 100)]
-    assert (kept.cuts, held.cuts) == ((30, 40), (10,))
+    assert (kept.boundaries, held.boundaries) == ((30, 40), (10,))
     assert torch.equal(held.labels, held.frames + 100)
 
 
@@ -98,7 +98,7 @@ def test_an_epoch_of_all_clips_reaches_every_start_once_and_crosses_no_cut():
     assert sorted(levels(x)[:, 0].tolist()) == starts.tolist()
     assert torch.equal(levels(x), levels(x)[:, :1] + torch.arange(4))
     assert torch.equal(levels(p), levels(x) + 100)
-    assert not any(c in clip[1:] for clip in levels(x).tolist() for c in video.cuts)
+    assert not any(c in clip[1:] for clip in levels(x).tolist() for c in video.boundaries)
 
 
 def test_default_epoch_shows_each_frame_about_once_in_whole_batches():
@@ -132,7 +132,7 @@ def test_given_frames_come_from_the_clips_own_take_and_cover_it():
     for _ in range(20):
         for batch in s.epoch():
             for given, first, *_ in levels(batch.x).tolist():
-                assert any(a <= given < b and a < first < b for a, b in video.takes)
+                assert any(a <= given < b and a < first < b for a, b in video.recordings)
                 seen.add(given)
             assert torch.equal(levels(batch.p), levels(batch.x) + 100)
             assert torch.equal(levels(batch.x)[:, 1:].diff(), torch.ones(len(batch.x), 2).to(levels(batch.x)))
@@ -160,27 +160,27 @@ def walker(columns):
 
 def test_a_jump_is_a_cut_and_a_fast_move_is_not():
     slow, fast = torch.arange(40) / 4, torch.arange(0, 54, 3)
-    assert find_cuts(walker(torch.cat([slow, 10 + fast]))) == ()
-    assert find_cuts(walker(torch.cat([slow, slow + 40, slow]))) == (40, 80)
+    assert find_boundaries(walker(torch.cat([slow, 10 + fast]))) == ()
+    assert find_boundaries(walker(torch.cat([slow, slow + 40, slow]))) == (40, 80)
     assert (
-        find_cuts(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
+        find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
     )  # one odd frame, no new take
-    assert find_cuts(walker([0.0])) == ()
+    assert find_boundaries(walker([0.0])) == ()
 
 
 def test_cuts_of_the_embedded_set_are_found():
     dataset = load("tiny")
-    assert find_cuts(dataset.train.frames) == dataset.train.cuts != ()
-    assert [find_cuts(clip.answer) for clip in dataset.tests] == [()] * len(dataset.tests)
+    assert find_boundaries(dataset.train.frames) == dataset.train.boundaries != ()
+    assert [find_boundaries(clip.answer) for clip in dataset.tests] == [()] * len(dataset.tests)
 
 
 def test_real_takes_lack_frames_where_the_figure_jumps(real_data):
     # Seen by eye: the figure jumps, frames are missing. The joins at 629 and 1258 lose one frame and no one
     # sees a jump there.
     dataset = read_folder(real_data, progress=False)
-    assert dataset.train.cuts == (697, 729, 1425, 1470)
-    assert dataset.val.cuts == ()
-    assert read_folder(real_data, cuts=(629, 1258), progress=False).train.cuts == (629, 1258)
+    assert dataset.train.boundaries == (697, 729, 1425, 1470)
+    assert dataset.val.boundaries == ()
+    assert read_folder(real_data, boundaries=(629, 1258), progress=False).train.boundaries == (629, 1258)
 
 
 def test_frame_changes_over_many_pieces():

@@ -106,7 +106,7 @@ def test_parameters_find_their_place(preset):
 
 def test_handout_brings_its_own_training():
     train = RunConfig.from_params("tiny", "handout").train
-    assert (train.n_frames, train.optimiser, train.lr, train.ema) == (16, "adam", 1e-4, 0)
+    assert (train.n_frames, train.optimizer, train.lr, train.ema) == (16, "adam", 1e-4, 0)
     assert RunConfig.from_params("tiny").train == TrainConfig()
 
 

@@ -43,7 +43,7 @@ def test_convolutions_of_many_shapes_are_compiled_once():
 LOOP = """
 import sys, resource
 import torch
-from cvae_lab.device import keep_memory
+from cvae_lab.models.device import keep_memory
 
 kept = keep_memory() if sys.argv[1] == "ours" else None
 for _ in range(24):
@@ -68,6 +68,6 @@ def test_kept_memory_is_not_cleared_anew():
 
 def test_where_memory_cannot_be_kept_nothing_is_said(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    from cvae_lab.device import keep_memory
+    from cvae_lab.models.device import keep_memory
 
     assert keep_memory() is False

@@ -68,9 +68,9 @@ def test_parts_not_asked_for_stay_empty(handout):
 def test_cuts_are_found_or_given(handout, picture):
     for k in range(10, 20):
         picture(200).save(handout / f"train/train_img/{k}.png")
-    assert read(handout).train.cuts == (10,)
-    assert read(handout, cuts=(4, 6)).train.cuts == (4, 6)
-    assert read(handout, cuts=()).train.cuts == ()
+    assert read(handout).train.boundaries == (10,)
+    assert read(handout, boundaries=(4, 6)).train.boundaries == (4, 6)
+    assert read(handout, boundaries=()).train.boundaries == ()
 
 
 @pytest.mark.parametrize(("text", "cuts"), [("4 6\n", (4, 6)), ("4\n6", (4, 6)), ("\n", ())])
@@ -80,9 +80,9 @@ def test_cuts_txt_names_cuts(handout, picture, text, cuts):
     (handout / "train/cuts.txt").write_text(text)
     (handout / "val/cuts.txt").write_text("2")
     dataset = read(handout)
-    assert (dataset.train.cuts, dataset.val.cuts) == (cuts, (2,))
-    assert read(handout, cuts=(9,)).train.cuts == (9,)
-    assert read(handout, parts=("test",)).train.cuts == ()
+    assert (dataset.train.boundaries, dataset.val.boundaries) == (cuts, (2,))
+    assert read(handout, boundaries=(9,)).train.boundaries == (9,)
+    assert read(handout, parts=("test",)).train.boundaries == ()
 
 
 @pytest.mark.parametrize("text", ["six", "6 4", "0", "20", "4 4", "-3", "4, 6"])
@@ -250,11 +250,11 @@ def test_several_processes_decode_the_same(handout):
 
 
 def test_written_data_reads_back_the_same(handout, tmp_path):
-    dataset = read(handout, cuts=(4, 6))  # which nobody could find from the frames
+    dataset = read(handout, boundaries=(4, 6))  # which nobody could find from the frames
     (tmp_path / "out").mkdir()  # empty is as good as new
     write_folder(dataset, tmp_path / "out")
     again = read(tmp_path / "out")
-    assert (again.train.cuts, again.val.cuts) == ((4, 6), ())
+    assert (again.train.boundaries, again.val.boundaries) == ((4, 6), ())
     assert torch.equal(dataset.train.labels, again.train.labels)
     assert torch.equal(dataset.val.frames, again.val.frames)
     assert torch.equal(dataset.tests[0].answer, again.tests[0].answer)
@@ -271,7 +271,7 @@ def test_writing_refuses_clip_names_it_could_not_read(handout, tmp_path):
 
 
 def test_report_counts_and_scores_by_hand(handout):
-    table = report(read(handout, cuts=(8,))).set_index("part")
+    table = report(read(handout, boundaries=(8,))).set_index("part")
     assert table.loc["train", ["frames", "takes", "cuts"]].tolist() == [20, 2, "8"]
     # Frame k is grey level k: one step is 1/255, and takes begin at 0 and 8.
     step = 20 * np.log10(255)
@@ -295,7 +295,7 @@ def test_embedded_set_comes_from_the_cache_the_second_time(monkeypatch):
     first = load("tiny", seed=3)
     monkeypatch.setattr("cvae_lab.data._render", never)
     again = load("tiny", seed=3)
-    assert again.train.cuts == first.train.cuts
+    assert again.train.boundaries == first.train.boundaries
     assert torch.equal(again.train.frames, first.train.frames)
     assert torch.equal(again.tests[1].answer, first.tests[1].answer)
     with pytest.raises(AssertionError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import convolve
 
-from cvae_lab.metrics import (
+from cvae_lab.evaluation.metrics import (
     GRADES,
     copy_previous_baseline,
     drift,

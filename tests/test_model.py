@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvae_lab import CVAE, ModelConfig, compact, modules
-from cvae_lab.cvae import reparameterise
-from cvae_lab.modules import StepwiseBatchNorm2d
+from cvae_lab import CVAE, ModelConfig
+from cvae_lab.models import compact, modules
+from cvae_lab.models.cvae import reparameterise
+from cvae_lab.models.modules import StepwiseBatchNorm2d
 from cvae_lab.objective import kl_standard_normal
-from cvae_lab.rollout import Feed, rollout, unroll_literal, zero_latents
+from cvae_lab.rollout import Feedback, reference_unroll, rollout, zero_latents
 
 PARTS = {
     "frame_transformation": ("RGB_Encoder", 193_568),
@@ -84,9 +85,9 @@ def test_compact_needs_a_twentieth_of_the_handouts_operations():
         model = CVAE(ModelConfig.preset(preset)).eval()
         x = rand(1, 2, 3, 32, 64)
         eps = torch.zeros(1, 1, *model.latent_shape(32, 64))
-        feed = Feed(torch.ones(1, 1, dtype=torch.bool))
+        feed = Feedback(torch.ones(1, 1, dtype=torch.bool))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            unroll_literal(model, x, x, eps, feed)
+            reference_unroll(model, x, x, eps, feed)
         flops[preset] = counter.get_total_flops()
     assert flops["handout"] == pytest.approx(7.25e9, rel=0.01)
     assert flops["compact"] * 20 <= flops["handout"]

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
-from cvae_lab.cvae import reparameterise
+from cvae_lab.models.cvae import reparameterise
 from cvae_lab.objective import (
     gaussian_nll,
     handout_beta,

@@ -6,24 +6,24 @@ import pytest
 import torch
 
 from cvae_lab import CVAE, ModelConfig
-from cvae_lab.cvae import reparameterise
-from cvae_lab.modules import StepwiseBatchNorm2d
+from cvae_lab.models.cvae import reparameterise
+from cvae_lab.models.modules import StepwiseBatchNorm2d
 from cvae_lab.rollout import (
     PART,
-    Feed,
-    Unrolled,
+    Feedback,
+    UnrollOutput,
     evaluating,
     posterior_latents,
     predict,
-    predict_literal,
     prior_latents,
     reconstruct,
+    reference_predict,
+    reference_unroll,
     rollout,
     unroll,
-    unroll_literal,
     zero_latents,
 )
-from cvae_lab.schedules import coins
+from cvae_lab.schedules import sample_teacher_forcing
 
 SMALL = {
     "handout": {},
@@ -115,7 +115,7 @@ def hand_loop(model, x, p, eps, feed):
             priors.append(model.Prior_Predictor(model.frame_transformation(previous), label))
         previous = now.detach() if cut else now
     prior = tuple(torch.stack(part, 1) for part in zip(*priors, strict=True)) or None
-    return Unrolled(*(torch.stack(part, 1) for part in (predictions, mus, logvars)), prior)
+    return UnrollOutput(*(torch.stack(part, 1) for part in (predictions, mus, logvars)), prior)
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -124,19 +124,27 @@ def hand_loop(model, x, p, eps, feed):
     [(0.0, -1, True), (0.5, -1, False), (0.5, -1, True), (1.0, -1, True), (0.5, 0, True), (0.5, 2, True)],
 )
 def test_unroll_is_the_literal_loop(preset, ratio, bptt, noisy, double):
-    forced = coins(ratio, BATCH, FRAMES - 1, "step", seeded(4))
+    forced = sample_teacher_forcing(ratio, BATCH, FRAMES - 1, "step", seeded(4))
     noise = 0.1 * torch.randn(BATCH, FRAMES - 1, 3, *SIZE[preset], generator=seeded(5), dtype=double)
-    compare(preset, unroll, unroll_literal, Feed(forced, bptt, noise if noisy else None))
+    compare(preset, unroll, reference_unroll, Feedback(forced, bptt, noise if noisy else None))
 
 
 @pytest.mark.parametrize("preset", SMALL)
 @pytest.mark.parametrize("bptt", [-1, 0, 2])
 def test_gradients_stop_where_bptt_says(preset, bptt, double):
-    compare(preset, unroll, hand_loop, Feed(coins(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt))
+    compare(
+        preset,
+        unroll,
+        hand_loop,
+        Feedback(sample_teacher_forcing(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt),
+    )
 
 
 def test_bptt_changes_gradients_and_nothing_else(double):
-    feeds = [Feed(coins(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt) for bptt in (-1, 0, 2)]
+    feeds = [
+        Feedback(sample_teacher_forcing(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt)
+        for bptt in (-1, 0, 2)
+    ]
     results = [trained_by(unroll, build("compact").double(), feed) for feed in feeds]
     for out, gradients, _ in results[1:]:
         assert torch.equal(out[0], results[0][0][0])
@@ -148,7 +156,7 @@ def test_bptt_changes_gradients_and_nothing_else(double):
 def test_predict_is_the_literal_loop_at_any_length(preset, frames):
     model = build(preset)
     x, p = clips(preset, frames)
-    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, predict_literal))
+    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
     assert ours.shape == (BATCH, frames - 1, 3, *SIZE[preset])
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
@@ -157,7 +165,7 @@ def test_predict_is_the_literal_loop_at_any_length(preset, frames):
 def test_predict_by_parts_is_the_literal_loop(preset, monkeypatch):
     model, (x, p) = build(preset), (part.repeat(3, 1, 1, 1, 1)[:5] for part in clips(preset))
     monkeypatch.setitem(PART, model.config.name, 2)  # 2, 2 and 1
-    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, predict_literal))
+    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
 

@@ -11,27 +11,26 @@ import pandas as pd
 import pytest
 import torch
 
-from cvae_lab.checkpoint import load_model
 from cvae_lab.config import ConfigError
 from cvae_lab.data import load
-from cvae_lab.metrics import grade
+from cvae_lab.evaluation.metrics import grade
 from cvae_lab.rollout import predict
-from cvae_lab.runs.compare import (
+from cvae_lab.runs.folder import RunError, RunFolder, find_runs
+from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
+from cvae_lab.runs.studies import STUDIES
+from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
+from cvae_lab.runs.tables import (
     END,
     START,
-    by_strategy,
     by_variant,
     compare,
     into_markdown,
     markdown,
     run_row,
     study_markdown,
-    write_table,
+    write_csv,
 )  # fmt: skip
-from cvae_lab.runs.record import RunError, RunFolder, find_runs
-from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
-from cvae_lab.runs.studies import STUDIES
-from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
+from cvae_lab.training.checkpoint import load_model
 
 TEMPLATE = Path(__file__).parents[1] / "notebooks/03_training.ipynb"
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
@@ -73,7 +72,7 @@ def test_a_run_folder_is_complete(swept):
 @pytest.mark.xdist_group("sweep")
 def test_scores_are_those_of_the_predictions(swept):
     out, _ = swept
-    from cvae_lab.data.stage import render
+    from cvae_lab.data.synthetic.dataset import render
 
     run = RunFolder(out / "none-seed0")
     clips = {clip.name: clip for clip in render("tiny").tests}
@@ -145,7 +144,7 @@ def test_comparison_table(swept):
     table = compare(find_runs(out))
     assert list(table["psnr_mean"]) == sorted(table["psnr_mean"], reverse=True)
     assert {"strategy", "clip 0", "baseline_static", "kl_nats", "minutes", "grade"} <= set(table)
-    assert by_strategy(table)["seeds"].tolist() == [1] * 4
+    assert by_variant(table)["seeds"].tolist() == [1] * 4
     with pytest.raises(RunError, match="no finished run"):
         find_runs(out / "cyclical-seed0" / "test")
 
@@ -201,7 +200,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_repeats(swept, tmp_path
 def test_a_studys_table_has_a_row_per_variant(swept, tmp_path):
     rows = [run_row(run) for run in find_runs(swept[0])]
     again = [{**row, "seed": 1, "psnr_mean": row["psnr_mean"] + 2} for row in rows]
-    write_table(tmp_path / "study.csv", rows + again)
+    write_csv(tmp_path / "study.csv", rows + again)
     table = by_variant(pd.read_csv(tmp_path / "study.csv"))
     assert set(table["variant"]) == set(STRATEGIES)
     assert table["psnr_std"].tolist() == pytest.approx([2**0.5] * 4, abs=1e-2)  # written to four digits

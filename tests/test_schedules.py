@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cvae_lab import schedules
-from cvae_lab.schedules import beta_at, coins, controlled_beta, lr_factor_at, tf_ratio_at
+from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, sample_teacher_forcing, tf_ratio_at
 
 QUARTER_COSINE = (1 - math.sqrt(0.5)) / 2
 QUARTER_SIGMOID = (1 / (1 + math.exp(3)) - 1 / (1 + math.exp(6))) / (1 - 2 / (1 + math.exp(6)))
@@ -155,7 +155,7 @@ def test_learning_rate_at_its_knots(schedule, options, knots):
 
 
 def toss(ratio, per, seed=0, shape=(200, 51), epoch_coin=None):
-    return coins(ratio, *shape, per, torch.Generator().manual_seed(seed), epoch_coin)
+    return sample_teacher_forcing(ratio, *shape, per, torch.Generator().manual_seed(seed), epoch_coin)
 
 
 @pytest.mark.parametrize("per", ["epoch", "batch", "clip", "step"])

@@ -10,8 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cvae_lab.runs.compare import END, START, compare, markdown, study_markdown
-from cvae_lab.runs.record import find_runs
+from cvae_lab.runs.folder import find_runs
+from cvae_lab.runs.tables import END, START, compare, markdown, study_markdown
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

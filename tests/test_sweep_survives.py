@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cvae_lab.runs.record import RunFolder, find_runs
+from cvae_lab.runs.folder import RunFolder, find_runs
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cvae_lab import ModelConfig, TrainConfig, tally
-from cvae_lab import state as state_module
+from cvae_lab import ModelConfig, TrainConfig
 from cvae_lab.data import Clip, ClipBatch, Dataset, Video
-from cvae_lab.metrics import psnr
+from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.objective import kl_standard_normal
-from cvae_lab.optimiser import Muon
-from cvae_lab.rollout import Feed, predict, unroll_literal
+from cvae_lab.rollout import Feedback, predict, reference_unroll
 from cvae_lab.schedules import controlled_beta
-from cvae_lab.tally import MAX_SKIPPED, TrainingDivergedError
 from cvae_lab.training import TrainState, evaluate, fit, train_step
+from cvae_lab.training import state as state_module
+from cvae_lab.training.meter import MAX_SKIPPED, TrainingDivergedError
+from cvae_lab.training.optimizer import Muon
 
 NARROW = ModelConfig.preset("compact", width=8, latents=2)
 H, W = 8, 16
@@ -40,7 +40,7 @@ def quick(**changes):
     return TrainConfig(**values | changes)
 
 
-def video(n, cuts=(), seed=0):
+def video(n, boundaries=(), seed=0):
     frames, labels = torch.randint(0, 256, (2, n, 3, H, W), generator=seeded(seed), dtype=torch.uint8)
     return Video(frames, labels, cuts, f"v{seed}")
 
@@ -57,7 +57,7 @@ def batch_of(clips=2, frames=4, seed=0):
 
 def free_running(batch):
     shape = (len(batch.x), batch.x.shape[1] - 1)
-    return Feed(torch.zeros(shape, dtype=torch.bool).index_fill(1, torch.tensor([0]), True))
+    return Feedback(torch.zeros(shape, dtype=torch.bool).index_fill(1, torch.tensor([0]), True))
 
 
 def weights_of(state):
@@ -66,7 +66,7 @@ def weights_of(state):
 
 def moving(state):
     """All that a step changes, by name."""
-    optimiser, average = state.optimiser, {f"average of {k}": v for k, v in state.average.items()}
+    optimiser, average = state.optimizer, {f"average of {k}": v for k, v in state.average.items()}
     halves = (optimiser.muon, optimiser.adamw) if isinstance(optimiser, Muon) else (optimiser,)
     moments = {
         f"{name} {half} {index}": value
@@ -100,7 +100,7 @@ def test_the_loss_is_the_one_computed_by_hand(preset, options, weighting):
     state, twin = (TrainState.create(model_config, config) for _ in range(2))
     model, dims = twin.model.train(), 3 * H * W
     eps = torch.randn(2, 3, *model.latent_shape(H, W), generator=twin.generators["noise"])
-    out = unroll_literal(model, batch.x, batch.p, eps, free_running(batch))
+    out = reference_unroll(model, batch.x, batch.p, eps, free_running(batch))
     errors = ((out.prediction - batch.x[:, 1:]) ** 2).mean(dim=(2, 3, 4)).flatten().tolist()
     mse = sum(errors) / 6
     part = mse if weighting == "equal" else sum(mse * e / (e + 0.1 * mse + 1e-4) for e in errors) / 6
@@ -143,12 +143,12 @@ def test_bfloat16_is_near():
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_step_that_is_not_finite_is_skipped(optimiser, answers, monkeypatch):
     """Bit for bit, and at the very first step too, whether or not the device is asked whether it was."""
     monkeypatch.setattr(state_module, "answers_at_once", lambda device: answers)
-    config, batch = quick(optimiser=optimiser), batch_of()
+    config, batch = quick(optimizer=optimiser), batch_of()
     broken = batch._replace(x=torch.full_like(batch.x, math.nan))
     state, twin = (TrainState.create(NARROW, config) for _ in range(2))
     for x in (broken, batch, batch, broken):
@@ -197,7 +197,7 @@ def test_the_average_by_hand():
         train_step(state, batch, config, 1.0, free_running(batch))
         for name, value in state.model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
-    for name, value in state.averaged_model().state_dict().items():
+    for name, value in state.evaluation_model().state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-5)
     assert TrainState.create(NARROW, quick(ema=0.0)).average is None
 
@@ -306,7 +306,7 @@ def test_held_out_stretches_weigh_by_their_frames(data):
     (record,) = fit(state, unequal, config)
     (validation,), (long, short) = data.val.as_clips(), unequal.train.hold_out(0.2, 4)[1].as_clips()
     assert (len(long.labels), len(short.labels)) == (9, 4)
-    of_val, of_long, of_short = evaluate(state.averaged_model(), [validation, long, short])["prior"]
+    of_val, of_long, of_short = evaluate(state.evaluation_model(), [validation, long, short])["prior"]
     stretches = (of_long.sum() + of_short.sum()) / (8 + 3)
     assert record["heldout_psnr"] == pytest.approx(float(of_val.mean() + 2 * stretches) / 3, abs=1e-4)
     assert abs(of_long.mean() - of_short.mean()) > 1e-3  # or the weights would not matter

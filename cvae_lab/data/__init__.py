@@ -1,4 +1,4 @@
-"""What comes in: the embedded data set, the handout's folders, and clips drawn from them."""
+"""Data: the synthetic data set, the course's folders, and clips drawn from them."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from cvae_lab.data.cache import cache_dir, cached
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset, Video
-from cvae_lab.data.folder import DataError, read_folder, write_folder
+from cvae_lab.data.folder import read_folder, write_folder
+from cvae_lab.data.pixels import DataError
 
 __all__ = [
     "Clip",
@@ -20,27 +21,27 @@ __all__ = [
     "write_folder",
 ]
 
-EMBEDDED = ("tiny", "small", "full")
+SYNTHETIC = ("tiny", "small", "full")
 
 
 def load(data: str | Path, seed: int = 0, progress: bool = True) -> Dataset:
-    """The embedded set where `data` is tiny, small or full; else the handout's folders under that path.
+    """Return the synthetic set where `data` is tiny, small or full; otherwise read the course's folders in that path.
 
-    The embedded set is rendered once per size, seed and state of its source, then comes from the cache.
+    The synthetic set is rendered once per size, seed and version of its code, and kept in the cache.
     """
-    if str(data) not in EMBEDDED:
+    if str(data) not in SYNTHETIC:
         return read_folder(data, progress=progress)
     return _from_plain(
-        cached(cache_dir(), f"stage-{data}-{seed}", _source_key(), lambda: _render(data, seed, progress))
+        cached(cache_dir(), f"synthetic-{data}-{seed}", _source_key(), lambda: _render(data, seed, progress))
     )
 
 
 def _render(size: str, seed: int, progress: bool) -> dict[str, Any]:
-    from cvae_lab.data.stage import render
+    from cvae_lab.data.synthetic.dataset import render
 
     dataset = render(size, seed, progress)
     videos = {"train": dataset.train, "val": dataset.val}
-    plain = {key: (v.frames, v.labels, v.cuts, v.name) for key, v in videos.items()}
+    plain = {key: (v.frames, v.labels, v.boundaries, v.name) for key, v in videos.items()}
     return plain | {"name": dataset.name, "tests": [(c.name, c.labels, c.answer) for c in dataset.tests]}
 
 
@@ -50,8 +51,7 @@ def _from_plain(plain: dict[str, Any]) -> Dataset:
 
 
 def _source_key() -> str:
-    """Changes with the code that renders, so an old picture never outlives it."""
+    """A hash of the code that renders, so that a cached picture is never older than its code."""
     here = Path(__file__).parent
-    others = {"__init__.py", "cache.py", "check.py", "clips.py", "folder.py"}
-    sources = sorted(file for file in here.glob("*.py") if file.name not in others)
+    sources = [here / "palette.py", *sorted((here / "synthetic").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

@@ -11,10 +11,10 @@ Frames = UInt8[Tensor, "n 3 h w"]
 
 
 def report(dataset: Dataset) -> pd.DataFrame:
-    """One row per part and test clip: frames, takes, cuts and three baselines.
+    """One row per part and test clip: frames, recordings, boundaries and three baselines.
 
     Baselines are means of per-frame PSNR in dB (peak 1, capped at 100) over all frames but the first of each
-    take: `static` repeats that first frame, `copy_previous` repeats the true frame before, `mean_frame` shows
+    recording: `static` repeats that first frame, `copy_previous` repeats the true frame before, `mean_frame` shows
     the mean training frame. NaN where there is no answer to score against.
     """
     mean = _mean_frame(dataset.train)
@@ -23,19 +23,19 @@ def report(dataset: Dataset) -> pd.DataFrame:
 
 
 def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict:
-    row = {"part": video.name, "frames": len(video), "takes": len(video.takes)}
-    return row | {"cuts": " ".join(map(str, video.cuts))} | _baselines(video, mean)
+    row = {"part": video.name, "frames": len(video), "recordings": len(video.recordings)}
+    return row | {"boundaries": " ".join(map(str, video.boundaries))} | _baselines(video, mean)
 
 
 def _clip_row(clip: Clip, mean: Float[Tensor, "3 h w"] | None) -> dict:
-    row = {"part": f"test {clip.name}", "frames": len(clip), "takes": 1, "cuts": ""}
+    row = {"part": f"test {clip.name}", "frames": len(clip), "recordings": 1, "boundaries": ""}
     answer = clip.first[None] if clip.answer is None else clip.answer
     return row | _baselines(Video(answer, clip.labels[: len(answer)]), mean)
 
 
 def _baselines(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict[str, float]:
     scores = {"static": [], "copy_previous": [], "mean_frame": []}
-    for start, stop in video.takes:
+    for start, stop in video.recordings:
         frames = video.frames[start:stop]
         scores["static"].append(_error(frames[1:], frames[0] / 255))
         scores["copy_previous"].append(frame_changes(frames))

@@ -1,4 +1,4 @@
-"""Videos in takes, the cuts between them, and clips drawn from them."""
+"""Videos of one or more recordings, and clips drawn from them."""
 
 import itertools
 import math
@@ -10,17 +10,19 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from cvae_lab.data.pixels import to_float
+
 
 @dataclass(frozen=True)
 class Video:
-    """Frames with their pose labels, in one take or several takes joined.
+    """Frames with their pose labels, in one recording or several recordings joined.
 
-    `cuts` holds the index of the first frame of every take but the first. A video may be empty.
+    `boundaries` holds the index of the first frame of every recording but the first. A video may be empty.
     """
 
     frames: UInt8[Tensor, "n 3 h w"]
     labels: UInt8[Tensor, "n 3 h w"]
-    cuts: tuple[int, ...] = ()
+    boundaries: tuple[int, ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -30,36 +32,36 @@ class Video:
                 f"video {self.name!r}: frames {tuple(self.frames.shape)} and labels "
                 f"{tuple(self.labels.shape)} differ in shape; give one label per frame, of the same size"
             )
-        edges = (0, *self.cuts, len(self)) if len(self) or self.cuts else ()
+        edges = (0, *self.boundaries, len(self)) if len(self) or self.boundaries else ()
         if any(stop <= start for start, stop in itertools.pairwise(edges)):
             raise ValueError(
-                f"video {self.name!r}: cuts {self.cuts} must rise and lie strictly between 0 and {len(self)}"
+                f"video {self.name!r}: boundaries {self.boundaries} must increase, from 1 to {len(self) - 1}"
             )
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @property
-    def takes(self) -> list[tuple[int, int]]:
-        """First frame and end (one past the last frame) of every take."""
-        edges = (0, *self.cuts, len(self)) if len(self) else ()
+    def recordings(self) -> list[tuple[int, int]]:
+        """First frame and end (one past the last frame) of every recording."""
+        edges = (0, *self.boundaries, len(self)) if len(self) else ()
         return list(itertools.pairwise(edges))
 
     def clip_starts(self, n_frames: int) -> Int64[Tensor, " s"]:
-        """Every start, stride 1, of a clip of `n_frames` that lies inside one take."""
-        starts = [torch.arange(a, b - n_frames + 1) for a, b in self.takes if b - a >= n_frames]
+        """Every start, stride 1, of a clip of `n_frames` that lies inside one recording."""
+        starts = [torch.arange(a, b - n_frames + 1) for a, b in self.recordings if b - a >= n_frames]
         if not starts:
-            longest = max((b - a for a, b in self.takes), default=0)
+            longest = max((b - a for a, b in self.recordings), default=0)
             raise ValueError(
-                f"video {self.name!r}: no take holds a clip of {n_frames} frames, the longest take has "
-                f"{longest}; ask for {longest} frames or fewer, or check the cuts {self.cuts}"
+                f"video {self.name!r}: no recording holds a clip of {n_frames} frames, the longest recording has "
+                f"{longest}; ask for {longest} frames or fewer, or check the boundaries {self.boundaries}"
             )
         return torch.cat(starts)
 
     def hold_out(self, fraction: float = 0.1, min_frames: int = 16) -> tuple["Video", "Video"]:
-        """Split into (kept, held out): the last `fraction` of every take, as one stretch.
+        """Split into (kept, held out): the last `fraction` of every recording, as one segment.
 
-        A stretch has at least `min_frames` frames; a take too short to leave as many stays whole.
+        A segment has at least `min_frames` frames; a recording too short to leave as many stays whole.
         """
         if not 0 < fraction < 1 or min_frames < 1:
             raise ValueError(
@@ -67,35 +69,35 @@ class Video:
                 "and at least 1 frame"
             )
         kept, held = [], []
-        for start, stop in self.takes:
+        for start, stop in self.recordings:
             split = stop - max(min_frames, round(fraction * (stop - start)))
             splits = split - start >= min_frames
             kept.append((start, split if splits else stop))
             held += [(split, stop)] if splits else []
         if not held:
             raise ValueError(
-                f"video {self.name!r}: no take is long enough to hold out {min_frames} frames and keep as "
+                f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and keep as "
                 "many; ask for shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def as_clips(self) -> tuple["Clip", ...]:
-        """One prediction task per take, with the take's own frames as the answer."""
+        """One prediction task per recording, with the recording's own frames as the answer."""
         return tuple(
             Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
-            for i, (a, b) in enumerate(self.takes)
+            for i, (a, b) in enumerate(self.recordings)
         )
 
-    def _joined(self, stretches: list[tuple[int, int]], suffix: str) -> "Video":
-        lengths = torch.tensor([b - a for a, b in stretches])
-        frames = torch.cat([self.frames[a:b] for a, b in stretches])
-        labels = torch.cat([self.labels[a:b] for a, b in stretches])
+    def _joined(self, segments: list[tuple[int, int]], suffix: str) -> "Video":
+        lengths = torch.tensor([b - a for a, b in segments])
+        frames = torch.cat([self.frames[a:b] for a, b in segments])
+        labels = torch.cat([self.labels[a:b] for a, b in segments])
         return Video(frames, labels, tuple(lengths.cumsum(0)[:-1].tolist()), f"{self.name} {suffix}".strip())
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One prediction task: the given first frame, the labels of all frames, the answer where known.
+    """One prediction task: the first frame, the labels of all frames, the answer where known.
 
     `labels[0]` and `answer[0]` belong to `first`.
     """
@@ -136,19 +138,19 @@ class Dataset:
 
 
 class ClipBatch(NamedTuple):
-    """Clips in [0, 1]: frames and their labels; frame 0 is the given one."""
+    """Clips in [0, 1]: frames and their labels; frame 0 is the first or reference frame."""
 
     x: Float[Tensor, "b t 3 h w"]
     p: Float[Tensor, "b t 3 h w"]
 
 
 class ClipSampler:
-    """Shuffled clips of `n_frames`, any start inside a take, cut from bytes that stay on `device`.
+    """Shuffled clips of `n_frames`, with any start inside a recording, taken from uint8 pixels that stay on `device`.
 
     All randomness comes from `generator` (a CPU one) and is drawn when an epoch begins, so its state saved
-    between epochs resumes the same sequence. `given` says which frame a clip is given:
-    "random" for any of its take, so that a model learns to predict frames far from it, as at test; "first" for the
-    frame before those to predict. An epoch draws its starts without replacement; by default it has whole
+    between epochs resumes the same sequence. `reference_frame` says what frame 0 of a clip is: "random"
+    for any frame of its recording, so that a model learns to predict frames far from it, as in the test; "first" for
+    the frame before those to predict. An epoch draws its starts without replacement; by default it has whole
     batches that show each frame about once as a frame to predict, and only starts that run out shorten it.
     """
 
@@ -160,17 +162,23 @@ class ClipSampler:
         generator: torch.Generator,
         device: torch.device | str = "cpu",
         clips_per_epoch: int | None = None,
-        given: Literal["random", "first"] = "random",
+        reference_frame: Literal["random", "first"] = "random",
     ) -> None:
-        if n_frames < 2 or batch_size < 1 or given not in ("random", "first"):
+        if n_frames < 2 or batch_size < 1 or reference_frame not in ("random", "first"):
             raise ValueError(
-                f"ClipSampler(n_frames={n_frames}, batch_size={batch_size}, given={given!r}): give 2 "
-                "frames or more, 1 clip or more, and given 'random' or 'first'"
+                f"ClipSampler(n_frames={n_frames}, batch_size={batch_size}, "
+                f"reference_frame={reference_frame!r}): give 2 frames or more, "
+                "1 clip or more, and reference_frame 'random' or 'first'"
             )
-        self.n_frames, self.batch_size, self.generator, self.given = n_frames, batch_size, generator, given
+        self.n_frames, self.batch_size, self.generator, self.reference_frame = (
+            n_frames,
+            batch_size,
+            generator,
+            reference_frame,
+        )
         self.frames, self.labels = video.frames.to(device), video.labels.to(device)
         self.starts = video.clip_starts(n_frames)
-        self.take_edges = torch.tensor([0, *video.cuts, len(video)])
+        self.recording_edges = torch.tensor([0, *video.boundaries, len(video)])
         if clips_per_epoch is None:
             batches = math.ceil(len(video) / (n_frames - 1) / batch_size)
             clips_per_epoch = min(batches * batch_size, len(self.starts))
@@ -189,24 +197,24 @@ class ClipSampler:
         """One pass; the last batch may be smaller."""
         order = torch.randperm(len(self.starts), generator=self.generator)[: self.clips_per_epoch]
         starts = self.starts[order]
-        given = self._anywhere(starts) if self.given == "random" else starts
+        reference = self._anywhere(starts) if self.reference_frame == "random" else starts
         rows = starts[:, None] + torch.arange(self.n_frames)
-        rows[:, 0] = given
+        rows[:, 0] = reference
         for batch in rows.to(self.frames.device).split(self.batch_size):
-            yield ClipBatch(_unit(self.frames[batch]), _unit(self.labels[batch]))
+            yield ClipBatch(to_float(self.frames[batch]), to_float(self.labels[batch]))
 
     def _anywhere(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        take = torch.searchsorted(self.take_edges, starts, right=True) - 1
-        first, stop = self.take_edges[take], self.take_edges[take + 1]
-        # Double precision: in single, a draw just below 1 could round up to the next take's first frame.
-        share = torch.rand(len(starts), generator=self.generator, dtype=torch.float64)
-        return first + (share * (stop - first)).long()
+        recording = torch.searchsorted(self.recording_edges, starts, right=True) - 1
+        first, stop = self.recording_edges[recording], self.recording_edges[recording + 1]
+        # Double precision: in single, a draw just below 1 could round up to the next recording's first frame.
+        fraction = torch.rand(len(starts), generator=self.generator, dtype=torch.float64)
+        return first + (fraction * (stop - first)).long()
 
 
-def find_cuts(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
-    """Index of the first frame after every cut, from jumps between consecutive frames.
+def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
+    """Index of the first frame after every boundary, from jumps between consecutive frames.
 
-    A cut changes the picture (mean squared difference over 2e-3, that is under 27 dB) and does so alone:
+    A boundary changes the picture (mean squared difference over 2e-3, that is under 27 dB) and does so alone:
     4 times more than any of the 3 changes before it and the 3 after it, which a fast move never does.
     """
     if len(frames) < 2:
@@ -214,20 +222,16 @@ def find_cuts(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
     change = frame_changes(frames)
     windows = torch.nn.functional.pad(change, (3, 3)).unfold(0, 7, 1)
     around = windows[:, [0, 1, 2, 4, 5, 6]].amax(1)
-    cut = (change > 2e-3) & (change > 4 * around)
-    return tuple((cut.nonzero().flatten() + 1).tolist())
+    boundary = (change > 2e-3) & (change > 4 * around)
+    return tuple((boundary.nonzero().flatten() + 1).tolist())
 
 
 def frame_changes(frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " m"]:
     """Mean squared difference between each frame and the one before it, values in [0, 1]; n - 1 of them."""
     change = torch.empty(max(len(frames) - 1, 0))
     for i in range(0, len(change), 32):  # few floats at a time: they cost four times the bytes
-        change[i : i + 32] = _unit(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
+        change[i : i + 32] = to_float(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
     return change
-
-
-def _unit(pictures: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return pictures.float() / 255
 
 
 def _check_pictures(name: str, **tensors: tuple[Tensor, int]) -> None:

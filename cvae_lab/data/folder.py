@@ -12,18 +12,21 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from cvae_lab.data.cache import DataError, cache_dir, read_pictures
-from cvae_lab.data.clips import Clip, Dataset, Video, find_cuts
+from cvae_lab.data.cache import cache_dir, read_pictures
+from cvae_lab.data.clips import Clip, Dataset, Video, find_boundaries
+from cvae_lab.data.pixels import DataError
 
 __all__ = ["PARTS", "DataError", "cache_dir", "read_folder", "write_folder"]
 
 PARTS = ("train", "val", "test")
-CUTS = "cuts.txt"  # in a part's folder: the place, from 0, of the first frame of every take but the first
+BOUNDARIES_FILE = (
+    "cuts.txt"  # in a part's folder: the place, from 0, of the first frame of every recording but the first
+)
 
 
 def read_folder(
     root: str | Path,
-    cuts: tuple[int, ...] | None = None,
+    boundaries: tuple[int, ...] | None = None,
     size: tuple[int, int] = (32, 64),
     progress: bool = True,
     cache: str | Path | None = None,
@@ -32,7 +35,7 @@ def read_folder(
 ) -> Dataset:
     """Read the handout's folders; pictures come out as `size` (height, width).
 
-    `cuts` are those of the training frames; without them, a part's `cuts.txt` names them (`train/cuts.txt`), and
+    `boundaries` are those of the training frames; without them, a part's `cuts.txt` names them (`train/cuts.txt`), and
     without that they are found from the frames. A part not in `parts` stays empty. The training part needs
     `min_frames` frames. `cache` is the folder that keeps decoded pictures, `cache_dir()` by default. Names,
     numbering and pairs of every part are checked before the first picture is decoded. The first fault raises
@@ -52,7 +55,7 @@ def read_folder(
     }
     return Dataset(
         root.resolve().name,
-        _video(root, "train", pictures.get("train"), size, cuts),
+        _video(root, "train", pictures.get("train"), size, boundaries),
         _video(root, "val", pictures.get("val"), size, None),
         _clips(root, layout["test"], pictures["test"]) if "test" in layout else (),
     )
@@ -77,7 +80,7 @@ def write_folder(dataset: Dataset, out: str | Path) -> None:
                 continue
             _write_pictures(video.frames, made / part / f"{part}_img")
             _write_pictures(video.labels, made / part / f"{part}_label")
-            (made / part / CUTS).write_text(" ".join(map(str, video.cuts)) + "\n")
+            (made / part / BOUNDARIES_FILE).write_text(" ".join(map(str, video.boundaries)) + "\n")
         for clip in dataset.tests:
             _write_pictures(clip.first[None], made / "test" / "test_img" / clip.name)
             _write_pictures(clip.labels, made / "test" / "test_label" / clip.name)
@@ -193,26 +196,30 @@ def _video(
     part: str,
     pictures: Sequence[Tensor] | None,
     size: tuple[int, int],
-    cuts: tuple[int, ...] | None,
+    boundaries: tuple[int, ...] | None,
 ) -> Video:
     nothing = torch.empty(0, 3, *size, dtype=torch.uint8)
     frames, labels = pictures or (nothing, nothing)
-    if cuts is None:
-        named = root / part / CUTS
-        cuts = _read_cuts(named, len(frames)) if len(frames) and named.is_file() else find_cuts(frames)
-    return Video(frames, labels, tuple(cuts), part)
-
-
-def _read_cuts(file: Path, frames: int) -> tuple[int, ...]:
-    words = file.read_text(errors="replace").split()
-    cuts = tuple(int(word) for word in words if re.fullmatch("[0-9]+", word))
-    rising = all(a < b for a, b in itertools.pairwise((0, *cuts, frames)))
-    if len(cuts) < len(words) or not rising:
-        raise DataError(
-            f"{file}: must hold the place of the first frame of every take but the first, counted from 0, rising, "
-            f"each from 1 to {frames - 1}; correct it, or remove it to have cuts found"
+    if boundaries is None:
+        named = root / part / BOUNDARIES_FILE
+        boundaries = (
+            _read_boundaries(named, len(frames))
+            if len(frames) and named.is_file()
+            else find_boundaries(frames)
         )
-    return cuts
+    return Video(frames, labels, tuple(boundaries), part)
+
+
+def _read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
+    words = file.read_text(errors="replace").split()
+    boundaries = tuple(int(word) for word in words if re.fullmatch("[0-9]+", word))
+    rising = all(a < b for a, b in itertools.pairwise((0, *boundaries, frames)))
+    if len(boundaries) < len(words) or not rising:
+        raise DataError(
+            f"{file}: must hold the place of the first frame of every recording but the first, counted from 0, rising, "
+            f"each from 1 to {frames - 1}; correct it, or remove it to have boundaries found"
+        )
+    return boundaries
 
 
 def _clips(root: Path, groups: list[list[Path]], pictures: Sequence[Tensor]) -> tuple[Clip, ...]:

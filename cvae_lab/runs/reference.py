@@ -7,13 +7,20 @@ import imageio.v3 as iio
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import UInt8
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from cvae_lab import checkpoint, metrics
 from cvae_lab.data import load
-from cvae_lab.device import pick_device
-from cvae_lab.runs.record import RunError, RunFolder, predict_clips
+from cvae_lab.data.pixels import to_float
+from cvae_lab.data.synthetic.dataset import moves_gallery
+from cvae_lab.evaluation import metrics, predict_clips
+from cvae_lab.models.device import pick_device
+from cvae_lab.runs.folder import RunError, RunFolder
+from cvae_lab.training import checkpoint
+from cvae_lab.views import figures
 
-DRAWS = 8  # films of one clip, each with z of its own
+DRAWS = 8  # videos of one clip, each with z of its own
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
 COLUMNS = 16  # frames side by side on the sheet
 
@@ -61,7 +68,7 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def draws(run: RunFolder) -> pd.DataFrame:
-    """PSNR (dB) of the first answered clip's frames (rows, from 1) in DRAWS films (columns), z of each drawn anew.
+    """PSNR (dB) of the first answered clip's frames (rows, from 1) in DRAWS videos (columns), z of each drawn anew.
 
     The first test clip with an answer; the validation clip where there is none.
 
@@ -76,8 +83,8 @@ def draws(run: RunFolder) -> pd.DataFrame:
     data = load(run.config.data, progress=False)
     clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
-    films = torch.stack(predict_clips(model, [clip] * DRAWS, run.config.train))
-    scores = metrics.psnr(films, (clip.answer[1:].float() / 255).expand_as(films))
+    videos = torch.stack(predict_clips(model, [clip] * DRAWS, run.config.train))
+    scores = metrics.psnr(videos, to_float(clip.answer[1:]).expand_as(videos))
     frame = pd.RangeIndex(1, len(clip), name="frame")
     return pd.DataFrame(scores.T.numpy(), index=frame, columns=map(str, range(DRAWS)))
 
@@ -95,3 +102,41 @@ def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
         picture = sheet[top : top + height, left : left + width].transpose(2, 0, 1)
         frames.setdefault(row.clip, {})[int(row.frame)] = picture
     return frames
+
+
+def moves_picture(columns: int = 6) -> Figure:
+    """Every move of the embedded figure at evenly spaced moments, labels below frames."""
+    rows: dict[str, UInt8[Tensor, "n 3 h w"]] = {}
+    for name, (frames, labels) in moves_gallery().items():
+        at = torch.linspace(0, len(frames) - 1, columns).long()
+        rows[name], rows[f"{name} label"] = frames[at], labels[at]
+    figure = figures.film_strip(
+        rows, range(columns), "The moves of the embedded figure, with their pose labels"
+    )
+    figure.axes[0].set_yticks(figure.axes[0].get_yticks(), [n if "label" not in n else "" for n in rows])
+    figure.axes[0].set_xticks([])
+    return figure
+
+
+def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
+    """Label, truth and prediction of the first test clip at evenly spaced moments."""
+    predicted = excerpt(run)
+    clip = load(run.config.data, progress=False).tests[0]
+    known = sorted(predicted[clip.name])
+    at = [known[int(i)] for i in np.linspace(0, len(known) - 1, columns)]
+    rows = {
+        "label": clip.labels[at],
+        "truth": clip.labels[at] if clip.answer is None else clip.answer[at],
+        "prediction": torch.from_numpy(np.stack([predicted[clip.name][t] for t in at])),
+    }
+    figure = figures.film_strip(rows, range(columns))
+    figure.axes[0].set_xticks(figure.axes[0].get_xticks(), [f"frame {t}" for t in at])
+    return figure
+
+
+def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
+    """moves.png, and prediction.png where there is a run."""
+    drawn = {"moves.png": moves_picture()} | ({"prediction.png": prediction_picture(run)} if run else {})
+    for name, figure in drawn.items():
+        figure.savefig(out / name, dpi=100)
+    return [out / name for name in drawn]

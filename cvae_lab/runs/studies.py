@@ -48,7 +48,7 @@ STUDIES = {
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
-            "given-is-first": {"given": "first"},
+            "first-frame-only": {"reference_frame": "first"},
             "unroll-1": {"n_frames": 2, "batch_size": 30},
             "equal-weights": {"weighting": "equal"},
             "half-forced": _FORCING["forced"],
@@ -58,7 +58,7 @@ STUDIES = {
             "no-norm": {"norm": "none"},
             "labels-on-white": {"invert_labels": False},
             "width-16": {"width": 16},
-            "adamw": {"optimiser": "adamw", "lr": 2e-3},
+            "adamw": {"optimizer": "adamw", "lr": 2e-3},
             "no-flip": {"flip": False},
             "shift-2": {"shift": 2},
         },

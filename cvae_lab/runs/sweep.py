@@ -18,12 +18,19 @@ import papermill
 from distributed import Client, LocalCluster, as_completed
 
 from cvae_lab.config import RunConfig
-from cvae_lab.data import EMBEDDED
-from cvae_lab.runs.record import RunError, RunFolder
+from cvae_lab.data import SYNTHETIC
+from cvae_lab.runs.folder import RunError, RunFolder
 from cvae_lab.runs.train import train_run
 
 QUIET_KERNEL = ["--log-level=ERROR"]
 """A kernel's remarks on its own start-up are no news to who watches a sweep."""
+
+
+def template() -> Path:
+    """Return the training notebook, which lies in the package where it is installed and beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "notebooks" / "03_training.ipynb"
+    return installed if installed.exists() else package.parent / "notebooks" / "03_training.ipynb"
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,12 @@ def plan(
 
     papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
     """
-    source = data if data in EMBEDDED else str(Path(data).resolve())
+    source = data if data in SYNTHETIC else str(Path(data).resolve())
     jobs = []
     for seed, (name, changes) in itertools.product(seeds, variants.items()):  # cut short, it has whole rounds
         params = {**options, **changes, "seed": seed}
-        if params.get("start"):  # a worker has a working directory of its own
-            params["start"] = str(Path(params["start"]).resolve())
+        if params.get("init_from"):  # a worker has a working directory of its own
+            params["init_from"] = str(Path(params["init_from"]).resolve())
         RunConfig.from_params(data, **params)
         jobs.append(Job(str(out.resolve() / f"{name}-seed{seed}"), source, params))
     return jobs
@@ -128,7 +135,9 @@ def execute(template: str | None, job: Job) -> Outcome:
             _execute_notebook(template, job, run)
         else:
             with contextlib.redirect_stdout(io.StringIO()):
-                train_run(run.path, RunConfig.from_params(job.data, **job.params), resume=True, film=False)
+                train_run(
+                    run.path, RunConfig.from_params(job.data, **job.params), resume=True, pictures=False
+                )
     except Exception as error:
         return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60)
     if not run.done:
@@ -138,7 +147,7 @@ def execute(template: str | None, job: Job) -> Outcome:
 
 def _done_before(job: Job, run: RunFolder) -> Outcome:
     """A run that was finished before counts only if it is the one asked for."""
-    difference = run.config.difference(RunConfig.from_params(job.data, **job.params), but=("threads",))
+    difference = run.config.difference(RunConfig.from_params(job.data, **job.params), ignore=("threads",))
     if difference:
         raise RunError(f"{run.path} holds a run with {difference}; give another --out, or remove it.")
     return Outcome(job.run_dir, True, "done before", 0.0)

@@ -29,7 +29,7 @@ def curve_svg(
     curves = [
         (name, np.asarray(values, float), style)
         for name, values, style in (
-            ("still picture", baseline, f'stroke="{GREY}" stroke-width="1.2" stroke-dasharray="5 3"'),
+            ("static baseline", baseline, f'stroke="{GREY}" stroke-width="1.2" stroke-dasharray="5 3"'),
             ("prediction", psnr, f'stroke="{PALETTE[0]}" stroke-width="1.6"'),
         )
         if values is not None and np.isfinite(np.asarray(values, float)).any()

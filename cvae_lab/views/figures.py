@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from cvae_lab.views import GREY, PALETTE, Frames, to_uint8
+from cvae_lab.data.pixels import Frames, to_uint8
+from cvae_lab.views import GREY, PALETTE
 
 WIDTH = 9.0  # inches
 GUTTER = 225  # light grey between pictures, so that white labels have an edge
@@ -145,7 +146,7 @@ def histories(
         if column in ("beta", "tf_ratio"):
             ax.set_ylim(-0.05, max(1.05, ax.get_ylim()[1]) if column == "tf_ratio" else None)
         if baseline is not None and "psnr" in column:
-            ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="still picture")
+            ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="static baseline")
         quiet(ax).set(
             xlabel="share of training" if several else "epoch", title=COLUMN_LABELS.get(column, column)
         )
@@ -213,15 +214,17 @@ def psnr_per_frame(
 
 @plt.rc_context(STYLE)
 def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
-    """Mean PSNR of every strategy, the best on top, against a still picture.
+    """Mean PSNR of every strategy, the best on top, against a static baseline.
 
-    `table` has the columns `strategy`, `psnr_mean` and perhaps `psnr_std`, drawn as one standard deviation.
+    `table` has the columns `variant`, `psnr_mean` and perhaps `psnr_std`, drawn as one standard deviation.
     """
     table = table.sort_values("psnr_mean")
-    names, means = table["strategy"].astype(str).tolist(), table["psnr_mean"].to_numpy(float)
+    names, means = table["variant"].astype(str).tolist(), table["psnr_mean"].to_numpy(float)
     spread = table.get("psnr_std", pd.Series(0.0, table.index)).fillna(0).to_numpy(float)
     figure, ax = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(table)), layout="constrained")
-    ax.axvline(baseline, color=GREY, linestyle="--", linewidth=1.3, label=f"still picture, {baseline:.1f} dB")
+    ax.axvline(
+        baseline, color=GREY, linestyle="--", linewidth=1.3, label=f"static baseline, {baseline:.1f} dB"
+    )
     ax.hlines(names, baseline, means, color="#d0d0d0", linewidth=2)
     ax.errorbar(means, names, xerr=spread, fmt="o", color=PALETTE[0], markersize=8, linewidth=1.6, capsize=3)
     for y, (mean, std) in enumerate(zip(means, spread, strict=True)):

@@ -9,20 +9,20 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-import imageio.v3 as iio
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from cvae_lab.views import GREY, PALETTE, Frames, to_uint8
+from cvae_lab.data.files import replacing
+from cvae_lab.data.pixels import Frames, to_uint8
+from cvae_lab.views import GREY, PALETTE
 from cvae_lab.views.curve import cursor_percent, curve_svg
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def scrubber(
 ) -> "ipywidgets.Widget":
     """A notebook widget: play, drag or press the arrow keys to move through the clip.
 
-    `psnr` and `baseline` (a still picture's) are in dB; the first `horizon` frames, as many as
+    `psnr` and `baseline` (a static baseline's) are in dB; the first `horizon` frames, as many as
     training unrolled, are shaded. `name` is the caption of `prediction`; `numbers` are those of the frames
     in the clip, where not all are shown.
     Pictures are encoded beforehand and the curve is drawn once, so a step costs under a millisecond.
@@ -140,7 +140,7 @@ def write_html(
 ) -> None:
     """Write the stand-alone player; the options are those of `html_player`."""
     page = html_player(labels, prediction, **options)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
@@ -162,17 +162,9 @@ def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None
     sample = np.concatenate(frames[:: max(1, len(frames) // 16)])
     palette = Image.fromarray(sample).quantize(256, kmeans=2, dither=Image.Dither.NONE)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         options = {"save_all": True, "append_images": images[1:], "duration": round(1000 / fps), "loop": 0}
         images[0].save(temporary, "GIF", **options)
-
-
-def write_mp4(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
-    """Write an H.264 video; it needs even sides, so an odd one repeats its last row or column."""
-    _check_some(frames, path)
-    even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with _replacing(path) as temporary:
-        iio.imwrite(temporary, even, plugin="FFMPEG", fps=fps, quality=8, macro_block_size=2)
 
 
 def readouts(
@@ -181,9 +173,9 @@ def readouts(
     baseline: ArrayLike | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[str]:
-    """One line per frame, such as `frame 123 · 27.4 dB · still picture 19.2 dB`."""
+    """One line per frame, such as `frame 123 · 27.4 dB · static baseline 19.2 dB`."""
     lines = [[f"frame {number}"] for _, number in zip(range(n), numbers or range(1, n + 1), strict=True)]
-    for name, values in (("", psnr), ("still picture ", baseline)):
+    for name, values in (("", psnr), ("static baseline ", baseline)):
         if values is None:
             continue
         values = np.asarray(values, float)
@@ -254,15 +246,3 @@ def _figure(name: str, pictures: Pictures, columns: int) -> str:
 def _check_some(frames: Pictures, path: Path | str) -> None:
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
-
-
-@contextmanager
-def _replacing(path: Path | str) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it at the end, so no half-written file is ever seen."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

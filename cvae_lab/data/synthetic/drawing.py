@@ -1,0 +1,205 @@
+"""Pictures of the figure and of its pose: fixed camera, lit wall and floor, soft shadow; thin limbs."""
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw, ImageFilter
+
+from cvae_lab.data import palette
+from cvae_lab.data.synthetic.skeleton import JOINTS
+
+HEIGHT, WIDTH = 32, 64
+FINE, COARSE = 6, 3  # a pixel is the mean of FINE x FINE drawn ones, of COARSE x COARSE in the shadow
+FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0  # camera: pixels, row, metres up; metres to the wall
+SHADOW, CAST = (
+    0.55,
+    0.3,
+)  # how dark; metres a shadow falls back per metre of height: lamps hang over the camera
+
+SKIN, HAIR, TOP, SLEEVE, SKIRT = (222, 164, 134), (62, 36, 28), (168, 42, 54), (140, 32, 46), (128, 28, 46)
+TROUSERS, SHOE = (38, 46, 78), (30, 26, 30)
+
+EXTRA = ("hem_l", "hem_r", "tail")
+POINTS = JOINTS + EXTRA
+# What the figure is made of: a hull over round ends ((point, radius in metres), ...), its colour, and by how
+# many metres it is taken to be nearer than its points when parts cover each other.
+PARTS = (
+    *(
+        part
+        for s in "lr"
+        for part in (
+            (((f"ankle_{s}", 0.05), (f"toe_{s}", 0.042)), SHOE, 0.0),
+            (((f"knee_{s}", 0.068), (f"ankle_{s}", 0.05)), TROUSERS, 0.0),
+            (((f"hip_{s}", 0.095), (f"knee_{s}", 0.072)), TROUSERS, -0.1),
+            (((f"shoulder_{s}", 0.068), (f"elbow_{s}", 0.055)), SLEEVE, 0.08),
+            (((f"elbow_{s}", 0.055), (f"wrist_{s}", 0.045)), SLEEVE, 0.1),
+            (((f"wrist_{s}", 0.04), (f"hand_{s}", 0.05)), SKIN, 0.1),
+        )
+    ),
+    (
+        (("shoulder_l", 0.075), ("neck", 0.06), ("shoulder_r", 0.075), ("hip_r", 0.085), ("hip_l", 0.085)),
+        TOP,
+        0.0,
+    ),
+    ((("hip_l", 0.1), ("hip_r", 0.1), ("hem_r", 0.09), ("hem_l", 0.09)), SKIRT, 0.05),
+    ((("neck", 0.05), ("head", 0.05)), SKIN, 0.02),
+    ((("nose", 0.088),), SKIN, 0.03),
+    ((("nape", 0.11), ("tail", 0.055)), HAIR, 0.0),
+)
+_PARTS = tuple(
+    (tuple((POINTS.index(point), radius) for point, radius in ends), colour, nearer)
+    for ends, colour, nearer in PARTS
+)
+LIMBS = (
+    ("ear_l", "ear_r", palette.HEAD),
+    ("nose", "neck", palette.TRUNK),
+    ("neck", "pelvis", palette.TRUNK),
+    *(
+        (f"{part}_{s}", end, palette.TRUNK)
+        for s in "lr"
+        for part, end in (("shoulder", "neck"), ("hip", "pelvis"))
+    ),
+    *(
+        limb
+        for s, arm, leg, foot in (
+            ("l", palette.LEFT_ARM, palette.LEFT_LEG, palette.LEFT_FOOT),
+            ("r", palette.RIGHT_ARM, palette.RIGHT_LEG, palette.RIGHT_FOOT),
+        )
+        for limb in (
+            (f"shoulder_{s}", f"elbow_{s}", arm),
+            (f"elbow_{s}", f"wrist_{s}", arm),
+            (f"hip_{s}", f"knee_{s}", leg),
+            (f"knee_{s}", f"ankle_{s}", leg),
+            (f"ankle_{s}", f"toe_{s}", foot),
+        )
+    ),
+)
+Colour = tuple[int, int, int]
+Circles = list[tuple[float, float, float]]
+
+
+def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+    """Column, row (pixels from the upper left corner) and scale (pixels per metre) of places in metres."""
+    x, y, z = np.moveaxis(places, -1, 0)
+    scale = FOCAL / np.maximum(z, 0.3)
+    return np.stack([WIDTH / 2 + x * scale, HORIZON - (y - EYE) * scale, scale], axis=-1)
+
+
+def labels(
+    places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"]
+) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Thin coloured limbs on white; a limb with a lost joint is missing."""
+    seen = project(places)[..., :2] * FINE
+    ends = [(JOINTS.index(a), JOINTS.index(b), colour) for a, b, colour in LIMBS]
+    shot = np.empty((len(seen), 3, HEIGHT, WIDTH), np.uint8)
+    for picture, points, missing in zip(shot, seen.tolist(), lost.tolist(), strict=True):
+        canvas = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), "white")
+        draw = ImageDraw.Draw(canvas)
+        for a, b, colour in ends:
+            if not (missing[a] or missing[b]):
+                draw.line([*points[a], *points[b]], colour, width=FINE - 2)
+        picture[:] = np.asarray(canvas.reduce(FINE)).transpose(2, 0, 1)
+    return shot
+
+
+def frames(
+    places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"], light: Float[np.ndarray, " n"]
+) -> UInt8[np.ndarray, "n 3 h w"]:
+    """The figure on the stage, with its hair and hem moved by `sway` metres under `light` (1 is normal)."""
+    dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
+    seen, fallen = project(dressed), project(_cast(dressed))
+    room = _room()
+    shot = np.empty((len(places), 3, HEIGHT, WIDTH), np.uint8)
+    for i, depth in enumerate(dressed[..., 2]):
+        dark = _shadow(fallen[i].tolist())
+        colour, cover = _figure(seen[i].tolist(), depth)
+        picture = light[i] * (room * (1 - SHADOW * dark) * (1 - cover) + colour * cover)
+        shot[i] = np.rint(np.clip(picture, 0, 255)).transpose(2, 0, 1)
+    return shot
+
+
+def _cloth(
+    places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, "n 3 3"]:
+    """Where hem and hair end (`EXTRA`): they hang from thighs and nape, and sway."""
+    at = {name: places[:, i] for i, name in enumerate(JOINTS)}
+    aside = np.stack([sway, 0 * sway, 0 * sway], axis=1)
+    flare = 0.35 * (at["hip_l"] - at["hip_r"])
+    hems = [
+        at[f"hip_{s}"] + 0.5 * (at[f"knee_{s}"] - at[f"hip_{s}"]) + sign * flare
+        for s, sign in (("l", 1), ("r", -1))
+    ]
+    tail = at["nape"] + 0.9 * (at["nape"] - at["head"]) - np.array([0, 0.24, 0])
+    return np.stack([hem + aside for hem in (*hems, tail)], axis=1)
+
+
+def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n points 3"]:
+    """Where the light throws each point on the floor."""
+    x, y, z = np.moveaxis(places, -1, 0)
+    return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
+
+
+def _room() -> Float[np.ndarray, "h w 3"]:
+    """The empty stage, 0 to 255: a wall with two pools of lamp light, and a floor lit in the middle."""
+    v, u = (np.mgrid[: HEIGHT * FINE, : WIDTH * FINE] + 0.5) / FINE
+    corner = HORIZON + FOCAL * EYE / WALL
+    lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
+    wall = (0.58 + 0.34 * lamps)[..., None] * np.array([236, 240, 236])
+    wall *= 1 - 0.22 * np.exp(-(((v - corner) / 2.2) ** 2))[..., None]
+    pool = np.exp(-(((u - 30) / 26) ** 2) - ((v - 28) / 7) ** 2)
+    floor = (0.62 + 0.2 * pool + 0.008 * (v - corner))[..., None] * np.array([236, 218, 194])
+    room = np.where((v < corner)[..., None], wall, floor)
+    return room.reshape(HEIGHT, FINE, WIDTH, FINE, 3).mean(axis=(1, 3))
+
+
+def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
+    """How much of the light each pixel loses, 0 to 1, with soft edges."""
+    canvas = Image.new("L", (WIDTH * COARSE, HEIGHT * COARSE))
+    draw = ImageDraw.Draw(canvas)
+    for ends, _, _ in _PARTS:
+        _hull(draw, _circles(points, ends, COARSE), 255, flat=0.35)
+    soft = canvas.reduce(COARSE).filter(ImageFilter.GaussianBlur(0.8))
+    return np.asarray(soft, np.float64)[..., None] / 255
+
+
+def _figure(
+    points: list[list[float]], depth: Float[np.ndarray, " points"]
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
+    """Colour (0 to 255) and cover (0 to 1) of the figure, its parts drawn from far to near."""
+    canvas = Image.new("RGBA", (WIDTH * FINE, HEIGHT * FINE))
+    draw = ImageDraw.Draw(canvas)
+    distance = [sum(depth[i] for i, _ in ends) / len(ends) - nearer for ends, _, nearer in _PARTS]
+    for k in sorted(range(len(_PARTS)), key=distance.__getitem__, reverse=True):
+        ends, colour, _ = _PARTS[k]
+        circles = _circles(points, ends, FINE)
+        _hull(draw, circles, tuple(round(0.72 * value) for value in colour))
+        lit = [(u, v - 0.28 * r, 0.68 * r) for u, v, r in circles]
+        _hull(draw, lit, tuple(min(255, round(1.12 * value)) for value in colour))
+    small = np.asarray(canvas.reduce(FINE), np.float64)
+    return small[..., :3], small[..., 3:] / 255
+
+
+def _circles(points: list[list[float]], ends: tuple[tuple[int, float], ...], fine: int) -> Circles:
+    """The round ends of a part in drawn pixels: column, row, radius."""
+    return [(fine * points[i][0], fine * points[i][1], fine * points[i][2] * r) for i, r in ends]
+
+
+def _hull(draw: ImageDraw.ImageDraw, circles: Circles, colour: Colour | int, flat: float = 1.0) -> None:
+    """Fill the shape that a rope around the circles would enclose; `flat` shrinks them upright."""
+    for u, v, r in circles:
+        draw.ellipse((u - r, v - flat * r, u + r, v + flat * r), colour)
+    for (u, v, r), (u2, v2, r2) in zip(circles, circles[1:] + circles[:1], strict=True):
+        length = math.hypot(u2 - u, v2 - v) or 1.0
+        across, down = (v - v2) / length, flat * (u2 - u) / length
+        draw.polygon(
+            [
+                (u + across * r, v + down * r),
+                (u2 + across * r2, v2 + down * r2),
+                (u2 - across * r2, v2 - down * r2),
+                (u - across * r, v - down * r),
+            ],
+            colour,
+        )
+    if len(circles) > 2:
+        draw.polygon([(u, v) for u, v, _ in circles], colour)

@@ -1,0 +1,83 @@
+"""Predict and score the clips of a data set."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cvae_lab.config import TrainConfig
+from cvae_lab.data.clips import Clip
+from cvae_lab.data.pixels import to_float
+from cvae_lab.evaluation.corrections import predict_corrected
+from cvae_lab.evaluation.metrics import psnr
+from cvae_lab.models.cvae import CVAE
+from cvae_lab.models.device import reduced_precision
+from cvae_lab.rollout import Latents, evaluating, free_run, posterior_latents, predict, prior_latents
+
+
+def predict_clips(
+    model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, corrected: bool = False
+) -> list[Float[Tensor, "_ 3 _ _"]]:
+    """Predict frames 1 to T-1 of every clip in one batch, z from the prior; frames in [0, 1], on the CPU.
+
+    Shorter clips are padded with their last label while they run, and cut afterwards.
+
+    Args:
+        config: how the model was trained; prediction uses the same precision.
+        seed: of z.
+        corrected: apply the test-time corrections (`corrections.predict_corrected`), with mirroring only where the
+            model was trained with `flip`.
+    """
+    device = next(model.parameters()).device
+    longest = max(len(clip.labels) for clip in clips)
+    padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
+    labels = torch.stack(
+        [torch.cat([clip.labels, extra]) for clip, extra in zip(clips, padding, strict=True)]
+    )
+    first = to_float(torch.stack([clip.first for clip in clips]).to(device))
+    method = partial(predict_corrected, mirror=config.flip) if corrected else predict
+    with reduced_precision(config, device):
+        frames = method(model, first, to_float(labels.to(device)), torch.Generator().manual_seed(seed)).cpu()
+    return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
+
+
+def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, list[Float[Tensor, " s"]]]:
+    """Return the PSNR in dB of every predicted frame of every clip, free-running, by source of z.
+
+    `prior` is a prediction; `posterior` has seen the true frames. Clips of equal length run as one batch.
+    """
+    scores: dict[str, list] = {kind: [torch.empty(0)] * len(clips) for kind in ("prior", "posterior")}
+    for length in sorted({len(clip.labels) for clip in clips}):
+        places = [index for index, clip in enumerate(clips) if len(clip.labels) == length]
+        for kind, curves in _evaluate_equal([clips[index] for index in places], model, seed).items():
+            for index, curve in zip(places, curves, strict=True):
+                scores[kind][index] = curve
+    return scores
+
+
+def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:
+    """`evaluate` for clips of one length; both sources of z share the batch."""
+    device = next(model.parameters()).device
+    x = to_float(torch.stack([clip.answer for clip in clips]).to(device))
+    p = to_float(torch.stack([clip.labels for clip in clips]).to(device))
+    generators = [torch.Generator(device).manual_seed(seed + k) for k in range(2)]
+    with evaluating(model):
+        sources = (
+            prior_latents(model, x[:, 0], generators[0]),
+            posterior_latents(model, x, p, generators[1]),
+        )
+        frames = free_run(model, x[:, 0].repeat(2, 1, 1, 1), p.repeat(2, 1, 1, 1, 1), _side_by_side(sources))
+    scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu()
+    return {"prior": scores[: len(clips)], "posterior": scores[len(clips) :]}
+
+
+def _side_by_side(sources: Sequence[Latents]) -> Latents:
+    """Latents for a batch that consists of one equal part per source."""
+
+    def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
+        parts = zip(sources, previous.chunk(len(sources)), label.chunk(len(sources)), strict=True)
+        return torch.cat([source(step, *features) for source, *features in parts])
+
+    return latents

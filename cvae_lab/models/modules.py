@@ -1,0 +1,195 @@
+"""The course's five modules (handout, section 4), every layer at the full 32x64 resolution.
+
+Each is an `nn.Sequential` of the same blocks under the course's own attribute names, so that a checkpoint
+from the course loads by name. `compact.py` holds the same five names in a design of ours.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a skip connection (1x1 where the channels change)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        y = F.leaky_relu(self.conv1(x), inplace=True)
+        return F.leaky_relu(self.conv2(y), inplace=True) + self.skip(x)
+
+
+class DepthConv(nn.Module):
+    """Depth-wise stage: 1x1, 3x3 per channel, 1x1, added to its input."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(in_channels, in_channels, 1), nn.LeakyReLU(inplace=True))
+        self.depth_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels)
+        self.conv2 = nn.Conv2d(in_channels, out_channels, 1)
+        same = in_channels == out_channels
+        self.adaptor = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        return self.conv2(self.depth_conv(self.conv1(x))) + self.adaptor(x)
+
+
+class GatedFeedForward(nn.Module):
+    """1x1 to four times the channels; one half gates the other; 1x1 back, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, 1)
+        self.conv_out = nn.Conv2d(2 * channels, channels, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        content, gate = self.conv(x).chunk(2, dim=1)
+        return self.conv_out(content * F.leaky_relu(gate, 0.1)) + x
+
+
+class DepthConvBlock(nn.Module):
+    """A depth-wise stage, then a gated feed-forward stage."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(DepthConv(in_channels, out_channels), GatedFeedForward(out_channels))
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        return self.block(x)
+
+
+class StepwiseBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose batch may hold several time steps, each normalised by its own statistics.
+
+    A batch of `steps * b` frames, step by step, gives in one call what `steps` calls on b frames give in
+    turn: outputs and running statistics alike. It is what lets time be folded into the batch without
+    changing the handout's network.
+    """
+
+    batch_statistics = False  # in eval mode too, as the course's `eval` does by accident
+
+    def forward(self, x: Float[Tensor, "sb c h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
+        if not (self.training or self.batch_statistics):
+            return super().forward(x)
+        kind, x = x.dtype, x.float()  # statistics of bfloat16 values rounded to bfloat16 would be too coarse
+        parts = x.unflatten(0, (steps, -1))
+        count = parts[0].numel() / x.shape[1]
+        var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)
+        if self.training:
+            self._update_running(mean.flatten(1), var.flatten(1) * count / (count - 1))
+        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(var + self.eps)
+        return ((parts - mean) * scale + self.bias.view(-1, 1, 1)).flatten(0, 1).to(kind)
+
+    @torch.no_grad()
+    def _update_running(self, means: Float[Tensor, "s c"], variances: Float[Tensor, "s c"]) -> None:
+        # `steps` updates r <- (1 - m) r + m v in closed form.
+        m, steps = self.momentum, len(means)
+        weights = m * (1 - m) ** torch.arange(steps - 1, -1, -1, device=means.device, dtype=means.dtype)
+        self.running_mean.mul_((1 - m) ** steps).add_(weights @ means)
+        self.running_var.mul_((1 - m) ** steps).add_(weights @ variances)
+        self.num_batches_tracked += steps
+
+
+def identity_activation() -> nn.Module:
+    """The course's `LeakyReLU(True)`: a slope of 1, so no activation at all. Its checkpoints need it so."""
+    return nn.LeakyReLU(negative_slope=1.0)
+
+
+class RGB_Encoder(nn.Sequential):
+    """Frame (b, 3, h, w) to features (b, out_channels, h, w)."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 128) -> None:
+        a, b, c = out_channels // 8, out_channels // 4, out_channels // 2
+        super().__init__(
+            ResidualBlock(in_channels, a),
+            DepthConvBlock(a, a),
+            ResidualBlock(a, b),
+            DepthConvBlock(b, b),
+            ResidualBlock(b, c),
+            DepthConvBlock(c, c),
+            nn.Conv2d(c, out_channels, 3, padding=1),
+        )
+
+
+class Label_Encoder(nn.Sequential):
+    """Pose label (b, 3, h, w) to features (b, out_channels, h, w)."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 32) -> None:
+        half = out_channels // 2
+        super().__init__(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(in_channels, half, 7),
+            StepwiseBatchNorm2d(half),
+            identity_activation(),
+            ResidualBlock(half, out_channels),
+        )
+
+    def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
+        """`steps` > 1 says that the batch holds that many time steps, step by step."""
+        for layer in self:
+            label = layer(label, steps) if isinstance(layer, StepwiseBatchNorm2d) else layer(label)
+        return label
+
+
+class Gaussian_Predictor(nn.Sequential):
+    """Features of the current frame and label to the posterior's mu and logvar, (b, latents, h, w) each."""
+
+    def __init__(self, in_channels: int = 160, latents: int = 12) -> None:
+        a, b = latents // 4, latents // 2
+        super().__init__(
+            ResidualBlock(in_channels, a),
+            DepthConvBlock(a, a),
+            ResidualBlock(a, b),
+            DepthConvBlock(b, b),
+            ResidualBlock(b, latents),
+            identity_activation(),
+            nn.Conv2d(latents, 2 * latents, 1),
+        )
+
+    def forward(
+        self, frame: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"]
+    ) -> tuple[Float[Tensor, "b z h w"], Float[Tensor, "b z h w"]]:
+        mu, logvar = super().forward(torch.cat([frame, label], dim=1)).chunk(2, dim=1)
+        return mu, logvar
+
+
+class Decoder_Fusion(nn.Sequential):
+    """Features of the previous frame, of the label, and z to the generator's input (b, out_channels, h, w)."""
+
+    def __init__(self, in_channels: int = 172, out_channels: int = 192) -> None:
+        quarter, half = in_channels // 4, in_channels // 2
+        super().__init__(
+            DepthConvBlock(in_channels, in_channels),
+            ResidualBlock(in_channels, quarter),
+            DepthConvBlock(quarter, half),
+            ResidualBlock(half, half),
+            DepthConvBlock(half, out_channels // 2),
+            nn.Conv2d(out_channels // 2, out_channels, 1),
+        )
+
+    def forward(
+        self, frame: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"], z: Float[Tensor, "b z h w"]
+    ) -> Float[Tensor, "b o h w"]:
+        return super().forward(torch.cat([frame, label, z], dim=1))
+
+
+class Generator(nn.Sequential):
+    """Fused features to the predicted frame (b, 3, h, w), without any squashing."""
+
+    def __init__(self, in_channels: int = 192, out_channels: int = 3) -> None:
+        a, b, c = in_channels // 2, in_channels // 4, in_channels // 8
+        super().__init__(
+            DepthConvBlock(in_channels, in_channels),
+            ResidualBlock(in_channels, a),
+            DepthConvBlock(a, a),
+            ResidualBlock(a, b),
+            DepthConvBlock(b, b),
+            ResidualBlock(b, c),
+            DepthConvBlock(c, c),
+            nn.Conv2d(c, out_channels, 1),
+        )

@@ -1,0 +1,105 @@
+"""The assignment's loop, frame by frame: the specification of every faster path in this package.
+
+`reference_unroll` is training, `reference_predict` is the test. `unroll.unroll` and `predict.predict` compute the same
+values faster, and the tests hold them to these two functions.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cvae_lab.models.cvae import CVAE, reparameterise
+
+
+class UnrollOutput(NamedTuple):
+    """What a training unroll returns for steps s = 0 to T-2; step s predicts frame s + 1."""
+
+    prediction: Float[Tensor, "b s 3 h w"]
+    mu: Float[Tensor, "b s z hz wz"]
+    logvar: Float[Tensor, "b s z hz wz"]
+    prior: tuple[Float[Tensor, "b s z hz wz"], Float[Tensor, "b s z hz wz"]] | None = None
+    """mu and logvar of a learned prior; None where the prior is N(0, I)."""
+
+
+class Feedback(NamedTuple):
+    """What the decoder gets as the previous frame at each step of training.
+
+    Args:
+        teacher_forced: steps that get the true previous frame; the others get the model's own last prediction.
+        bptt: number of consecutive predicted frames that gradients pass through; 0 detaches each, -1 none.
+        noise: added to predicted frames that are fed back; None adds nothing.
+    """
+
+    teacher_forced: Bool[Tensor, "b s"]
+    bptt: int = -1
+    noise: Float[Tensor, "b s 3 h w"] | None = None
+
+    def prepare(self, prediction: Tensor, clips: Tensor | slice, step: int | Tensor) -> Tensor:
+        """Return the predictions of step - 1 as the input of `step`: gradient truncated, noise added."""
+        if self.bptt >= 0:
+            cut = (torch.as_tensor(step) % (self.bptt + 1) == 0).reshape(-1, 1, 1, 1).to(prediction.device)
+            prediction = torch.where(cut, prediction.detach(), prediction)
+        return prediction if self.noise is None else prediction + self.noise[clips, step]
+
+
+def reference_unroll(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    eps: Float[Tensor, "b s z hz wz"],
+    feedback: Feedback,
+) -> UnrollOutput:
+    """Unroll a training clip one frame at a time (assignment, section 4).
+
+    The posterior sees the current frame and label; the decoder sees the previous frame, the current label and z.
+
+    Args:
+        x, p: frames and pose labels in [0, 1].
+        eps: standard normal noise, one z per step.
+        feedback: which previous frame each step gets.
+    """
+    steps, priors = [], []
+    previous, anchor = x[:, 0], model.anchor(x[:, 0], p[:, 0])
+    for t in range(1, x.shape[1]):
+        s = t - 1
+        if s > 0:
+            own = feedback.prepare(steps[-1][0], slice(None), s)
+            previous = torch.where(
+                feedback.teacher_forced[:, s, None, None, None].to(x.device), x[:, t - 1], own
+            )
+        label = model.label_transformation(p[:, t])
+        mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)
+        z = reparameterise(mu, logvar, eps[:, s])
+        features = model.frame_transformation(previous)
+        priors.append(model.prior(features, label))
+        steps.append((model.decode_features(features, label, z, anchor), mu, logvar))
+    prior = None if priors[0] is None else tuple(torch.stack(part, 1) for part in zip(*priors, strict=True))
+    return UnrollOutput(*(torch.stack(part, dim=1) for part in zip(*steps, strict=True)), prior)
+
+
+@torch.no_grad()
+def reference_predict(
+    model: CVAE,
+    first: Float[Tensor, "b 3 h w"],
+    labels: Float[Tensor, "b t 3 h w"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b s 3 h w"]:
+    """Predict frames 1 to T-1 one at a time from the first frame and all labels, z from the prior.
+
+    The model must be in eval mode. Without a generator, z is drawn from one with seed 0.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    shape = (len(first), *model.latent_shape(*first.shape[-2:]))
+    anchor = model.anchor(first, labels[:, 0])
+    frames = [first]
+    for t in range(1, labels.shape[1]):
+        label = model.label_transformation(labels[:, t])
+        features = model.frame_transformation(frames[-1])
+        z = torch.randn(shape, generator=generator, device=generator.device).to(first.device)
+        prior = model.prior(features, label)
+        if prior is not None:
+            z = reparameterise(*prior, z)
+        frames.append(model.decode_features(features, label, z, anchor))
+    return torch.stack(frames[1:], dim=1).clamp(0, 1)

@@ -1,0 +1,67 @@
+"""Which steps of a training unroll can share a batch: those at equal distance from their last true frame.
+
+A teacher-forced step is at distance 0: it needs no prediction. The step after it is at distance 1 if it gets the
+model's own prediction, and so on until the next teacher-forced step.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class StepGroups(NamedTuple):
+    """Steps of all clips, grouped by distance from the last true frame, as indices on the device.
+
+    "Step order" is all clips' step 0, then all clips' step 1, and so on. In that order whole steps are slices, which
+    keep the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
+    """
+
+    sizes: list[int]  # steps per group
+    clips: Sequence[Tensor]  # per group: the clip of each step
+    steps: Sequence[Tensor]  # per group: the step number
+    previous: Sequence[Tensor]  # per group: index of the same clip's previous step within the previous group
+    to_group_order: Tensor
+    to_step_order: Tensor
+    orders_agree: bool  # both orders are the same, as where all steps or none are teacher-forced
+
+    @classmethod
+    def of(cls, teacher_forced: Bool[Tensor, "b s"], device: torch.device) -> "StepGroups":
+        """Group the steps of a teacher-forcing mask (on the CPU); the indices are put on `device`."""
+        found = list(steps_by_distance(teacher_forced))
+        sizes = [len(clips) for clips, _ in found]
+        clips, steps = (torch.cat(parts) for parts in zip(*found, strict=True))
+        to_group_order = steps * len(teacher_forced) + clips
+        to_step_order = to_group_order.argsort()
+        starts = torch.tensor([0, 0, *sizes]).cumsum(0)[: len(sizes)]  # of the previous group, in group order
+        before = to_step_order[(to_group_order - len(teacher_forced)).clamp(min=0)]
+        before = before - starts.repeat_interleave(torch.tensor(sizes))
+        index = torch.stack([clips, steps, before, to_group_order, to_step_order]).to(device)
+        orders_agree = bool((to_group_order.diff() > 0).all())
+        return cls(sizes, *(part.split(sizes) for part in index[:3]), *index[3:], orders_agree)
+
+    def in_group_order(
+        self, values: Float[Tensor, "tb ..."], count: int | None = None
+    ) -> Float[Tensor, "n ..."]:
+        """Reorder values from step order to group order: all of them, or the first `count`."""
+        return values[:count] if self.orders_agree else values[self.to_group_order[:count]]
+
+    def in_step_order(self, values: Float[Tensor, "sb ..."]) -> Float[Tensor, "sb ..."]:
+        """Reorder values from group order to step order."""
+        return values if self.orders_agree else values[self.to_step_order]
+
+
+def steps_by_distance(teacher_forced: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (clips, steps) of all steps at distance 0, then 1, and so on, from their last true frame."""
+    index = torch.arange(teacher_forced.shape[1]).expand(teacher_forced.shape)
+    distance = (index - torch.where(teacher_forced, index, 0).cummax(dim=1).values).T
+    for d in range(int(distance.max()) + 1):
+        steps, clips = torch.nonzero(distance == d, as_tuple=True)
+        yield clips, steps
+
+
+def by_step(x: Float[Tensor, "b t ..."]) -> Float[Tensor, "tb ..."]:
+    """Flatten clips and time into one batch dimension, in step order."""
+    return x.transpose(0, 1).flatten(0, 1)

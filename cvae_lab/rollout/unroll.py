@@ -1,0 +1,48 @@
+"""The training unroll of `reference.reference_unroll`, batched over everything that does not depend on predictions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cvae_lab.models.cvae import CVAE, reparameterise
+from cvae_lab.rollout.reference import Feedback, UnrollOutput
+from cvae_lab.rollout.step_groups import StepGroups, by_step
+
+
+def unroll(
+    model: CVAE,
+    x: Float[Tensor, "b t 3 h w"],
+    p: Float[Tensor, "b t 3 h w"],
+    eps: Float[Tensor, "b s z hz wz"],
+    feedback: Feedback,
+) -> UnrollOutput:
+    """Compute what `reference_unroll` computes, in fewer and larger batches.
+
+    Features of true frames and labels, and all posteriors, go in one batch. A teacher-forced step starts a segment.
+    The first steps of all segments of all clips form one batch, then the second steps, and so on, so the number of
+    sequential batches is the length of the longest segment: 1 where every step is teacher-forced, T - 1 where none is.
+    """
+    batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
+    frames = model.frame_transformation(by_step(x))
+    labels = model.label_transformation(by_step(p[:, 1:]), steps=steps)
+    mu, logvar = model.posterior(frames[batch:], labels)
+    z = reparameterise(mu, logvar, by_step(eps))
+
+    groups = StepGroups.of(feedback.teacher_forced, x.device)
+    labels_by_group = groups.in_group_order(labels).split(groups.sizes)
+    z_by_group = groups.in_group_order(z).split(groups.sizes)
+    predictions, inputs = [], []
+    for g, clips in enumerate(groups.clips):
+        if g == 0:
+            previous = groups.in_group_order(frames, len(clips))
+        else:
+            own = feedback.prepare(predictions[-1][groups.previous[g]], clips, groups.steps[g])
+            previous = model.frame_transformation(own)
+        context = None if anchor is None else anchor[clips]
+        predictions.append(model.decode_features(previous, labels_by_group[g], z_by_group[g], context))
+        inputs.append(previous)
+    result = [groups.in_step_order(torch.cat(predictions)), mu, logvar]
+    if model.Prior_Predictor is not None:
+        result += model.prior(groups.in_step_order(torch.cat(inputs)), labels)
+    prediction, mu, logvar, *prior = (part.unflatten(0, (steps, batch)).transpose(0, 1) for part in result)
+    return UnrollOutput(prediction, mu, logvar, tuple(prior) or None)

@@ -1,0 +1,8 @@
+"""Training: one step, the loop over epochs, and everything that a checkpoint holds."""
+
+from cvae_lab.training.checkpoint import CheckpointError, load_model
+from cvae_lab.training.loop import fit, train_step
+from cvae_lab.training.meter import TrainingDivergedError
+from cvae_lab.training.state import TrainState
+
+__all__ = ["CheckpointError", "TrainState", "TrainingDivergedError", "fit", "load_model", "train_step"]

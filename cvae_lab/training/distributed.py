@@ -1,0 +1,70 @@
+"""One run over several processes or machines under `torchrun` (data parallel). With one process, nothing here acts.
+
+Every rank draws the same clips, teacher-forcing mask and augmentation, then works on its own shard of the batch; only
+the noise differs by rank. Gradients are averaged over ranks, so a step equals a step of one process on the whole
+batch. Two things are computed per rank, over its shard: the statistics of the batch norm of `handout`, and the means
+that free bits clamp.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0. Rank 0 writes files and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun, do nothing. NCCL for CUDA tensors, Gloo for CPU."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # otherwise every rank would use the first GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def data_parallel(network: nn.Module) -> nn.Module:
+    """Wrap the network so that its gradients are averaged over ranks; with one process, return it as it is."""
+    return DistributedDataParallel(network) if world() > 1 else network
+
+
+def shard(rows: Tensor) -> Tensor:
+    """Return this rank's rows of a batch: every world-th row, equally many per rank; a remainder is dropped."""
+    whole = len(rows) // world() * world()
+    return rows[rank() : whole : world()]
+
+
+def from_rank_0(value: float) -> float:
+    """Return rank 0's value on every rank, so that all ranks take the same decision."""
+    if world() == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
+def summed(values: Tensor) -> Tensor:
+    """Return the sum over ranks of a small tensor, on the same device."""
+    if world() == 1:
+        return values.detach()
+    shared = values.detach().clone()
+    dist.all_reduce(shared)
+    return shared

@@ -1,0 +1,80 @@
+"""Optimizers by name: PyTorch's Adam, AdamW, Adamax, and Muon for convolution kernels."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvae_lab.config import TrainConfig
+
+MIN_CHANNELS = 8  # kernels with fewer input or output channels are left to AdamW
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> "torch.optim.Optimizer | Muon":
+    """Return the optimizer that `config.optimizer` names; Adam and AdamW are fused."""
+    if config.optimizer == "muon":
+        return Muon(model, config.lr, config.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer != "adamax":
+        options["fused"] = True
+    return kinds[config.optimizer](model.parameters(), **options)
+
+
+class Muon:
+    """`torch.optim.Muon` for convolution kernels, AdamW for all other parameters.
+
+    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024). It accepts matrices only, so every kernel is
+    passed as a view with one row per output channel. Its steps are scaled to the size of AdamW's, so that one learning
+    rate serves both (Liu et al. 2025, section 2.2).
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
+        self.kernels = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) >= MIN_CHANNELS]
+        self.matrices = [_as_matrix(kernel, kernel.detach()) for kernel in self.kernels]
+        kernels = {id(kernel) for kernel in self.kernels}
+        others = [p for p in model.parameters() if id(p) not in kernels]
+        self.muon = torch.optim.Muon(
+            self.matrices, lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(others, lr, weight_decay=weight_decay, fused=True)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both optimizers, so that a schedule can set their learning rates."""
+        return [*self.muon.param_groups, *self.adamw.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """The momentum of both optimizers, by parameter or matrix."""
+        return {**self.muon.state, **self.adamw.state}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Remove all gradients."""
+        for parameter in itertools.chain(self.kernels, self.matrices):
+            parameter.grad = None
+        self.adamw.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Take one step of both optimizers; a kernel without a gradient stays unchanged."""
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel, kernel.grad)
+        self.muon.step()
+        self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both optimizers."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+
+def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:
+    """Reshape values to (output channels, rest). For the kernel itself this is a view, in its memory layout."""
+    if kernel.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.view(len(kernel), -1) if values.is_contiguous() else values.reshape(len(kernel), -1)

@@ -1,0 +1,192 @@
+"""Everything that changes while a model trains: weights, optimizer, weight average, random generators, history."""
+
+import copy
+import time
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from cvae_lab.config import ConfigError, ModelConfig, TrainConfig
+from cvae_lab.data.clips import ClipBatch
+from cvae_lab.models.cvae import CVAE
+from cvae_lab.models.device import pick_device
+from cvae_lab.rollout import Feedback, UnrollOutput, unroll
+from cvae_lab.training import distributed
+from cvae_lab.training.optimizer import Muon, make_optimizer
+
+Record = dict[str, float | int]
+"""The values of one epoch: a row of history.csv."""
+
+
+class StepResult(NamedTuple):
+    """What one training step returns."""
+
+    loss: float
+    mse: float
+    kl: float  # nats per frame
+    is_finite: bool  # loss and gradient, on all ranks; otherwise the step was skipped
+
+    @property
+    def values(self) -> Float[Tensor, "3"]:
+        """Loss, mse and KL as one tensor."""
+        return torch.tensor(self[:3])
+
+
+class TrainingForward(nn.Module):
+    """The whole training unroll as one `forward`, as DistributedDataParallel requires."""
+
+    def __init__(self, model: CVAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, batch: ClipBatch, eps: Float[Tensor, "b s z hz wz"], feedback: Feedback
+    ) -> UnrollOutput:
+        return unroll(self.model, batch.x, batch.p, eps, feedback)
+
+
+@dataclass
+class TrainState:
+    """All values that a checkpoint must hold for training to continue exactly."""
+
+    model: CVAE
+    network: (
+        nn.Module
+    )  # TrainingForward of the model, with gradients averaged over ranks where there are several
+    optimizer: torch.optim.Optimizer | Muon
+    generators: dict[str, torch.Generator]
+    average: AveragedModel | None = None  # exponential moving average of the weights
+    epoch: int = 0
+    step: int = 0
+    elapsed: float = 0.0  # seconds of training, including those before a resume
+    history: list[Record] = field(default_factory=list)
+    skipped_in_a_row: int = 0
+    kl_weight: float = 1.0  # beta where a controller sets it
+
+    @classmethod
+    def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
+        """Create new weights and generators from `config.seed`; the global random state is left unchanged."""
+        device = pick_device(config.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = CVAE(model_config).to(device, memory_format=torch.channels_last)
+        places = {"clips": "cpu", "teacher_forcing": "cpu", "augment": "cpu", "noise": device}
+        generators = {
+            name: torch.Generator(place).manual_seed(1000 * config.seed + index)
+            for index, (name, place) in enumerate(places.items())
+        }
+        generators["noise"].manual_seed(1000 * config.seed + len(places) + 100_003 * distributed.rank())
+        return cls(
+            model,
+            distributed.data_parallel(TrainingForward(model)),
+            make_optimizer(model, config),
+            generators,
+            weight_average(model, config.ema) if config.ema else None,
+            kl_weight=config.beta_max,
+        )
+
+    def evaluation_model(self) -> CVAE:
+        """Return a copy of the model with the averaged weights, or with its own where no average is kept."""
+        return copy.deepcopy(self.model if self.average is None else self.average.module)
+
+    def take_step(self, is_finite: bool) -> None:
+        """Take one optimizer step and update the weight average.
+
+        A step with a non-finite loss or gradient increments the step counter and leaves weights, optimizer state and
+        average unchanged.
+        """
+        self.step += 1
+        if is_finite:
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that the file loads with `weights_only=True`."""
+        average = self.average
+        return {
+            "state_dict": self.model.state_dict(),
+            "average": None if average is None else average.module.state_dict(),
+            "n_averaged": 0 if average is None else int(average.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "epoch": self.epoch,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "kl_weight": self.kl_weight,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.model.load_state_dict(state["state_dict"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+            self.average.n_averaged.fill_(state["n_averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, generator in self.generators.items():
+            try:
+                generator.set_state(state["generators"][name].cpu())
+            except RuntimeError as error:
+                raise ConfigError(
+                    "the run was started on another kind of device (CPU or CUDA), whose random state cannot be used "
+                    "here; resume it on that kind of device, or start again in another folder."
+                ) from error
+        if (
+            distributed.rank()
+        ):  # the file holds the noise generator of rank 0, which the others must not repeat
+            noise = self.generators["noise"]
+            noise.manual_seed(noise.initial_seed() + 100_003 * distributed.rank() + state["step"])
+        self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
+        self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
+
+
+def weight_average(model: CVAE, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights and buffers of `model`.
+
+    Update n uses the decay min(decay, (1 + n) / (10 + n)), so that the initial weights are soon forgotten.
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
+        n = int(n_averaged)
+        for target, value in zip(averaged, current, strict=True):
+            if target.is_floating_point():
+                target.lerp_(value, 1 - min(decay, (1 + n) / (10 + n)))
+            else:
+                target.copy_(value)
+
+    average = AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
+    average.n_averaged.fill_(1)  # the initial weights are the first member of the average
+    return average
+
+
+class Clock:
+    """Progress of a run, by steps or by a time budget; the same on all ranks."""
+
+    def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
+        self.config, self.state, self.steps_per_epoch = config, state, steps_per_epoch
+        self.started = time.monotonic() - state.elapsed
+        self.step_in_epoch = 0
+
+    def elapsed(self) -> float:
+        """Seconds of training, including those before a resume."""
+        return time.monotonic() - self.started
+
+    def progress(self) -> float | Fraction:
+        """Fraction of training done, in [0, 1), as schedules need it."""
+        return min(self._done(), 1 - 1e-9) if self.config.minutes else self._done()
+
+    def over(self) -> bool:
+        """Whether all steps are done or the time budget is used up."""
+        return self._done() >= 1
+
+    def _done(self) -> float | Fraction:
+        if self.config.minutes:
+            return distributed.from_rank_0(self.elapsed() / (60 * self.config.minutes))
+        done = self.state.epoch * self.steps_per_epoch + self.step_in_epoch
+        return Fraction(done, self.config.epochs * self.steps_per_epoch)

@@ -1,0 +1,119 @@
+"""The captured step: on a GPU as it is; elsewhere on a graph that we emulate, operation by operation."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from cvae_lab import rollout
+from cvae_lab.config import ModelConfig
+from cvae_lab.models.cvae import CVAE
+
+FRAMES = 40
+
+
+class Recorder(TorchDispatchMode):
+    """What a CUDA graph is: operations on fixed memory, without the Python that asked for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tape = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.tape.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for func, args, kwargs, held in self.tape:
+            again = func(*args, **kwargs)
+            pairs = zip(_tensors(held), _tensors(again), strict=True)
+            for kept, new in pairs:
+                kept.copy_(new)
+
+
+def _tensors(tree):
+    found = []
+    tree_map_only(torch.Tensor, found.append, tree)
+    return found
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Graphs that record on a CPU; gives the list of those recorded."""
+    recorded = []
+
+    @contextmanager
+    def record(recorder):
+        recorded.append(recorder)
+        with recorder:
+            yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fake = SimpleNamespace(
+        Stream=lambda: stream,
+        current_stream=lambda: stream,
+        stream=lambda aside: nullcontext(),
+        CUDAGraph=Recorder,
+        graph=record,
+    )
+    monkeypatch.setattr(graph, "torch", SimpleNamespace(cuda=fake))
+    monkeypatch.setattr(rollout, "launch_bound", lambda device: True)
+    return recorded
+
+
+def build(preset, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CVAE(ModelConfig.preset(preset, **settings))
+        with torch.no_grad():
+            for value in model.parameters():
+                value += 0.03 * torch.randn_like(value)
+    return model
+
+
+CASES = [("handout", {}, (4, 6)), ("compact", {"width": 8, "latents": 2}, (8, 16))]
+CASES += [("compact", {"width": 8, "latents": 2, "prior": "learned"}, (8, 16))]
+
+
+def given(size, frames=FRAMES, device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2, 3, *size, generator=generator)
+    return x.to(device), torch.rand(2, frames, 3, *size, generator=generator).to(device)
+
+
+@pytest.mark.parametrize(("preset", "settings", "size"), CASES)
+def test_replayed_steps_are_the_literal_loop(emulated, preset, settings, size):
+    model, (first, labels) = build(preset, **settings), given(size)
+    seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    fast = rollout.predict(model, first, labels, seeds[0])
+    assert len(emulated) == 1  # recorded once
+    literal = rollout.reference_predict(model, first, labels, seeds[1])
+    torch.testing.assert_close(fast, literal, atol=1e-5, rtol=1e-4)
+
+
+def test_a_few_frames_are_not_worth_a_recording(emulated):
+    model, (first, labels) = build(*CASES[1][:1], **CASES[1][1]), given((8, 16), rollout.WORTH)
+    rollout.predict(model, first, labels)
+    assert emulated == []
+
+
+def test_results_outlive_the_next_replay(emulated):
+    captured = graph.CudaGraphFunction(lambda a, b: (a + b, a * b), [torch.zeros(2), torch.zeros(2)])
+    total, product = captured(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    captured(torch.tensor([9.0, 9.0]), torch.tensor([9.0, 9.0]))
+    assert total.tolist() == [4, 6]
+    assert product.tolist() == [3, 8]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("preset", "settings", "size"), CASES)
+def test_on_a_gpu_replayed_steps_are_the_literal_loop(preset, settings, size):
+    model, (first, labels) = build(preset, **settings).cuda(), given(size, device="cuda")
+    seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
+    fast = rollout.predict(model, first, labels, seeds[0])
+    literal = rollout.reference_predict(model, first, labels, seeds[1])
+    torch.testing.assert_close(fast, literal, atol=1e-3, rtol=1e-3)

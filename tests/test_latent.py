@@ -1,0 +1,250 @@
+"""What latents do: models made by hand whose latent copies, is dead or grows, closed forms, and numpy's PCA."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cvae_lab import CVAE, ModelConfig
+from cvae_lab.data.clips import Clip
+from cvae_lab.evaluation.latent import (
+    Diagnosis,
+    Score,
+    active_units,
+    aggregated_posterior,
+    behind_baseline_from,
+    calibrated_sigma,
+    collapse_beta,
+    diagnose,
+    latent_kinds,
+    one_step,
+    perturbation_growth,
+    posteriors,
+    scores_by_latent,
+)
+
+
+class ByHand(CVAE):
+    """mu is the frame's brightness where `reads`, else 0; a step gives gain * previous + uses * z + lift."""
+
+    def __init__(self, reads=False, uses=0.0, gain=1.0, lift=0.0, logvar=0.0):
+        nn.Module.__init__(self)
+        self.config = ModelConfig.preset("compact", latents=2, anchor=False)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.Prior_Predictor = None
+        self.reads, self.uses, self.gain, self.lift, self.logvar = reads, uses, gain, lift, logvar
+
+    def frame_transformation(self, frame):
+        return frame
+
+    def label_transformation(self, label, steps=1):
+        return label
+
+    def posterior(self, frame, label):
+        mu = torch.zeros(len(frame), *self.latent_shape(*frame.shape[-2:]))
+        mu[:, 0, 0, 0] = frame.mean(dim=(1, 2, 3)) if self.reads else 0
+        return mu, torch.full_like(mu, self.logvar)
+
+    def decode_features(self, previous, label, z, anchor=None):
+        return self.gain * previous + self.uses * z[:, :1, :1, :1] + self.lift
+
+
+def greys(*levels):
+    """Plain frames, one per level."""
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 16)
+
+
+def clip_of(*levels):
+    frames = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 8, 16)
+    return Clip("grey", frames[0], frames, frames)
+
+
+RISING = clip_of(*range(0, 200, 8))
+FALLING = clip_of(*range(200, 0, -8))
+COPIES = {"reads": True, "uses": 1.0, "gain": 0.0, "logvar": -10.0}
+
+
+def test_posteriors_leave_out_the_given_frame():
+    x = torch.stack([greys(0.1, 0.4, 0.6), greys(0.9, 0.2, 0.5)])
+    mu, logvar = posteriors(ByHand(reads=True, logvar=-1.5), x, x)
+    assert mu.shape == (2, 2, 2, 1, 2)
+    assert mu[:, :, 0, 0, 0].flatten().tolist() == pytest.approx([0.4, 0.6, 0.2, 0.5])
+    assert mu[:, :, 1].abs().max() == 0
+    assert (logvar == -1.5).all()
+
+
+def test_active_units_are_those_whose_mean_moves():
+    t = torch.linspace(-1, 1, 50)
+    mu = torch.stack([t, 0 * t + 3, 0.05 * t], dim=1).reshape(2, 25, 3, 1, 1)  # variances 0.35, 0, 0.0009
+    assert active_units(mu).flatten().tolist() == [True, False, False]
+    assert active_units(mu, 1e-4).flatten().tolist() == [True, False, True]
+
+
+def test_aggregated_posterior_is_that_of_its_samples():
+    rng = np.random.default_rng(0)
+    mu, logvar = (torch.from_numpy(rng.normal(size=(2, 3, 2, 1, 1))).float() for _ in range(2))
+    mean, variance = aggregated_posterior(mu, logvar)
+    noise = rng.standard_normal((100_000, *mu.shape))
+    samples = mu.numpy() + np.exp(logvar.numpy() / 2) * noise
+    assert mean.numpy() == pytest.approx(samples.mean((0, 1, 2)), abs=0.02)  # some 6 standard errors
+    assert variance.numpy() == pytest.approx(samples.var((0, 1, 2)), rel=0.02)
+
+
+def test_one_step_sees_the_true_previous_frame_only():
+    x = torch.stack([greys(0.1, 0.4, 0.6), greys(0.9, 0.2, 0.5)])
+    z = torch.full((2, 2, 1, 2), 0.5)
+    frames = one_step(ByHand(uses=0.2, gain=0.5), x, x, lambda step, *_: z * (step + 1))
+    expected = [[0.05 + 0.1, 0.2 + 0.2], [0.45 + 0.1, 0.1 + 0.2]]
+    assert frames[:, :, 0, 0, 0].numpy() == pytest.approx(np.array(expected))
+    wild = one_step(ByHand(lift=5.0), x, x, lambda *_: z)
+    assert (wild == 1).all()
+
+
+def test_kinds_of_latents():
+    x = torch.stack([greys(0.1, 0.4), greys(0.9, 0.2)])
+    kinds = latent_kinds(ByHand(reads=True, logvar=-10.0), x, x)
+    step = (0, x[:, 0], x[:, 1])
+    value = {name: z(*step)[:, 0, 0, 0].tolist() for name, z in kinds.items()}
+    assert value["mean"] == pytest.approx([0.4, 0.2])
+    assert value["swapped"] == pytest.approx([0.2, 0.4])
+    assert value["posterior"] == pytest.approx([0.4, 0.2], abs=0.04)
+    assert value["zero"] == [0, 0]
+    assert value["prior"] == latent_kinds(ByHand(), x, x)["prior"](*step)[:, 0, 0, 0].tolist()
+
+
+def test_scores_of_a_latent_that_is_the_answer():
+    x = torch.stack([greys(0.5, 0.4, 0.6), greys(0.5, 0.2, 0.5)])
+    scores = scores_by_latent(ByHand(**COPIES), x, x)
+    assert scores["mean"] == pytest.approx((100, 100))
+    zero = np.mean([-20 * math.log10(level) for level in (0.4, 0.6, 0.2, 0.5)])
+    assert scores["zero"] == pytest.approx((zero, zero), abs=1e-3)
+    swapped = np.mean([-20 * math.log10(d) for d in (0.2, 0.1, 0.2, 0.1)])
+    assert scores["swapped"] == pytest.approx((swapped, swapped), abs=1e-3)
+
+
+def test_forced_and_free_differ_where_errors_pile_up():
+    x = greys(0.5, 0.5, 0.5, 0.5)[None].repeat(2, 1, 1, 1, 1)
+    scores = scores_by_latent(ByHand(lift=0.1), x, x)
+    free = np.mean([-20 * math.log10(0.1 * n) for n in (1, 2, 3)])
+    assert scores["zero"] == pytest.approx((20, free), abs=1e-3)
+
+
+def test_calibrated_sigma_is_the_likeliest():
+    rng = torch.Generator().manual_seed(0)
+    truth, prediction = (torch.rand(4, 3, 8, 16, generator=rng, dtype=torch.float64) for _ in range(2))
+    sigmas = np.linspace(0.2, 0.8, 601)
+    error = ((truth - prediction) ** 2).numpy()
+    nll = [(error / (2 * s**2) + np.log(s)).mean() for s in sigmas]
+    assert calibrated_sigma(prediction, truth) == pytest.approx(sigmas[np.argmin(nll)], abs=1e-3)
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 1.3])
+def test_growth_of_a_linear_step_is_its_gain(gain):
+    first, p = greys(0.5), torch.zeros(1, 12, 3, 8, 16)
+    growth = perturbation_growth(ByHand(gain=gain, lift=0.1), first, p, torch.Generator().manual_seed(0))
+    assert growth == pytest.approx(gain, rel=0.02)  # differences of 1e-3 in single precision
+
+
+def test_growth_finds_the_strongest_direction():
+    class TwoSpeeds(ByHand):
+        def decode_features(self, previous, label, z, anchor=None):
+            return previous * torch.tensor([0.4, 1.2, 0.8])[:, None, None]
+
+    p = torch.zeros(1, 60, 3, 8, 16)
+    assert perturbation_growth(TwoSpeeds(), greys(0.0), p, torch.Generator()) == pytest.approx(1.2, rel=1e-3)
+
+
+def test_growth_of_a_model_that_ignores_the_previous_frame_is_none():
+    p = torch.zeros(2, 8, 3, 8, 16)
+    assert perturbation_growth(ByHand(gain=0.0), greys(0.5, 0.5), p, torch.Generator()) < 1e-9
+
+
+def test_loses_from():
+    still = torch.full((40,), 20.0)
+    step = lambda frame: torch.where(torch.arange(1, 41) < frame, 25.0, 15.0)  # noqa: E731
+    assert behind_baseline_from(step(11), still, window=1) == 11
+    assert behind_baseline_from(step(1), still) == 1
+    assert behind_baseline_from(step(41), still) is None
+    assert behind_baseline_from(-step(11) + 40, still) is None, "a still picture's head start is no loss"
+    assert behind_baseline_from(still, still, window=100) is None
+    blip = step(11)
+    blip[30] = 26.0
+    assert behind_baseline_from(blip, still, window=1) == 32
+    assert 4 <= behind_baseline_from(step(11), still, window=5) <= 11
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_collapse_beta_is_the_first_principal_component(seed):
+    rng = np.random.default_rng(seed)
+    residuals = rng.normal(size=(40, 12)) * np.geomspace(3, 0.1, 12) + 5
+    covariance = np.cov(residuals, rowvar=False, bias=True)
+    ours = collapse_beta(torch.from_numpy(residuals))
+    assert ours == pytest.approx(2 * np.linalg.eigvalsh(covariance)[-1] / 12, rel=1e-6)
+
+
+def test_collapse_beta_is_where_the_best_linear_latent_dies():
+    """For one direction of variance v, a decoder of weight w explains w^2 of v: best w^2 is v - sigma^2, or 0."""
+    dims, variance = 6, 0.5
+    draws = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    threshold = collapse_beta(math.sqrt(variance) * draws @ torch.eye(dims, dtype=torch.float64)[:1])
+    weights = np.linspace(0, 1, 101)
+    for factor, lives in ((0.9, True), (1.1, False)):
+        sigma2 = factor * threshold * dims / 2
+        total = weights**2 + sigma2  # the marginal likelihood of probabilistic PCA in this direction
+        nll = 0.5 * (np.log(total) + variance / total)
+        assert (weights[np.argmin(nll)] > 0.05) == lives
+
+
+def test_diagnosis_of_a_dead_latent():
+    found = diagnose(ByHand(), [RISING, FALLING], beta=1.0)
+    assert (found.kl, found.active, found.units, found.variance) == (0, 0, 4, 1)
+    assert len(set(found.scores.values())) == 1
+    assert found.implied_sigma == pytest.approx(math.sqrt(3 * 8 * 16 / 2))
+    assert found.sigma == pytest.approx(8 / 255, rel=1e-4)  # it copies, and levels move by 8 a frame
+    assert found.growth == pytest.approx(1, abs=0.01)
+    assert found.behind_from == [None, None]  # it is a still picture, so it ties with one
+    assert found.summary.startswith("The latent is dead: KL 0 nats per frame, 0 of 4 units active;")
+
+
+def test_diagnosis_of_a_latent_that_holds_the_answer():
+    found = diagnose(ByHand(**COPIES), [RISING, FALLING])
+    levels = [np.arange(8, 200, 8), np.arange(192, 0, -8)]
+    mu = np.concatenate(levels) / 255
+    rest = 0.5 * 4 * (math.exp(-10) - 1 + 10)
+    assert found.kl == pytest.approx(rest + 0.5 * np.mean(mu**2), rel=1e-5)
+    assert found.active == 1
+    assert found.sigma == pytest.approx(math.exp(-5), rel=0.3)
+    assert found.summary.startswith("The latent is unreachable:")
+    assert "beta" not in found.summary
+
+
+def test_diagnosis_leaves_the_mode_and_repeats():
+    model = ByHand(**COPIES).train()
+    assert diagnose(model, [RISING, FALLING], seed=3) == diagnose(model, [RISING, FALLING], seed=3)
+    assert model.training
+
+
+def test_diagnose_refuses_what_it_cannot_measure():
+    with pytest.raises(ValueError, match="two clips or more, all with answers"):
+        diagnose(ByHand(), [RISING])
+    with pytest.raises(ValueError, match="two clips or more, all with answers"):
+        diagnose(ByHand(), [RISING, Clip("asked", RISING.first, RISING.labels)])
+
+
+def test_verdict_in_words():
+    flat = Score(30.0, 25.0)
+    scores = dict.fromkeys(("posterior", "mean", "prior", "zero", "swapped"), flat)
+    found = Diagnosis(12.3, 5, 64, 0.9, scores, 0.05, None, 20.0, [None, None], 0.8)
+    assert "is idle: KL 12.3 nats per frame, 5 of 64 units active" in found.summary
+    assert "ahead on none of 2 clips" in found.summary
+    assert "dies out, by a factor of 0.8" in found.summary
+    alive = replace(found, scores=scores | {"posterior": Score(30.0, 25.5), "mean": Score(30.0, 25.6)})
+    assert "is alive" in alive.summary
+    assert "worth +0.5 dB over prior z, and another clip's z costs 0.6 dB" in alive.summary
+    lost = replace(found, behind_from=[90, None, 40], growth=1.1, implied_sigma=55.4)
+    assert "ahead on 2 of 3 clips, from frame 40 at the earliest" in lost.summary
+    assert "grows, by a factor of 1.1" in lost.summary
+    assert "calibrated sigma is 0.05, where training's beta asked for 55." in lost.summary

@@ -1,0 +1,246 @@
+"""The embedded data set: repeatable, lively, labelled, with hidden factors of the strength it states."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cvae_lab.data.synthetic import dataset as stage
+from cvae_lab.data.synthetic import drawing
+from cvae_lab.data.synthetic import motion as moves
+from cvae_lab.data.synthetic import skeleton as body
+
+EVERY_MOVE = moves.TRAVELS | {"turn": moves.turn} | moves.GESTURES
+BONES = [
+    ("hip", "knee", body.THIGH),
+    ("knee", "ankle", body.SHIN),
+    ("shoulder", "elbow", body.UPPER_ARM),
+    ("elbow", "wrist", body.FOREARM),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return stage.render("tiny")
+
+
+@pytest.fixture(scope="module")
+def small_tests():
+    """The six test clips of `small`, without its training part."""
+    takes = [take for take in stage._takes("small", 0) if take.key[1] == 2]
+    return stage._render_takes(takes, workers=1)
+
+
+def mean_psnr(truth, guess):
+    """Mean over frames of the PSNR in dB, peak 255; both (n, 3, h, w)."""
+    mse = ((truth.double() - guess.double()) ** 2).flatten(1).mean(1)
+    return (10 * torch.log10(255**2 / mse.clamp_min(1e-6))).mean().item()
+
+
+def standing(**changes):
+    return body.joints(moves.pose(x=0.0, z=5.0, **changes)[None])
+
+
+# --- the data set -----------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_promised():
+    assert sum(stage.SIZES["small"].train) == 1536
+    assert sum(stage.SIZES["full"].train) == 23410
+    for size in ("small", "full"):
+        assert stage.SIZES[size].val == 630
+        assert stage.SIZES[size].tests == (630,) * 6
+
+
+def test_unknown_size_is_refused_with_the_choices():
+    for ask in (stage.render, stage.hidden_factors):
+        with pytest.raises(ValueError, match=r"'huge'.*tiny, small, full"):
+            ask("huge")
+
+
+def test_tiny_has_the_stated_shapes(tiny):
+    assert tiny.train.frames.shape == tiny.train.labels.shape == (192, 3, 32, 64)
+    assert tiny.train.boundaries == (96,)
+    assert tiny.val.frames.shape == tiny.val.labels.shape == (96, 3, 32, 64)
+    assert [clip.name for clip in tiny.tests] == ["0", "1"]
+    for clip in tiny.tests:
+        assert clip.labels.shape == clip.answer.shape == (96, 3, 32, 64)
+        assert torch.equal(clip.first, clip.answer[0])
+        assert clip.answer.dtype == clip.labels.dtype == torch.uint8
+
+
+def test_same_seed_same_bytes_other_seed_other_pictures(tiny):
+    again, other = stage.render("tiny"), stage.render("tiny", seed=1)
+    for one, two in ((tiny.train, again.train), (tiny.val, again.val)):
+        assert torch.equal(one.frames, two.frames)
+        assert torch.equal(one.labels, two.labels)
+    assert all(torch.equal(a.answer, b.answer) for a, b in zip(tiny.tests, again.tests, strict=True))
+    assert not torch.equal(tiny.train.labels, other.train.labels)
+
+
+def test_takes_differ_from_each_other(tiny):
+    takes = [tiny.train.labels[:96], tiny.train.labels[96:], tiny.val.labels, *(c.labels for c in tiny.tests)]
+    assert len({take.numpy().tobytes() for take in takes}) == len(takes)
+
+
+def test_number_of_processes_changes_nothing():
+    takes = [stage.Take(12, (0, 0, k)) for k in range(3)]
+    alone, shared = stage._render_takes(takes, workers=1), stage._render_takes(takes, workers=2)
+    for (frames, labels), (frames2, labels2) in zip(alone, shared, strict=True):
+        assert torch.equal(frames, frames2)
+        assert torch.equal(labels, labels2)
+
+
+def test_a_short_take_is_the_beginning_of_a_long_one():
+    short, long = (stage._render_take(stage.Take(n, (0, 1, 0))) for n in (33, 60))
+    assert torch.equal(short[0], long[0][:33])
+    assert torch.equal(short[1], long[1][:33])
+
+
+# --- what trivial baselines score -------------------------------------------------------------------------
+
+
+def test_repeating_the_first_frame_scores_badly_on_every_clip(small_tests):
+    assert all(mean_psnr(frames[1:], frames[:1]) < 22 for frames, _ in small_tests)
+
+
+def test_the_mean_frame_scores_badly_on_every_clip(small_tests):
+    assert all(mean_psnr(frames[1:], frames.double().mean(0, keepdim=True)) < 24 for frames, _ in small_tests)
+
+
+def test_motion_between_frames_is_natural(small_tests):
+    for frames, _ in small_tests:
+        assert 28 < mean_psnr(frames[1:], frames[:-1]) < 45
+        assert (frames[1:] != frames[:-1]).flatten(1).any(1).all()
+
+
+# --- the labels -------------------------------------------------------------------------------------------
+
+
+def test_labels_are_thin_coloured_limbs_on_white(small_tests):
+    for _, labels in small_tests:
+        assert (labels == 255).all(1).double().mean() > 0.9
+    red, green, blue = torch.cat([labels for _, labels in small_tests]).long().unbind(1)
+    shown = {
+        "violet": (blue > red + 20) & (red > green + 10),
+        "light blue": (blue > red + 40) & (green > red + 20),
+        "green": (green > red + 40) & (green > blue + 20),
+        "orange": (red > green + 20) & (green > blue + 20),
+    }
+    assert min(mask.flatten(1).any(1).double().mean() for mask in shown.values()) > 0.5
+
+
+def test_each_side_has_its_colours():
+    """Seen from the front, the right leg is green on the left of the picture, the left leg orange."""
+    found = np.zeros((1, len(body.JOINTS)), bool)
+    red, green, _ = drawing.labels(standing(side_l=20, side_r=20), found)[0].astype(int)[:, 20:26]
+    assert (green - red)[:, :31].max() > 50
+    assert (red - green)[:, 33:].max() > 50
+    assert (red - green)[:, :31].max() <= 5
+
+
+def test_a_lost_joint_takes_its_limbs_along():
+    whole, knee = np.zeros((2, len(body.JOINTS)), bool), np.zeros((1, len(body.JOINTS)), bool)
+    whole[1] = True
+    knee[0, body.JOINTS.index("knee_l")] = True
+    place = standing(side_l=20, side_r=20)
+    all_there, nothing = drawing.labels(place.repeat(2, axis=0), whole)
+    assert (nothing == 255).all()
+    gone = (drawing.labels(place, knee)[0] != all_there).any(0)
+    assert gone[:, 33:].any()
+    assert not gone[:, :31].any()
+
+
+def test_the_detector_fails_where_it_should():
+    rng = np.random.default_rng(0)
+    middle, edge, out, near = ((32, 16, 14), (63, 16, 14), (66, 16, 14), (32, 16, 50))
+    seen = np.tile(np.array([middle, edge, out, near], float), (5000, 1, 1))
+    share = stage._lost(seen, rng).mean(0)
+    assert 0.002 < share[0] < 0.03
+    assert 0.2 < share[1] < 0.4
+    assert share[2] == 1
+    assert 0.25 < share[3] < 0.5
+
+
+# --- the hidden factors -----------------------------------------------------------------------------------
+
+
+def test_hidden_factors_cover_every_frame():
+    factors = stage.hidden_factors("small")
+    assert {name: len(value) for name, value in factors.items()} == {
+        "train": 1536,
+        "val": 630,
+        **{f"test{k}": 630 for k in range(6)},
+    }
+    pooled = np.concatenate(list(stage.hidden_factors("full").values()))
+    assert np.abs(pooled.mean(0)).max() < 0.15
+    assert np.abs(pooled.std(0) - 1).max() < 0.1
+
+
+def test_the_light_flickers_as_recorded(small_tests):
+    """A corner of the wall that nothing covers brightens by FLICKER per unit."""
+    factors = stage.hidden_factors("small")
+    slopes = []
+    for k, (frames, _) in enumerate(small_tests):
+        corner = frames[:, :, 0, :4].double().mean((1, 2)).numpy()
+        slopes.append(np.polyfit(factors[f"test{k}"][:, 1], corner / np.median(corner), 1)[0])
+    assert np.mean(slopes) == pytest.approx(stage.FLICKER, rel=0.15)
+
+
+def test_the_hem_sways_by_as_many_metres_as_stated():
+    """In the row of the hem, with the arms out of the way, the middle of the figure moves with it."""
+    row = math.floor(drawing.HORIZON - (0.70 - drawing.EYE) * drawing.FOCAL / 5.0)
+    place = standing(out_l=100.0, out_r=100.0).repeat(2, axis=0)
+    rows = drawing.frames(place, np.array([0.0, stage.SWAY]), np.ones(2))[:, :, row].astype(float)
+    cover = np.clip(rows[:, :, :1] - rows[:, :, 20:44], 0, None).sum(1)
+    middle = (cover * np.arange(24)).sum(1) / cover.sum(1)
+    assert middle[1] - middle[0] == pytest.approx(stage.SWAY * drawing.FOCAL / 5.0, rel=0.3)
+
+
+def test_without_the_factors_pictures_change_and_labels_do_not():
+    take = stage.Take(200, (0, 2, 0))
+    (frames, labels), (plain, labels2) = stage._render_take(take), stage._render_take(take, hidden=False)
+    assert torch.equal(labels, labels2)
+    assert 33 < mean_psnr(frames, plain) < 42
+
+
+# --- the figure and its moves -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY_MOVE)
+def test_moves_are_those_of_a_body(name):
+    """Bones keep their length, feet stay on or above the floor, nothing leaps, all ends at ease."""
+    start = moves.pose(x=-0.5, z=4.9, yaw=30.0)
+    poses = EVERY_MOVE[name](start, np.random.default_rng(3))
+    places = body.joints(np.concatenate([start[None], poses]))
+    at = {name: places[:, i] for i, name in enumerate(body.JOINTS)}
+    for a, b, length in BONES:
+        for side in "lr":
+            bone = np.linalg.norm(at[f"{a}_{side}"] - at[f"{b}_{side}"], axis=1)
+            np.testing.assert_allclose(bone, length, atol=1e-9)
+    assert min(at[f"ankle_{side}"][:, 1].min() for side in "lr") >= body.ANKLE - 1e-9
+    assert np.linalg.norm(np.diff(places, axis=0), axis=2).max() < 0.3
+    np.testing.assert_allclose(poses[-1], moves.pose(poses[-1]), atol=1e-9)
+
+
+def test_the_gallery_shows_every_move():
+    gallery = stage.moves_gallery()
+    assert list(gallery) == list(EVERY_MOVE)
+    assert all(15 <= len(frames) == len(labels) for frames, labels in gallery.values())
+    _, labels = gallery["walk out"]
+    assert (labels == 255).flatten(1).all(1).any()
+    room = torch.from_numpy(drawing._room()).permute(2, 0, 1)
+    near, _ = gallery["come close"]
+    covered = ((near - room).abs().amax(1) > 30).double().mean((1, 2))
+    assert covered[0] < 0.1
+    assert covered.max() > 0.25
+
+
+def test_the_small_training_takes_show_every_gesture(monkeypatch):
+    shown = set()
+    for name, move in moves.GESTURES.items():
+        monkeypatch.setitem(moves.GESTURES, name, lambda *given, n=name, m=move: (shown.add(n), m(*given))[1])
+    for take in stage._takes("small", 0)[:3]:
+        moves.routine(take.frames, take.generators()[0])
+    assert shown == set(moves.GESTURES)
