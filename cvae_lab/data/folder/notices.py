@@ -70,7 +70,7 @@ def conversion_notices(read: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """One sentence per part whose files are not 8-bit RGB PNG."""
     for part, value in read.items():
         if kinds := value["conversions"]:
-            listed = "; ".join(f"{kind}: {count} files" for kind, count in kinds.items())
+            listed = "; ".join(f"{kind}: {count} file{'s' * (count > 1)}" for kind, count in kinds.items())
             yield f"{part}: pictures are converted to 8-bit RGB ({listed})."
 
 
