@@ -39,7 +39,7 @@ def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None, palette: Palet
 
 def _shortened(numbers: Sequence[int], most: int = 12) -> str:
     """The numbers as text; of many, the first ones, so that a table stays readable."""
-    more = f" … {len(numbers) - most} more" if len(numbers) > most else ""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
     return " ".join(map(str, numbers[:most])) + more
 
 
