@@ -133,7 +133,7 @@ def _values(pairs: Sequence[Sequence[str]], but: Sequence[str] = ("data",)) -> d
 def _literal(text: str) -> Any:  # noqa: ANN401
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
