@@ -10,10 +10,10 @@ import torch
 from cvae_lab import ModelConfig, TrainConfig
 from cvae_lab.data import Clip, ClipBatch, Dataset, Video
 from cvae_lab.evaluation.metrics import psnr
+from cvae_lab.evaluation.scoring import evaluate
 from cvae_lab.objective import kl_standard_normal
 from cvae_lab.rollout import Feedback, predict, reference_unroll
 from cvae_lab.schedules import controlled_beta
-from cvae_lab.evaluation.scoring import evaluate
 from cvae_lab.training import TrainState, fit, meter, train_step
 from cvae_lab.training import state as state_module
 from cvae_lab.training.meter import MAX_SKIPPED, TrainingDivergedError
@@ -87,9 +87,7 @@ def test_the_loss_on_one_repeated_batch_falls_to_a_twentieth():
     state = TrainState.create(NARROW, quick(lr=1e-2))
     flat = torch.rand(2, 3, 3, 1, 1, generator=seeded(1)).expand(-1, -1, -1, H, W).contiguous()
     batch = batch_of(frames=3)._replace(x=flat)
-    losses = [
-        train_step(state, batch, quick(lr=1e-2), 1e-6, free_running(batch)).loss for _ in range(300)
-    ]
+    losses = [train_step(state, batch, quick(lr=1e-2), 1e-6, free_running(batch)).loss for _ in range(300)]
     assert losses[-1] < losses[0] / 20
 
 
