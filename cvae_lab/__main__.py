@@ -198,6 +198,10 @@ def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
         help="folder of the files; default: test in the run folder, NAME-test beside a checkpoint file NAME.pt",
     )  # fmt: skip
     predict.add_argument("--seed", type=int, default=0, help="seed of z")
+    predict.add_argument(
+        "--answers", type=Path, metavar="PATH",
+        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: those in or beside DATA",
+    )  # fmt: skip
     predict.add_argument("--plain", action="store_true", help="without the test-time corrections")
     predict.add_argument(
         "--csv", choices=("later", "2023"), default="later",
@@ -218,7 +222,7 @@ def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
         "runs/first", "runs/ablation --csv figures/studies/ablation.csv",
     )  # fmt: skip
     compare.add_argument(
-        "runs", type=Path, metavar="RUNS", help="a folder of runs, or a table of runs that --csv wrote"
+        "runs", type=Path, metavar="RUNS", help="a folder of runs, or a table that --csv wrote"
     )
     instead = compare.add_mutually_exclusive_group()
     instead.add_argument(
@@ -249,7 +253,6 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
-
     pictures = _command(commands, "pictures", "draw the pictures of the README", "figures")
     pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
     pictures.add_argument(

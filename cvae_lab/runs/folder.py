@@ -124,7 +124,7 @@ class RunFolder:
 
         Raises RunError where the run has no checkpoint or a required score is not finite.
         """
-        clips = [*data.val.as_clips()[:1], *data.tests]
+        clips = [*data.tests, *data.val.as_clips()[:1]]
         chosen, last = self._last_record("best.pt"), self._last_record("last.pt")
         model, predictions = self._predict("best.pt", clips, config, seed)
         scores = final = score(clips, predictions)
@@ -140,7 +140,7 @@ class RunFolder:
         with replacing(self.path / "predictions.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         if pictures and clips:
-            shown = slice(-len(data.tests) if data.tests else 0, None)
+            shown = slice(len(data.tests) or None)
             write_grid_gif(self.path / "predictions.gif", clips[shown], predictions[shown])
             write_clip_player(self.path / "player.html", clips[shown][0], predictions[shown][0])
         write_text(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False))
@@ -280,7 +280,7 @@ def train_run(
         raise RunError(f"{path} holds a run already; give --resume to continue it, or another folder.")
     if run.done and not run.config.difference(config, ignore=("threads",)):
         raise RunError(f"{path} is done; give more epochs or minutes to continue it, or another folder.")
-    data = load(config.data, progress=distributed.rank() == 0)
+    data = load(config.data, progress=distributed.rank() == 0, required=("train",))
     state = run.begin(config)
     try:
         if distributed.rank():

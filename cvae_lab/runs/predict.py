@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import DataError, load
+from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.pixels import to_float
@@ -40,6 +40,7 @@ def predict_run(
     log: Log = print,
     out: Path | None = None,
     plain: bool = False,
+    answers: Path | None = None,
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
@@ -54,17 +55,18 @@ def predict_run(
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
+        answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
 
     Raises RunError where the folder cannot be written to, before anything is predicted.
     """
     chosen = [_choose(run) for run in runs]
     out = out or _default_folder(chosen, plain)
     _check_writable(out)
-    source, device = load(data), pick_device()
-    if not source.tests:
-        raise DataError(f"{data} has no test clips, so there is nothing to predict.")
+    source = load(data, parts=("val", "test"), required=("test",), answers=answers)
+    device = pick_device()
     has_answers = any(clip.answer is not None for clip in source.tests)
-    clips = [*source.tests, *(() if has_answers else source.val.as_clips())]
+    # As in a run's own result, one validation clip is in the batch, because z of a clip may depend on its batch.
+    clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
     videos: dict[str, list[Videos]] = {"plain": [], **({} if plain else {"corrected": []})}
     for file, _, reason in chosen:
         log(f"Predicting with {file}{reason}")
@@ -73,7 +75,8 @@ def predict_run(
             found.append(predict_clips(model, clips, trained, seed, corrected=kind == "corrected"))
     averaged = {kind: _averaged(found) for kind, found in videos.items()}
     kept = averaged["plain" if plain else "corrected"][: len(source.tests)]
-    for line in score_lines(clips, averaged):
+    scored = clips[: len(source.tests)] if has_answers else clips
+    for line in score_lines(scored, averaged):
         log(line)
     _write(out, form, source.tests, kept, log)
     return out
