@@ -48,7 +48,7 @@ WRONG = [
     ("check_07_1", lambda sigma, dims: 2 * sigma / dims, "sigma"),
     ("check_07_1", lambda sigma, dims: sigma**2 / dims, "factor 2"),
     ("check_07_2", lambda v, dims, n: 2 * np.sqrt(v[n - 1] * v[n]) / dims, "sort"),
-    ("check_07_3", lambda psnr: psnr.max(axis=0).mean(), "anew in every frame"),
+    ("check_07_3", lambda psnr: psnr.max(axis=0).mean(), "again in every frame"),
     ("check_07_3", lambda psnr: psnr.mean(axis=(1, 2)).max(), "each clip"),
     ("check_08_1", lambda x: (x * 255).round().to(torch.int16).to(torch.uint8), "clamp"),
     ("check_08_1", lambda x: (x.clamp(0, 1) * 255).to(torch.uint8), "round"),

@@ -147,7 +147,7 @@ def check_07_3(answer: Callable) -> None:
     """`best_of(psnr)`: mean over clips of the best sample's mean PSNR, for shape (samples, clips, frames)."""
     psnr = np.array([[[20.0, 30.0]], [[28.0, 24.0]]])
     mistakes = {
-        "this takes the best sample anew in every frame, and no single video has this score.": 29.0,
+        "this takes the best sample again in every frame, and no single video has this score.": 29.0,
         "this is the mean over samples, not the best.": 25.5,
         "this is the best frame; take the mean over frames first.": 30.0,
     }
