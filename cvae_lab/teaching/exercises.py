@@ -221,7 +221,7 @@ def check_03_1(answer: Callable) -> None:
     expect_close(answer(prediction, target, mu, logvar, 0.5), mse + 0.5 * kl, hint, mistakes, 1e-4)
 
 
-@exercise("a step waits for the predictions since the last true frame, so the longest such chain decides.")
+@exercise("a step needs all predictions since the last true frame, so the longest such sequence decides.")
 def check_03_2(answer: Callable) -> None:
     """`batches(teacher_forced)`: the number of batches that `unroll` needs for a mask (clips, steps)."""
     generator = torch.Generator().manual_seed(2)
