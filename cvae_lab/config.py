@@ -72,6 +72,10 @@ class ModelConfig:
     """The network. `handout` is the course's network and accepts only `logvar_bound`."""
 
     name: Preset = Field("compact", description="network: the course's (handout) or ours (compact)")
+    height: Literal[32, 64, 128] = Field(
+        32,
+        description="frame height in pixels; `compact` has one more level per doubling, so z keeps its size",
+    )
     width: int = Field(
         32, ge=8, le=1024, multiple_of=8, description="channels at half resolution, a multiple of 8"
     )
@@ -95,7 +99,14 @@ class ModelConfig:
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":  # noqa: ANN401
         """Return `handout` (exactly the course's network) or `compact` (ours), with some values changed."""
         if name == "handout":
-            fixed = {"width": 128, "latents": 12, "anchor": False, "norm": "none", "output": "linear"}
+            fixed = {
+                "height": 32,
+                "width": 128,
+                "latents": 12,
+                "anchor": False,
+                "norm": "none",
+                "output": "linear",
+            }
             fixed |= {"invert_labels": False, "dropout": 0.0, "prior": "normal"}
             wrong = [key for key in changes if key in fixed and changes[key] != fixed[key]]
             if wrong:
@@ -108,7 +119,12 @@ class ModelConfig:
     @property
     def latent_stride(self) -> int:
         """Frame pixels per cell of z, along each axis."""
-        return 1 if self.name == "handout" else 8
+        return 1 if self.name == "handout" else 8 * 2**self.extra_levels
+
+    @property
+    def extra_levels(self) -> int:
+        """Levels of `compact` beyond the three that frames of 32 x 64 need."""
+        return {32: 0, 64: 1, 128: 2}[self.height]
 
 
 @_one_sentence
