@@ -85,7 +85,7 @@ class TrainConfig:
     )
 
     weighting: Literal["equal", "psnr"] = Field(
-        "psnr", description="weights of frame errors: equal, or inverse to the error as in mean PSNR"
+        "psnr", description="weights of frame errors: equal (always so at scale elbo), or inverse to the error"
     )
     scale: Literal["handout", "elbo"] = Field("handout", description="scale of the KL term")
     sigma: float = Field(
