@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "report what a data folder holds, or why it cannot be used")
     check.add_argument("data")
 
+    _video_parsers(commands)
+
     train = _command(commands, "train", _train, "train one model, without a notebook")
     train.add_argument("run_dir", type=Path, metavar="RUN")
     train.add_argument("--data", default="small")
@@ -109,6 +111,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _video_parsers(commands: Any) -> None:  # noqa: ANN401
+    video = _command(commands, "video", _video, "make a data set from a video of one person, fixed camera")
+    video.add_argument("file", type=Path)
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="a new or empty folder")
+    video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
+    video.add_argument("--size", choices=["32x64", "64x128", "128x256"], default="32x64")
+    video.add_argument("--fps", type=float, help="frames per second to choose; default: every frame")
+    video.add_argument("--seconds", type=float, help="use the first seconds only")
+    video.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="pixels")
+    video.add_argument("--fit", choices=["letterbox", "crop"], default="letterbox", help="bars, or cut edges")
+    video.add_argument("--max-gap", type=int, default=5, help="frames of a gap in a joint's track to fill")
+    video.add_argument("--smooth", type=int, default=7, help="frames in the smoothing window; 0: none")
+
+    setup = _command(commands, "video-setup", _video_setup, "install the pose estimator of `video` (network)")
+    setup.add_argument(
+        "--python", default=sys.executable, help="a Python from 3.9 to 3.12; default: this one"
+    )
+
+
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
@@ -147,9 +168,29 @@ def _stage(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from cvae_lab.data import load
     from cvae_lab.data.check import report
+    from cvae_lab.data.video.report import read_report
 
     print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
     print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions that need no model.")
+    if video := read_report(options.data):
+        print("\nMade from a video:", *video.lines, sep="\n")
+
+
+def _video(options: argparse.Namespace) -> None:
+    from cvae_lab.data.video import make_data_set
+
+    names = ("file", "out", "pose", "fps", "seconds", "fit", "max_gap", "smooth")
+    crop = tuple(options.crop) if options.crop else None
+    size = tuple(map(int, options.size.split("x")))
+    report = make_data_set(**{name: getattr(options, name) for name in names}, size=size, crop=crop)
+    print(*report.lines, f"Wrote {options.out}; open {options.out / 'index.html'} before training.", sep="\n")
+
+
+def _video_setup(options: argparse.Namespace) -> None:
+    from cvae_lab.data.video import estimator
+
+    print(f"Installing {estimator.MEDIAPIPE} in {estimator.environment()}; about 140 MB are downloaded.")
+    print(f"The pose estimator is ready in {estimator.install(options.python)}.")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from cvae_lab.data.pixels import DataError
 
 WORKING_SIDE = 640  # pixels: decoded frames are kept with no longer side than this
-BLOCK = 32  # pixels: side of the background blocks that camera movement is measured on
+BLOCK = 64  # pixels: side of the background blocks that camera movement is measured on
+TEXTURE = 3  # grey levels: a block with a smaller standard deviation is too plain to compare
 CAMERA_WIDTH = 256  # pixels: width of the grey frames for camera movement
 
 Frames = UInt8[np.ndarray, "n h w 3"]
@@ -220,42 +221,52 @@ def fit(frames: Frames, box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "n
     return fitted
 
 
-def camera_shift(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    """Distance in pixels by which the background of each frame is shifted against the first frame.
+def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:
+    """Return the position of the background in each frame against the first: columns and rows in pixels.
 
-    It is the median over background blocks of the distance found by phase correlation, to whole pixels of a picture
-    about `CAMERA_WIDTH` wide. NaN where fewer than three blocks with texture are free of the person.
+    The shift between two frames is the median over background blocks of the shifts that phase correlation finds, in
+    whole pixels of a picture about `CAMERA_WIDTH` wide. It counts where at least three blocks with texture are free of
+    the person and most of them agree; otherwise the position is NaN. A frame is compared with a reference frame, which
+    is replaced when the background has moved away from it, so that large movements are followed.
 
     Args:
         boxes: left, top, right and bottom of the person in each frame; NaN where there is none.
     """
     step = max(1, round(frames.shape[2] / CAMERA_WIDTH))
     grey = [frame[::step, ::step].mean(-1) for frame in frames]
-    corners = [
-        (y, x) for y in range(0, grey[0].shape[0] - BLOCK + 1, BLOCK // 2)
-        for x in range(0, grey[0].shape[1] - BLOCK + 1, BLOCK // 2)
-    ]  # fmt: skip
-    first = [_outside(corner, boxes[0] / step) for corner in corners]
-    shifts = np.full(len(frames), np.nan)
-    for i, picture in enumerate(grey):
-        found = [
-            _phase_shift(_block(grey[0], corner), _block(picture, corner))
-            for corner, free in zip(corners, first, strict=True)
-            if free and _outside(corner, boxes[i] / step) and _block(grey[0], corner).std() > 4
-        ]
-        if len(found) >= 3:
-            shifts[i] = step * np.median(np.hypot(*np.transpose(found)))
-    return shifts
+    path = np.full((len(frames), 2), np.nan)
+    path[0], reference = 0, 0
+    origin = path[0]
+    for i in range(1, len(frames)):
+        shift = _shift(grey[reference], grey[i], boxes[[reference, i]] / step)
+        if shift is not None:
+            path[i] = origin + step * shift
+        if shift is None or np.abs(shift).max() >= BLOCK // 8:
+            reference, origin = i, origin if shift is None else path[i]
+    return path
+
+
+def _shift(
+    a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"], people: Float[np.ndarray, "2 4"]
+) -> Float[np.ndarray, "2"] | None:
+    """Columns and rows by which the background of `b` is shifted against `a`; None where that cannot be said."""
+    found = []
+    for y in range(0, a.shape[0] - BLOCK + 1, BLOCK // 2):
+        for x in range(0, a.shape[1] - BLOCK + 1, BLOCK // 2):
+            block = a[y : y + BLOCK, x : x + BLOCK]
+            if block.std() > TEXTURE and all(_outside((y, x), box) for box in people):
+                found.append(_phase_shift(block, b[y : y + BLOCK, x : x + BLOCK]))
+    if len(found) < 3:
+        return None
+    middle = np.median(found, axis=0)
+    agree = np.abs(np.array(found) - middle).max(1) <= 1
+    return middle[::-1] if agree.mean() > 0.5 else None
 
 
 def _outside(corner: tuple[int, int], box: Float[np.ndarray, "4"]) -> bool:
     """Whether a block does not touch the person; always where there is none (NaN)."""
     (y, x), (left, top, right, bottom) = corner, box
     return not bool(x < right and x + BLOCK > left and y < bottom and y + BLOCK > top)
-
-
-def _block(picture: Float[np.ndarray, "h w"], corner: tuple[int, int]) -> Float[np.ndarray, "b b"]:
-    return picture[corner[0] : corner[0] + BLOCK, corner[1] : corner[1] + BLOCK]
 
 
 def _phase_shift(a: Float[np.ndarray, "b b"], b: Float[np.ndarray, "b b"]) -> tuple[int, int]:

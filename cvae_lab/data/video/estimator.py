@@ -41,7 +41,7 @@ def environment() -> Path:
 
 
 def install(python: str = sys.executable) -> Path:
-    """Make the environment with `python` (3.9 to 3.12) and pip; about 120 MB are downloaded from pip's index."""
+    """Make the environment with `python` (3.9 to 3.12) and pip; about 140 MB are downloaded from pip's index."""
     folder = environment()
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check"]
     steps = (
@@ -69,7 +69,7 @@ def check_installed() -> None:
     if not (environment() / COMPLETE).is_file():
         raise DataError(
             f"{environment()}: the pose estimator is not installed; run 'cvae-lab video-setup' once (it downloads "
-            "about 120 MB), or give keypoints made elsewhere with --pose"
+            "about 140 MB), or give keypoints made elsewhere with --pose"
         )
 
 

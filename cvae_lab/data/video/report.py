@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw
 from cvae_lab.data.clips import Dataset
 from cvae_lab.data.files import replacing, write_text
 from cvae_lab.data.synthetic.drawing import LIMBS
-from cvae_lab.data.video.decode import Box, DecodedVideo, camera_shift
+from cvae_lab.data.video.decode import Box, DecodedVideo, camera_path
 from cvae_lab.data.video.keypoints import JOINTS
 from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
-SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 100  # how many frames are shown, shown with label, compared
+SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300  # how many frames are shown, shown with label, compared
 MOVED = 0.01  # of the width: a larger shift of the background is camera movement
 COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
 Segment = tuple[int, int]
@@ -74,17 +74,19 @@ def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]]
 
 
 def _camera(video: DecodedVideo, tracks: Tracks) -> dict[str, float | None]:
-    """The largest shift of the background against the first frame, as a fraction of the width, and when it began.
+    """Measure the background's largest distance from its place in the first frame, and when it began to move.
 
-    `shift` is None where too little background is free of the person; `seconds` is None where nothing moved.
+    `shift` is a fraction of the width, None where most frames cannot be compared; `seconds` is None where nothing
+    moved; `compared` is the fraction of the sampled frames that could be compared.
     """
     every = -(-len(video.frames) // CAMERA_FRAMES)
-    shift = camera_shift(video.frames[::every], boxes(tracks.points[::every])) / video.frames.shape[2]
-    if np.isnan(shift).mean() > 0.5:
-        return {"shift": None, "seconds": None}
+    path = camera_path(video.frames[::every], boxes(tracks.points[::every], 0.1))
+    shift = np.hypot(*path.T) / video.frames.shape[2]
+    compared = float(1 - np.isnan(shift).mean())
     moved = np.flatnonzero(shift > MOVED)
     began = float(video.times[::every][moved[0]]) if len(moved) else None
-    return {"shift": float(np.nanmax(shift)), "seconds": began}
+    known = compared > 0.5 or began is not None
+    return {"shift": float(np.nanmax(shift)) if known else None, "seconds": began, "compared": compared}
 
 
 def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[str]:
@@ -128,12 +130,12 @@ def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]
 
 def _camera_sentence(camera: dict[str, float | None]) -> str:
     if camera["shift"] is None:
-        return "Warning: camera movement could not be measured; too little background is free of the person."
+        return "Warning: camera movement could not be measured; too little textured background is free of the person."
     if camera["seconds"] is None:
-        return f"Camera: fixed, the background shifts by at most {camera['shift']:.1%} of the width."
+        return f"Camera: fixed, the background moves by at most {camera['shift']:.1%} of the width."
     return (
-        f"Warning: the camera moved, first at {camera['seconds']:.1f} s; the background shifts by up to "
-        f"{camera['shift']:.1%} of the width. The model assumes a fixed camera."
+        f"Warning: the camera moves, first at {camera['seconds']:.1f} s; the background moves by up to "
+        f"{camera['shift']:.0%} of the width. The model assumes a fixed camera."
     )
 
 
