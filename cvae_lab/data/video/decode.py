@@ -13,7 +13,6 @@ from tqdm import tqdm
 from cvae_lab.data.pixels import DataError
 
 WORKING_SIDE = 640  # pixels: decoded frames are kept with no longer side than this
-BLOCK = 64  # pixels: side of the background blocks that camera movement is measured on
 TEXTURE = 3  # grey levels: a block with a smaller standard deviation is too plain to compare
 CAMERA_WIDTH = 256  # pixels: width of the grey frames for camera movement
 
@@ -123,7 +122,9 @@ def _open(file: Path) -> av.container.InputContainer:
     if not container.streams.video:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         container.close()
-        raise DataError(f"{file}: no video stream (it holds {kinds}); give a file with pictures")
+        raise DataError(
+            f"{file}: no video stream (it holds {kinds}); give a file with pictures, or copy it again if incomplete"
+        )
     return container
 
 
@@ -211,11 +212,12 @@ def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.
 def fit(frames: Frames, box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "n 3 height width"]:
     """Resize the part of each frame inside `box` to `size` (height, width); outside the picture it is black."""
     left, top, wide, high = box
-    margin = int(np.ceil(max(0, -left, -top)))
-    inside = (left + margin, top + margin, left + margin + wide, top + margin + high)
+    # Padding only where there are bars: elsewhere the filter would mix black into the edge.
+    x, y = int(np.ceil(max(0, -left))), int(np.ceil(max(0, -top)))
+    inside = (left + x, top + y, left + x + wide, top + y + high)
     fitted = np.empty((len(frames), 3, *size), np.uint8)
     for target, frame in zip(fitted, frames, strict=True):
-        picture = Image.fromarray(np.pad(frame, ((margin, margin), (margin, margin), (0, 0))))
+        picture = Image.fromarray(np.pad(frame, ((y, y), (x, x), (0, 0))))
         small = picture.resize(size[::-1], Image.Resampling.BILINEAR, box=inside)
         target[:] = np.asarray(small).transpose(2, 0, 1)
     return fitted
@@ -233,29 +235,30 @@ def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.nda
         boxes: left, top, right and bottom of the person in each frame; NaN where there is none.
     """
     step = max(1, round(frames.shape[2] / CAMERA_WIDTH))
+    side = 64 if min(frames.shape[1:3]) // step >= 128 else 32  # pixels: of a block
     grey = [frame[::step, ::step].mean(-1) for frame in frames]
     path = np.full((len(frames), 2), np.nan)
     path[0], reference = 0, 0
     origin = path[0]
     for i in range(1, len(frames)):
-        shift = _shift(grey[reference], grey[i], boxes[[reference, i]] / step)
+        shift = _shift(grey[reference], grey[i], boxes[[reference, i]] / step, side)
         if shift is not None:
             path[i] = origin + step * shift
-        if shift is None or np.abs(shift).max() >= BLOCK // 8:
+        if shift is None or np.abs(shift).max() >= side // 8:
             reference, origin = i, origin if shift is None else path[i]
     return path
 
 
 def _shift(
-    a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"], people: Float[np.ndarray, "2 4"]
+    a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"], people: Float[np.ndarray, "2 4"], side: int
 ) -> Float[np.ndarray, "2"] | None:
     """Columns and rows by which the background of `b` is shifted against `a`; None where that cannot be said."""
     found = []
-    for y in range(0, a.shape[0] - BLOCK + 1, BLOCK // 2):
-        for x in range(0, a.shape[1] - BLOCK + 1, BLOCK // 2):
-            block = a[y : y + BLOCK, x : x + BLOCK]
-            if block.std() > TEXTURE and all(_outside((y, x), box) for box in people):
-                found.append(_phase_shift(block, b[y : y + BLOCK, x : x + BLOCK]))
+    for y in range(0, a.shape[0] - side + 1, side // 2):
+        for x in range(0, a.shape[1] - side + 1, side // 2):
+            block = a[y : y + side, x : x + side]
+            if block.std() > TEXTURE and not any(_touches(x, y, side, person) for person in people):
+                found.append(_phase_shift(block, b[y : y + side, x : x + side]))
     if len(found) < 3:
         return None
     middle = np.median(found, axis=0)
@@ -263,15 +266,16 @@ def _shift(
     return middle[::-1] if agree.mean() > 0.5 else None
 
 
-def _outside(corner: tuple[int, int], box: Float[np.ndarray, "4"]) -> bool:
-    """Whether a block does not touch the person; always where there is none (NaN)."""
-    (y, x), (left, top, right, bottom) = corner, box
-    return not bool(x < right and x + BLOCK > left and y < bottom and y + BLOCK > top)
+def _touches(x: int, y: int, side: int, person: Float[np.ndarray, "4"]) -> bool:
+    """Whether a block overlaps the person; never where there is none (NaN)."""
+    left, top, right, bottom = person
+    return bool(x < right and x + side > left and y < bottom and y + side > top)
 
 
-def _phase_shift(a: Float[np.ndarray, "b b"], b: Float[np.ndarray, "b b"]) -> tuple[int, int]:
+def _phase_shift(a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"]) -> tuple[int, int]:
     """Rows and columns by which `b` is shifted against `a`, from the peak of their phase correlation."""
-    window = np.hanning(BLOCK)[:, None] * np.hanning(BLOCK)
+    side = len(a)
+    window = np.hanning(side)[:, None] * np.hanning(side)
     cross = np.conj(np.fft.fft2((a - a.mean()) * window)) * np.fft.fft2((b - b.mean()) * window)
     peak = np.fft.ifft2(cross / np.maximum(np.abs(cross), 1e-9)).real.argmax()
-    return tuple((int(i) + BLOCK // 2) % BLOCK - BLOCK // 2 for i in divmod(int(peak), BLOCK))
+    return tuple((int(i) + side // 2) % side - side // 2 for i in divmod(int(peak), side))

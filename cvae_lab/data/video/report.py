@@ -96,7 +96,8 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
     pause = f", the longest pause is {m['longest_pause']:.2f} s" if frames > 1 else ""
     yield f"Frames: {frames} in {m['seconds']:.1f} s{pause}."
-    yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%})."
+    by = "mediapipe, on this machine" if settings["pose"] == "mediapipe" else Path(settings["pose"]).name
+    yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%}) by {by}."
     yield (
         f"Repairs: {m['exchanged_sides']} frames with left and right exchanged, {m['jumps']} joint positions removed "
         f"as jumps, {m['filled']} positions filled in gaps of at most {settings['max_gap']} frames."
