@@ -1,13 +1,14 @@
-"""Data: the synthetic data set, the course's folders, and clips drawn from them."""
+"""Data: the synthetic data set, the assignment's folders, and clips sampled from them."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cvae_lab.data.cache import cache_dir, cached
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset, Video
-from cvae_lab.data.folder import read_folder, write_folder
-from cvae_lab.data.pixels import DataError
+from cvae_lab.data.folder import PARTS, read_folder, write_folder
+from cvae_lab.data.pixels import DataError, Fit
 
 __all__ = [
     "Clip",
@@ -24,13 +25,39 @@ __all__ = [
 SYNTHETIC = ("tiny", "small", "full")
 
 
-def load(data: str | Path, seed: int = 0, progress: bool = True) -> Dataset:
-    """Return the synthetic set where `data` is tiny, small or full; otherwise read the course's folders in that path.
+def load(
+    data: str | Path,
+    seed: int = 0,
+    progress: bool = True,
+    parts: Sequence[str] = PARTS,
+    required: Sequence[str] = (),
+    fit: Fit = "stretch",
+    answers: str | Path | None = None,
+    min_frames: int = 2,
+) -> Dataset:
+    """Return the synthetic set where `data` is tiny, small or full; otherwise read the assignment's folders there.
 
     The synthetic set is rendered once per size, seed and version of its code, and kept in the cache.
+
+    Args:
+        data: the size of the synthetic set, or a folder.
+        seed: of the synthetic set.
+        parts: what to read of a folder: train, val, test. A part that is missing stays empty.
+        required: parts that must be there, such as `("train",)` for training; otherwise DataError.
+        fit: what to do with pictures of other proportions: stretch, crop or letterbox (`pixels.Fit`).
+        answers: file or folder with the true frames of the test clips (`course_csv.read_answers`).
+        min_frames: that the training part needs.
     """
     if str(data) not in SYNTHETIC:
-        return read_folder(data, progress=progress)
+        return read_folder(
+            data,
+            progress=progress,
+            parts=parts,
+            min_frames=min_frames,
+            required=required,
+            fit=fit,
+            answers=answers,
+        )
     return _from_plain(
         cached(cache_dir(), f"synthetic-{data}-{seed}", _source_key(), lambda: _render(data, seed, progress))
     )
@@ -51,7 +78,7 @@ def _from_plain(plain: dict[str, Any]) -> Dataset:
 
 
 def _source_key() -> str:
-    """A hash of the code that renders, so that a cached picture is never older than its code."""
+    """A hash of the rendering code, so that cached frames are never older than the code."""
     here = Path(__file__).parent
     sources = [here / "palette.py", *sorted((here / "synthetic").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

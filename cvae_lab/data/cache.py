@@ -1,78 +1,106 @@
 """Decoded pictures and rendered data, kept on disk so that they are made only once."""
 
+import functools
 import hashlib
+import logging
 import os
-import pickle
-import warnings
+import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from cvae_lab.data.files import replacing
-from cvae_lab.data.pixels import decode
 
-FORMAT = 2  # of the cache; a new number makes every older file invalid
+FORMAT = 3  # of the cache files; a new number makes every older file invalid
+
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
     """Return the cache folder: the environment variable CVAE_LAB_CACHE, or ~/.cache/cvae_lab."""
-    return Path(os.environ.get("CVAE_LAB_CACHE") or Path.home() / ".cache" / "cvae_lab")
+    if folder := os.environ.get("CVAE_LAB_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "cvae_lab"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path(tempfile.gettempdir()) / "cvae_lab"
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `build` makes (tensors, numbers and text in dicts, lists, tuples), from the cache if `key` matches.
+    """Return what `build` makes, from the cache file `name` if its key is `key` and its checksum is right.
 
-    There is one file per name; it is built again when the key changes, or when the file is missing or damaged.
-    Tensors from the file are memory-mapped, so that processes share them.
+    The value consists of tensors, numbers and text in dicts, lists and tuples. It is built again when the key changes,
+    or when the file is missing or damaged. Tensors from the file are memory-mapped, so that processes share them.
+    Where the file cannot be written, one warning per folder says so, and the value is returned all the same.
     """
     file = folder / f"{name}.pt"
-    try:
-        found = torch.load(file, weights_only=True, mmap=True)
-        if found["key"] == key:
-            return found["value"]
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, EOFError, pickle.UnpicklingError):
-        pass
+    value = _read(file, key)
+    if value is not None:
+        return value
     value = build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
-            torch.save({"key": key, "value": value}, temporary)
-    except OSError as error:
-        warnings.warn(
-            f"{folder}: no cache was written ({error}); set CVAE_LAB_CACHE to another folder", stacklevel=2
-        )
+            torch.save({"key": key, "value": value, "checksum": checksum(value)}, temporary)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
+        _warn_not_written(folder, str(error).split("\n")[0])
     return value
 
 
-def read_pictures(
-    root: Path,
-    part: str,
-    groups: Sequence[Sequence[Path]],
-    size: tuple[int, int],
-    progress: bool,
-    cache: str | Path | None,
-) -> Sequence[UInt8[Tensor, "_ 3 h w"]]:
-    """Return one tensor of pictures of `size` (height, width) per group of files, from the cache where it is valid."""
-    where = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    value = cached(
-        Path(cache) if cache else cache_dir(),
-        f"{part}-{size[0]}x{size[1]}-{where}",
-        _content_key(root, [file for group in groups for file in group]),
-        lambda: {"pictures": decode(groups, size, progress, part)},
+def _read(file: Path, key: str) -> dict[str, Any] | None:
+    """The value in the file; None where the file is missing, has another key or is damaged."""
+    try:
+        found = torch.load(file, weights_only=True, mmap=True)
+        if found["key"] != key:
+            return None
+        if found["checksum"] == checksum(found["value"]):
+            return found["value"]
+        reason = "its checksum is wrong"
+    except FileNotFoundError:
+        return None
+    # A damaged file makes torch raise errors of almost any type, and all of them mean the same here.
+    except Exception as error:
+        reason = type(error).__name__
+    if file.is_file():
+        logger.warning("%s: this cache file is damaged (%s); it is built again.", file, reason)
+    return None
+
+
+@functools.cache
+def _warn_not_written(folder: Path, reason: str) -> None:
+    logger.warning(
+        "%s: no cache was written (%s); the next start has to do the work again. "
+        "Free some space, or set CVAE_LAB_CACHE to another folder.",
+        folder,
+        reason,
     )
-    return value["pictures"].split([len(group) for group in groups])
 
 
-def _content_key(root: Path, files: Sequence[Path]) -> str:
-    """A hash of names, sizes and times of change: any edit of a file changes it."""
-    digest = hashlib.sha256(f"format {FORMAT}".encode())
+def checksum(value: Any, start: int = 0) -> int:  # noqa: ANN401
+    """CRC-32 over the types, shapes and contents of tensors, numbers and text in dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        start = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), start)
+        return zlib.crc32(value.contiguous().numpy().data.cast("B") if value.numel() else b"", start)
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, list | tuple):
+        start = zlib.crc32(f"{type(value).__name__} {len(value)}".encode(), start)
+        for item in value:
+            start = checksum(item, start)
+        return start
+    return zlib.crc32(repr(value).encode(), start)
+
+
+def content_key(root: Path, files: Sequence[Path], *options: object) -> str:
+    """A hash of the options and of the files' names, sizes and times of change: any edit of a file changes it."""
+    digest = hashlib.sha256(f"format {FORMAT} {options}".encode())
     for file in files:
         # st_ctime also changes when an edit restores the file's own modification time.
         stat = file.stat()
         times = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
-        digest.update(f"{file.relative_to(root).as_posix()} {times}\n".encode())
+        digest.update(f"{os.path.relpath(file, root)} {times}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Videos of one or more recordings, and clips drawn from them."""
+"""Videos of one or more recordings, and clips sampled from them."""
 
 import itertools
 import math
@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from cvae_lab.data.palette import STANDARD, Palette
 from cvae_lab.data.pixels import to_float
+
+AnswerFormat = Literal["none", "folder", "2023", "later"]
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames with their pose labels, in one recording or several recordings joined.
+    """Frames with their pose labels: one recording, or several in a row.
 
     `boundaries` holds the index of the first frame of every recording but the first. A video may be empty.
     """
@@ -43,12 +46,12 @@ class Video:
 
     @property
     def recordings(self) -> list[tuple[int, int]]:
-        """First frame and end (one past the last frame) of every recording."""
+        """First frame and end (one past the last frame) of every recording, as indices."""
         edges = (0, *self.boundaries, len(self)) if len(self) else ()
         return list(itertools.pairwise(edges))
 
     def clip_starts(self, n_frames: int) -> Int64[Tensor, " s"]:
-        """Every start, stride 1, of a clip of `n_frames` that lies inside one recording."""
+        """Return every index where a clip of `n_frames` can start and stay inside one recording."""
         starts = [torch.arange(a, b - n_frames + 1) for a, b in self.recordings if b - a >= n_frames]
         if not starts:
             longest = max((b - a for a, b in self.recordings), default=0)
@@ -59,9 +62,9 @@ class Video:
         return torch.cat(starts)
 
     def hold_out(self, fraction: float = 0.1, min_frames: int = 16) -> tuple["Video", "Video"]:
-        """Split into (kept, held out): the last `fraction` of every recording, as one segment.
+        """Split into (kept, held out). The last `fraction` of every recording is its held-out segment.
 
-        A segment has at least `min_frames` frames; a recording too short to leave as many stays whole.
+        A segment has at least `min_frames` frames. A recording that cannot keep as many is not split.
         """
         if not 0 < fraction < 1 or min_frames < 1:
             raise ValueError(
@@ -82,7 +85,7 @@ class Video:
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def as_clips(self) -> tuple["Clip", ...]:
-        """One prediction task per recording, with the recording's own frames as the answer."""
+        """Return one prediction task per recording, with the recording's own frames as the answer."""
         return tuple(
             Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
             for i, (a, b) in enumerate(self.recordings)
@@ -129,12 +132,19 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation videos, and the test clips."""
+    """Training and validation videos, and the test clips. Each of them may be empty.
+
+    `palette` holds the label colours that mirroring exchanges; None where the labels have other colours, so that they
+    cannot be mirrored. `answer_format` says where the answers came from: the course of `2023` and that of `later`
+    years average differently, `folder` stands for picture files and own data, `none` where no clip has an answer.
+    """
 
     name: str
     train: Video
     val: Video
     tests: tuple[Clip, ...]
+    palette: Palette | None = STANDARD
+    answer_format: AnswerFormat = "folder"
 
 
 class ClipBatch(NamedTuple):
@@ -145,13 +155,20 @@ class ClipBatch(NamedTuple):
 
 
 class ClipSampler:
-    """Shuffled clips of `n_frames`, with any start inside a recording, taken from uint8 pixels that stay on `device`.
+    """Shuffled clips of `n_frames`, with any start inside a recording, from uint8 pixels that stay on `device`.
 
-    All randomness comes from `generator` (a CPU one) and is drawn when an epoch begins, so its state saved
-    between epochs resumes the same sequence. `reference_frame` says what frame 0 of a clip is: "random"
-    for any frame of its recording, so that a model learns to predict frames far from it, as in the test; "first" for
-    the frame before those to predict. An epoch draws its starts without replacement; by default it has whole
-    batches that show each frame about once as a frame to predict, and only starts that run out shorten it.
+    All randomness comes from `generator` and is drawn when an epoch begins. Saving the generator's state between
+    epochs is therefore enough to resume the same sequence. An epoch samples its starts without replacement.
+
+    Args:
+        video: the source; a clip never crosses a recording boundary.
+        n_frames: per clip, frame 0 included.
+        batch_size: clips per batch; the last batch of an epoch may be smaller.
+        generator: a CPU generator.
+        clips_per_epoch: by default, as many as fill whole batches and show each frame about once as a frame to
+            predict, or all starts where there are fewer.
+        reference_frame: what frame 0 of a clip is. "random": any frame of its recording, so that a model learns to
+            predict frames far from it, as in the test. "first": the frame before those to predict.
     """
 
     def __init__(
@@ -170,12 +187,8 @@ class ClipSampler:
                 f"reference_frame={reference_frame!r}): give 2 frames or more, "
                 "1 clip or more, and reference_frame 'random' or 'first'"
             )
-        self.n_frames, self.batch_size, self.generator, self.reference_frame = (
-            n_frames,
-            batch_size,
-            generator,
-            reference_frame,
-        )
+        self.n_frames, self.batch_size = n_frames, batch_size
+        self.generator, self.reference_frame = generator, reference_frame
         self.frames, self.labels = video.frames.to(device), video.labels.to(device)
         self.starts = video.clip_starts(n_frames)
         self.recording_edges = torch.tensor([0, *video.boundaries, len(video)])
@@ -194,16 +207,17 @@ class ClipSampler:
         return math.ceil(self.clips_per_epoch / self.batch_size)
 
     def epoch(self) -> Iterator[ClipBatch]:
-        """One pass; the last batch may be smaller."""
+        """Yield the batches of one epoch."""
         order = torch.randperm(len(self.starts), generator=self.generator)[: self.clips_per_epoch]
         starts = self.starts[order]
-        reference = self._anywhere(starts) if self.reference_frame == "random" else starts
+        reference = self._random_frames(starts) if self.reference_frame == "random" else starts
         rows = starts[:, None] + torch.arange(self.n_frames)
         rows[:, 0] = reference
         for batch in rows.to(self.frames.device).split(self.batch_size):
             yield ClipBatch(to_float(self.frames[batch]), to_float(self.labels[batch]))
 
-    def _anywhere(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+    def _random_frames(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
+        """For every start, the index of a uniformly sampled frame of its recording."""
         recording = torch.searchsorted(self.recording_edges, starts, right=True) - 1
         first, stop = self.recording_edges[recording], self.recording_edges[recording + 1]
         # Double precision: in single, a draw just below 1 could round up to the next recording's first frame.
@@ -212,10 +226,11 @@ class ClipSampler:
 
 
 def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
-    """Index of the first frame after every boundary, from jumps between consecutive frames.
+    """Return the index of the first frame after every recording boundary, found from jumps between frames.
 
-    A boundary changes the picture (mean squared difference over 2e-3, that is under 27 dB) and does so alone:
-    4 times more than any of the 3 changes before it and the 3 after it, which a fast move never does.
+    A boundary is a large change between two frames (mean squared difference above 2e-3, which is a PSNR below 27 dB)
+    that is also 4 times larger than each of the 3 changes before it and the 3 after it. Fast motion has large
+    changes, too, but several in a row.
     """
     if len(frames) < 2:
         return ()
@@ -227,9 +242,9 @@ def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
 
 
 def frame_changes(frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " m"]:
-    """Mean squared difference between each frame and the one before it, values in [0, 1]; n - 1 of them."""
+    """Return the n - 1 mean squared differences between each frame and the one before it, values in [0, 1]."""
     change = torch.empty(max(len(frames) - 1, 0))
-    for i in range(0, len(change), 32):  # few floats at a time: they cost four times the bytes
+    for i in range(0, len(change), 32):  # a few frames at a time: floats take four times the memory
         change[i : i + 32] = to_float(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
     return change
 

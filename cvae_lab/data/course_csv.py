@@ -1,6 +1,16 @@
-"""The course's formats besides PNG folders: clips of 2023, the later years' CSV, its two ways to average."""
+"""The course's text formats: clips of 2023, the later years' CSV, and the answers that both gave out.
 
-from collections.abc import Sequence
+Files come from strangers, so reading is bounded: a file much larger than its format needs is refused before it is
+read, and every value is checked.
+"""
+
+import hashlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +18,22 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from cvae_lab.data.cache import cached, content_key
+from cvae_lab.data.clips import AnswerFormat, Clip
 from cvae_lab.data.files import replacing
 from cvae_lab.data.pixels import DataError, to_uint8
 
 HEIGHT, WIDTH = 32, 64
 VALUES = 3 * HEIGHT * WIDTH
+MAX_CHARACTERS = 32  # per value, separator included: more than any program writes
+MAX_ROWS = 100_000  # of a CSV whose number of rows is not known: 614 MB of pixels
+SAME_FRAME = 8.0  # mean absolute difference in grey levels up to which two frames count as the same
+
+logger = logging.getLogger(__name__)
 
 
 def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) -> None:
-    """The later years' CSV: header id,0,...,6143, a row per frame, clip after clip, the given frame first.
+    """Write the later years' CSV: header id,0,...,6143, one row per frame, clip after clip, first frames included.
 
     Values are rint(255 x), clamped to 0..255, in channel, row, column order.
     """
@@ -27,22 +44,120 @@ def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) ->
         np.savetxt(temporary, table, fmt="%d", delimiter=",", header=header, comments="")
 
 
-def read_submission(path: Path, frames_per_clip: int) -> list[UInt8[Tensor, "t 3 32 64"]]:
-    """The inverse of `write_submission`. DataError where rows or columns are not as they should be."""
-    table = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
-    if table.shape[1] != VALUES + 1 or len(table) % frames_per_clip:
-        raise DataError(
-            f"{path} has {len(table)} rows of {table.shape[1]} columns; a submission has {frames_per_clip} rows a "
-            f"clip and {VALUES + 1} columns (id and {VALUES} values)."
+def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UInt8[Tensor, "t 3 32 64"]]:
+    """Read the later years' CSV, with or without a column Usage after the values. The inverse of `write_submission`.
+
+    Raises DataError with line and column where a value is not a whole number from 0 to 255, where ids are not
+    0, 1, 2, … in this order, or where rows or columns are missing or too many.
+
+    Args:
+        frames_per_clip: the number of rows of every clip; an integer where all clips have as many.
+    """
+    lengths = None if isinstance(frames_per_clip, int) else list(frames_per_clip)
+    limit = MAX_ROWS if lengths is None else sum(lengths)
+    rows = bytearray()
+    for row in _rows(path, limit):
+        rows += row.tobytes()
+    count = len(rows) // VALUES
+    if lengths is None:
+        lengths = [frames_per_clip] * (count // frames_per_clip)
+    if not count or sum(lengths) != count:
+        wanted = (
+            f"{frames_per_clip} rows for each clip" if isinstance(frames_per_clip, int) else f"{limit} rows"
         )
-    frames = torch.from_numpy(table[:, 1:].astype(np.uint8)).reshape(-1, 3, HEIGHT, WIDTH)
-    return list(frames.split(frames_per_clip))
+        raise DataError(f"{path} has {count} rows; a submission has {wanted}, one per frame; write it again")
+    frames = torch.frombuffer(rows, dtype=torch.uint8).reshape(-1, 3, HEIGHT, WIDTH)
+    return list(frames.split(lengths))
+
+
+def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
+    """The pixels of every row, checked. Lines are read one at a time, none longer than a row can be."""
+    longest = MAX_CHARACTERS * (VALUES + 2)
+    with _regular(path).open("rb") as file:
+        header = _line(path, file.readline(longest), 1, longest).removeprefix(b"\xef\xbb\xbf").split(b",")
+        names = [name.strip().strip(b'"').decode(errors="replace") for name in header]
+        usage = names[-1].lower() == "usage"
+        if names[0].lower() != "id" or len(names) != VALUES + 1 + usage:
+            raise DataError(
+                f"{path}: line 1 must name {VALUES + 1} columns (id and {VALUES} values), and may name Usage after "
+                f"them, but has {len(names)} columns, the first of them {names[0][:20]!r}; write the header"
+            )
+        for number, line in enumerate(iter(lambda: file.readline(longest), b""), 2):
+            line = _line(path, line, number, longest).strip()
+            if not line:
+                continue
+            if number - 2 >= limit:
+                raise DataError(f"{path} has more than {limit} rows; a submission has one row per frame")
+            yield _pixels(path, number, names, line.rpartition(b",")[0] if usage else line)
+
+
+def _line(path: Path, line: bytes, number: int, longest: int) -> bytes:
+    if not line:
+        raise DataError(f"{path} is empty; write a header and one row per frame")
+    if len(line) >= longest:
+        raise DataError(
+            f"{path}: line {number} is longer than a row of {VALUES} values; this is not a submission"
+        )
+    return line
+
+
+def _pixels(path: Path, number: int, names: list[str], line: bytes) -> UInt8[np.ndarray, " n"]:
+    values = _parse(line, ",")
+    if values is None or len(values) != VALUES + 1 or not _are_pixels(values[1:]) or values[0] != number - 2:
+        raise _row_fault(path, number, names, line.split(b","))
+    return values[1:].astype(np.uint8)
+
+
+def _are_pixels(values: Float[np.ndarray, " n"]) -> bool:
+    return bool(((values >= 0) & (values <= 255) & (values == np.rint(values))).all())
+
+
+def _row_fault(path: Path, number: int, names: list[str], fields: list[bytes]) -> DataError:
+    """The first fault of a row, found slowly and named exactly."""
+    if len(fields) != VALUES + 1:
+        return DataError(f"{path}: line {number} has {len(fields)} columns; it needs id and {VALUES} values")
+    for name, field in zip(names, fields, strict=False):
+        text = field.decode(errors="replace").strip()[:20]
+        if name == names[0]:
+            if _number(text) != number - 2:
+                return DataError(
+                    f"{path}: line {number}, column id: {text!r} should be {number - 2}; "
+                    "number the rows from 0 in order"
+                )
+        elif not _are_pixels(np.array([_number(text)])):
+            return DataError(
+                f"{path}: line {number}, column {name}: {text!r} is not a whole number from 0 to 255; correct it"
+            )
+    return DataError(f"{path}: line {number} cannot be read; write it again")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _parse(text: bytes | str, separator: str) -> Float[np.ndarray, " n"] | None:
+    """The numbers in a text; None where something in it is not a number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy only warns about text that it cannot read
+        try:
+            return np.fromstring(text, sep=separator, dtype=np.float64)
+        except (ValueError, DeprecationWarning):
+            return None
+
+
+def _regular(path: Path) -> Path:
+    if not path.is_file():  # reading from a pipe or a device could wait forever
+        raise DataError(f"{path}: no such file, or not a regular one; give the path of a text file")
+    return path
 
 
 def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
-    """One clip as in 2023: a line of 6144 numbers in [0, 1] per frame, the given frame first.
+    """Write one clip as in 2023: a line of 6144 numbers in [0, 1] per frame, the first frame included.
 
-    Four decimals tell all 256 steps of a pixel apart. `read_2023` reads it back.
+    Four decimals distinguish all 256 levels of a pixel. `read_2023` reads it back.
     """
     rows = to_uint8(clip).flatten(1).numpy() / 255
     with replacing(path) as temporary:
@@ -50,12 +165,129 @@ def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
 
 
 def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
-    """A clip of 2023 (the answers GT0.csv, ...): frames x 6144 numbers in [0, 1], parted by white space."""
-    values = np.fromstring(path.read_text(), sep=" ", dtype=np.float32)  # fast, and it reads numbers only
+    """Read a clip of 2023 (the answers GT0.csv, …): frames x 6144 numbers in [0, 1], separated by white space.
+
+    Raises DataError with frame and value where a number is missing, is not a number or lies outside [0, 1].
+    """
+    size = _regular(path).stat().st_size
+    if size > MAX_CHARACTERS * frames * VALUES:
+        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; this is another file")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    values = _parse(text, " ")
+    if values is None:
+        words = text.split()
+        bad = next((i for i, word in enumerate(words) if math.isnan(_number(word))), len(words) - 1)
+        raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct it")
     if values.size != frames * VALUES:
-        raise DataError(f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}.")
-    if values.min() < 0 or values.max() > 1:
         raise DataError(
-            f"{path} has values from {values.min():.3g} to {values.max():.3g}; answers lie in [0, 1]."
+            f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}; use the file of this clip"
         )
-    return to_uint8(torch.from_numpy(values).reshape(frames, 3, HEIGHT, WIDTH))
+    outside = ~((values >= 0) & (values <= 1))  # true for NaN
+    if outside.any():
+        bad = int(outside.argmax())
+        raise DataError(f"{path}: {_place(bad)}: {values[bad]:g} is not in [0, 1]; correct it")
+    return to_uint8(torch.from_numpy(values.astype(np.float32)).reshape(frames, 3, HEIGHT, WIDTH))
+
+
+def _place(index: int) -> str:
+    return f"frame {index // VALUES}, value {index % VALUES}"
+
+
+def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
+    """Return the format of the answers at `path`, a file or a folder, and the files.
+
+    For 2023 there is a file per clip, under the clip's number; for later years one file of all clips, under "".
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    named = {match[1]: file for file in files if (match := re.fullmatch("(?i)gt0*([0-9]+).csv", file.name))}
+    if named:
+        return "2023", named
+    if path.is_dir():
+        files = [file for file in files if file.name.lower() == "gt.csv"]
+    return ("later", {"": files[0]}) if files else ("none", {})
+
+
+def is_picture_folder(path: Path) -> bool:
+    """Whether a folder of answers holds folders of pictures, and none of the course's text files."""
+    return path.is_dir() and answer_files(path)[0] == "none"
+
+
+def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = None) -> tuple[Clip, ...]:
+    """Return the test clips with their true frames, read from the course's answer files.
+
+    Raises DataError where a file does not fit the clips.
+
+    Args:
+        path: a folder with GT0.csv, GT1.csv, … (2023) or gt.csv (later years), or one such file. A clip without a
+            file of 2023 keeps what it has.
+        clips: of the test, in order; of any length.
+        cache: folder that keeps the numbers, because reading text takes seconds.
+    """
+    path = Path(path)
+    year, files = answer_files(path)
+    if not path.exists() or year == "none":
+        raise DataError(f"{path}: holds no answers; give GT0.csv, … (2023), gt.csv (later), or their folder")
+    if any(clip.first.shape != (3, HEIGHT, WIDTH) for clip in clips):
+        raise DataError(
+            f"{path}: the course's answers are frames of {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
+        )
+    lengths = {clip.name: len(clip) for clip in clips}
+    sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
+    for file in sources.values():
+        _regular(file)
+
+    def read() -> dict[str, UInt8[Tensor, "t 3 h w"]]:
+        if year == "later":
+            return dict(zip(lengths, read_submission(files[""], list(lengths.values())), strict=True))
+        return {name: read_2023(file, lengths[name]) for name, file in sources.items()}
+
+    if cache:
+        key = content_key(path.parent, list(sources.values()), year, lengths)
+        where = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+        answers = cached(cache, f"answers-{where}", key, read)
+    else:
+        answers = read()
+    return tuple(
+        _answered(clip, answers[clip.name], path) if clip.name in answers else clip for clip in clips
+    )
+
+
+def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
+    """The clip with its answer. Frame 0, which is never scored, is the clip's own: the texts round it."""
+    difference = float((answer[0].float() - clip.first.float()).abs().mean())
+    if difference > SAME_FRAME:
+        logger.warning(
+            "%s: the first frame of clip %s differs from the one in test_img by %.0f grey levels on average; "
+            "check that these are the answers of these clips.",
+            path,
+            clip.name,
+            difference,
+        )
+    return replace(clip, answer=torch.cat([clip.first[None], answer[1:]]))
+
+
+def find_answers(root: Path) -> Path | None:
+    """Return where the course's answers lie: in the data folder, in its test part, or in Demo_Test in or beside it."""
+    places = (root, root / "test", root / "Demo_Test", root.resolve().parent / "Demo_Test")
+    return next((place for place in places if place.is_dir() and answer_files(place)[0] != "none"), None)
+
+
+def with_answers(
+    root: Path, clips: tuple[Clip, ...], path: Path | None, cache: Path
+) -> tuple[tuple[Clip, ...], AnswerFormat]:
+    """Add answers to test clips: those at `path`, or else those found, unless the clips have some already.
+
+    Found answers that do not fit the clips are left out with a line; those at `path` raise DataError.
+    """
+    if path:
+        return read_answers(path, clips, cache), answer_files(path)[0]
+    if any(clip.answer is not None for clip in clips):
+        return clips, "folder"
+    found = find_answers(root) if clips else None
+    if found is None:
+        return clips, "none"
+    try:
+        return read_answers(found, clips, cache), answer_files(found)[0]
+    except DataError as error:
+        logger.warning("Answers were found but are not used: %s.", error)
+        return clips, "none"

@@ -1,9 +1,19 @@
 """Atomic file writes: a reader sees the old file or the complete new one, never a part."""
 
+import contextlib
+import functools
 import os
+import platform
+import re
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+HOST = re.sub("[^A-Za-z0-9.]", "_", platform.node())[:32]
+TEMPORARY = re.compile(r"\..*\.tmp-(?P<host>[A-Za-z0-9._]*)-(?P<pid>[0-9]+)(\.[^.]*)?")
+DAY = 24 * 3600  # seconds; no write takes as long
 
 
 @contextmanager
@@ -11,10 +21,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
     The temporary name keeps the suffix of `path`, because libraries choose a format by it. After an error the
-    temporary file is removed and `path` keeps its old content.
+    temporary file is removed and `path` keeps its old content. A killed process cannot remove its temporary file:
+    the next process that writes to the folder does (`remove_stale`).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    _remove_stale_once(path.parent.resolve())
+    temporary = temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -26,3 +38,44 @@ def write_text(path: Path | str, text: str) -> None:
     """Write UTF-8 text atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside `path` that names this machine and process, so that its owner is known."""
+    return path.with_name(f".{path.stem}.tmp-{HOST}-{os.getpid()}{path.suffix}")
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders of processes that no longer run, and those older than a day.
+
+    A process of another machine cannot be checked, so its files are removed by their age alone.
+    """
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            match = TEMPORARY.fullmatch(entry.name)
+            if match and _is_stale(entry, match["host"], int(match["pid"])):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+
+@functools.cache
+def _remove_stale_once(folder: Path) -> None:
+    """Once per process and folder, because listing a folder costs more than writing a small file."""
+    remove_stale(folder)
+
+
+def _is_stale(entry: Path, host: str, pid: int) -> bool:
+    if time.time() - entry.lstat().st_mtime > DAY:
+        return True
+    # os.kill(pid, 0) asks whether a process exists; on Windows it would end the process.
+    if host != HOST or os.name == "nt":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False  # it exists and belongs to another user
+    return False

@@ -1,13 +1,21 @@
 """Colours of the pose labels, and how a label is mirrored.
 
-The synthetic data set draws with these colours. The course's labels use colours close to them, so mirroring assigns
-each label pixel to the nearest one.
+The synthetic data set draws with the standard colours. The course's labels use colours close to them, so mirroring
+assigns each label pixel to the nearest one. Other data sets name their colours in `labels.json`.
 """
 
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+
+from cvae_lab.data.pixels import DataError, to_float
 
 RGB = tuple[int, int, int]
 
@@ -20,35 +28,112 @@ RIGHT_ARM: RGB = (92, 160, 255)
 RIGHT_LEG: RGB = (72, 226, 120)
 RIGHT_FOOT: RGB = (90, 236, 60)
 
-COLOURS: tuple[RGB, ...] = (
-    TRUNK, HEAD, RIGHT_ARM, RIGHT_LEG, RIGHT_FOOT, LEFT_ARM, LEFT_LEG, LEFT_FOOT,
-)  # fmt: skip
-MIRRORED = (0, 1, 5, 6, 7, 2, 3, 4)
-"""Index into COLOURS of each colour's partner on the other side of the body; trunk and head are their own."""
-UNPAIRED = 2  # the first two colours have no left and right
+PALETTE_FILE = "labels.json"
+DRAWN = 0.2  # label coverage from which a pixel counts as drawn; the white background has coverage 0
+TOLERANCE = 0.18  # distance in RGB, values in [0, 1], within which a pixel belongs to a colour
+MAX_UNKNOWN = 0.1  # fraction of drawn pixels with unknown colours from which the palette counts as unknown
+# Measured fractions of unknown pixels: 1.3 % in the synthetic data set, 0.5 % in the course's real labels, 95 % or
+# more where limbs are drawn in pure red, green and blue.
 
 
-def mirror_labels(p: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+class Palette(NamedTuple):
+    """Label colours, and for each the index of its partner on the other side of the body (or its own index)."""
+
+    colours: tuple[RGB, ...]
+    mirrored: tuple[int, ...]
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[tuple[RGB, RGB]]) -> "Palette":
+        """Build a palette from (left colour, right colour); a pair of equal colours has no partner."""
+        colours, mirrored = [], []
+        for left, right in pairs:
+            n = len(colours)
+            colours += [left] if left == right else [left, right]
+            mirrored += [n] if left == right else [n + 1, n]
+        return cls(tuple(colours), tuple(mirrored))
+
+    def pairs(self) -> list[tuple[RGB, RGB]]:
+        """The inverse of `from_pairs`."""
+        return [(self.colours[i], self.colours[j]) for i, j in enumerate(self.mirrored) if i <= j]
+
+
+# fmt: off
+STANDARD = Palette(
+    (TRUNK, HEAD, RIGHT_ARM, RIGHT_LEG, RIGHT_FOOT, LEFT_ARM, LEFT_LEG, LEFT_FOOT),
+    (0, 1, 5, 6, 7, 2, 3, 4),
+)
+# fmt: on
+
+
+def read_palette(file: Path) -> Palette:
+    """Read `labels.json`: a list of pairs [left colour, right colour], each `[r, g, b]` or `"#rrggbb"`.
+
+    Colours without a left and a right, such as the trunk's, are pairs of twice the same colour. Raises DataError.
+    """
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            pairs = json.loads(stream.read(100_000))
+        pairs = [tuple(_colour(value) for value in pair) for pair in pairs]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ValueError("no pairs")
+        colours = [colour for pair in pairs for colour in set(pair)]
+        if len(set(colours)) < len(colours):
+            raise ValueError("a colour in two pairs")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f'{file}: not a list of colour pairs ({error}); write [["#00ff00", "#ff0000"], …], the left colour '
+            "first, each colour once, and the same colour twice where there is no left and right"
+        ) from error
+    return Palette.from_pairs(pairs)
+
+
+def _colour(value: object) -> RGB:
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return tuple(bytes.fromhex(value[1:]))
+    levels = value if isinstance(value, list) and len(value) == 3 else [None]
+    if not all(type(level) is int and 0 <= level <= 255 for level in levels):
+        raise ValueError(f"{value!r} is not a colour")
+    return tuple(levels)
+
+
+def mirror_labels(p: Float[Tensor, "*b 3 h w"], palette: Palette = STANDARD) -> Float[Tensor, "*b 3 h w"]:
     """Return the labels of the mirrored scene: flipped horizontally, with left and right limb colours exchanged.
 
     Without the exchange, a mirrored label would show a person whose left and right limbs are swapped.
     """
     coverage = 1 - p.flip(-1).movedim(-3, -1)
     drawn = coverage.amax(-1) > 0  # most label pixels are white
-    coverage[drawn] = exchange_limbs(coverage[drawn])
+    coverage[drawn] = exchange_limbs(coverage[drawn], palette)
     return 1 - coverage.movedim(-1, -3)
 
 
-def exchange_limbs(coverage: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+def exchange_limbs(coverage: Float[Tensor, "*n 3"], palette: Palette = STANDARD) -> Float[Tensor, "*n 3"]:
     """Replace the colour of each left limb by that of its right partner, and the reverse.
 
     `coverage` is 1 - label, RGB in the last dimension, so white is 0. Each pixel is assigned to the palette colour of
     the most similar hue, at the strength that fits best in least squares, and gets the partner colour at that
     strength.
     """
-    colours = 1 - torch.tensor(COLOURS, dtype=coverage.dtype, device=coverage.device) / 255
-    partner = torch.tensor(MIRRORED, device=coverage.device)
+    colours = 1 - torch.tensor(palette.colours, dtype=coverage.dtype, device=coverage.device) / 255
+    partner = torch.tensor(palette.mirrored, device=coverage.device)
     limb = (coverage @ F.normalize(colours, dim=1).T).argmax(-1)
     strength = (coverage * colours[limb]).sum(-1, keepdim=True) / colours[limb].square().sum(-1, keepdim=True)
     mirrored = (strength * colours[partner[limb]]).clamp(0, 1)
-    return torch.where((limb < UNPAIRED).unsqueeze(-1), coverage, mirrored)
+    return torch.where((partner[limb] == limb).unsqueeze(-1), coverage, mirrored)
+
+
+def unknown_fraction(labels: UInt8[Tensor, "n 3 h w"], palette: Palette = STANDARD) -> float:
+    """Return the fraction of drawn label pixels whose colour is not in the palette; 0 where nothing is drawn.
+
+    A pixel may be any mixture of white and a palette colour, because thin limbs are drawn with soft edges. It is
+    unknown where it differs from the nearest mixture by more than `TOLERANCE`.
+    """
+    colours = 1 - torch.tensor(palette.colours) / 255
+    drawn = unknown = 0
+    for piece in labels.split(256):
+        # Most label pixels are white, so the drawn ones are picked before anything becomes a float.
+        coverage = 1 - to_float(piece.movedim(1, -1)[piece.amin(1) < 255 * (1 - DRAWN)])
+        strength = (coverage @ colours.T / colours.square().sum(1).clamp_min(1e-6)).clamp(0, 1)
+        distance = (coverage[:, None] - strength[..., None] * colours).norm(dim=-1).amin(1)
+        drawn, unknown = drawn + len(coverage), unknown + int((distance > TOLERANCE).sum())
+    return unknown / drawn if drawn else 0.0

@@ -1,22 +1,51 @@
 """Pixels: picture files to uint8 tensors, and uint8 (0 to 255, in files) to and from float ([0, 1], in models)."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+MAX_PIXELS = 40_000_000  # of one picture; an 8K video frame has 33 million
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
 
 class DataError(ValueError):
-    """A fault in the data: one sentence that says what, where and how to mend it."""
+    """A fault in the data: one sentence that names the file, the cause and the fix."""
 
 
 Frames = UInt8[Tensor, "_ 3 _ _"] | Float[Tensor, "_ 3 _ _"]
 """Frames of shape (time, 3, height, width): uint8, or float in [0, 1]."""
+
+Fit = Literal["stretch", "crop", "letterbox"]
+"""How a picture of other proportions becomes one of the wanted size.
+
+`stretch` scales width and height independently, as the course's code does; `crop` keeps the proportions and cuts off
+what does not fit; `letterbox` keeps them and adds bars: black in frames, white in labels.
+"""
+
+
+class Group(NamedTuple):
+    """Picture files that belong together and have one size: the frames or the labels of one video."""
+
+    files: Sequence[Path]
+    is_label: bool
+    name: str = ""  # of the test clip
+
+
+class Decoded(NamedTuple):
+    """Pixels of all groups, each group's source size (width, height), and how many files had to be converted."""
+
+    pixels: UInt8[Tensor, "_ 3 h w"]
+    sources: list[tuple[int, int]]
+    conversions: dict[str, int]
 
 
 def to_float(pixels: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -36,50 +65,104 @@ def to_uint8(frames: Float[Tensor, "..."] | UInt8[Tensor, "..."]) -> UInt8[Tenso
 
 
 def decode(
-    groups: Sequence[Sequence[Path]], size: tuple[int, int], progress: bool = False, title: str = ""
-) -> UInt8[Tensor, "_ 3 h w"]:
+    groups: Sequence[Group],
+    size: tuple[int, int],
+    progress: bool = False,
+    title: str = "",
+    fit: Fit = "stretch",
+) -> Decoded:
     """Decode picture files into one uint8 tensor of `size` (height, width), group after group.
 
-    Pictures of another size are resized bilinearly. Within a group all must be RGB and of one size; otherwise
-    DataError.
+    Pictures of another size are resized bilinearly, pictures of another kind converted to RGB (`to_rgb`). Within a
+    group all must have one size. Raises DataError for the first file that cannot be used.
     """
-    total = sum(map(len, groups))
-    pixels = np.empty((total, 3, *size), np.uint8)
+    pixels = np.empty((sum(len(group.files) for group in groups), 3, *size), np.uint8)
+    sources, conversions, position = [], Counter(), 0
     # disable=None shows the bar on a terminal only; a log would keep every refresh.
     bar = tqdm(
-        total=total, desc=f"decoding {title}", unit=" PNG", leave=False, disable=None if progress else True
+        total=len(pixels),
+        desc=f"decoding {title}",
+        unit=" files",
+        leave=False,
+        disable=None if progress else True,
     )
-    position = 0
-    with bar:
+    with bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about details of files that it reads correctly
         for group in groups:
-            source = open_picture(group[0]).size if group else None
-            for file in group:
-                pixels[position] = _decode_one(file, source, size)
-                position += 1
+            source = (0, 0)
+            for number, file in enumerate(group.files):
+                picture, conversion = to_rgb(open_picture(file), group.is_label)
+                source = source if number else picture.size
+                _check_size(file, picture.size, source)
+                resized = _resize(picture, size, fit, WHITE if group.is_label else BLACK)
+                pixels[position] = np.asarray(resized).transpose(2, 0, 1)
+                position += 1  # not bar.n, which a disabled bar does not count
+                conversions.update([conversion] if conversion else [])
                 bar.update()
-    return torch.from_numpy(pixels)
+            sources.append(source)
+    return Decoded(torch.from_numpy(pixels), sources, dict(conversions))
 
 
-def _decode_one(file: Path, source: tuple[int, int], size: tuple[int, int]) -> UInt8[np.ndarray, "3 h w"]:
-    picture = open_picture(file)
-    if picture.size != source:
+def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
+    if size != first:
         raise DataError(
-            f"{file}: {picture.size[0]} x {picture.size[1]} pixels, but the first file of its folder has "
-            f"{source[0]} x {source[1]}; bring all to one size"
+            f"{file}: {size[0]} x {size[1]} pixels, but the first file of its folder has "
+            f"{first[0]} x {first[1]}; bring all to one size"
         )
+
+
+def _resize(picture: Image.Image, size: tuple[int, int], fit: Fit, bars: tuple[int, int, int]) -> Image.Image:
     target = (size[1], size[0])
-    if picture.size != target:
-        picture = picture.resize(target, Image.Resampling.BILINEAR)
-    return np.asarray(picture).transpose(2, 0, 1)
+    if picture.size == target:
+        return picture
+    if fit == "crop":
+        return ImageOps.fit(picture, target, Image.Resampling.BILINEAR)
+    if fit == "letterbox":
+        return ImageOps.pad(picture, target, Image.Resampling.BILINEAR, color=bars)
+    return picture.resize(target, Image.Resampling.BILINEAR)
 
 
 def open_picture(file: Path) -> Image.Image:
-    """Read an 8-bit RGB PNG. Raises DataError for any other file."""
+    """Read a PNG or JPEG file, whatever its name says. Raises DataError where it is neither or is too large."""
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
+        # The content decides: a JPEG file named .png is read.
+        with Image.open(file, formats=["PNG", "JPEG"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"it claims {picture.width} x {picture.height} pixels")
+            # Pillow keeps the upper 8 bits of 16-bit colour and does not mention it in the mode.
+            picture.info["is_16_bit"] = "16" in str(picture.tile[0][3]) if picture.tile else False
             picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: not a readable PNG ({error}); replace the file") from error
-    if picture.mode != "RGB":
-        raise DataError(f"{file}: mode {picture.mode} instead of RGB; convert to RGB, 8 bits a channel")
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{file}: too large ({error}); make it smaller") from error
+    # Damaged files make Pillow raise errors of almost any type.
+    except Exception as error:
+        raise DataError(f"{file}: not a readable PNG or JPEG file ({error}); replace the file") from error
     return picture
+
+
+def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
+    """Convert a picture to 8-bit RGB; also return what had to be converted, empty for an RGB PNG.
+
+    16-bit values are scaled to 8 bits. In labels, transparent pixels become white, the background colour of labels;
+    in frames, transparency is ignored, as the course's code does.
+    """
+    kind = _kind(picture)
+    if is_label and kind == "transparency":
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, WHITE), rgba)
+        kind = "transparency, shown over white"
+    elif picture.mode.startswith(("I", "F")):
+        grey = np.rint(np.asarray(picture, np.float64) / 257).clip(0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8))
+    return (picture if picture.mode == "RGB" else picture.convert("RGB")), kind
+
+
+def _kind(picture: Image.Image) -> str:
+    """What distinguishes a picture from an 8-bit RGB PNG, in a word."""
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        return "transparency"
+    if picture.mode.startswith(("I", "F")) or picture.info.get("is_16_bit"):
+        return "16 bits"
+    if picture.format == "JPEG":
+        return "JPEG"
+    return {"RGB": "", "L": "grey", "1": "grey", "P": "palette"}.get(picture.mode, picture.mode)

@@ -1,0 +1,136 @@
+"""The assignment's folders as uint8 tensors: checked by name and number, decoded once, kept in a cache.
+
+train/train_img/*.png    train/train_label/*.png    (val the same)
+test/test_img/K/0.png    test/test_label/K/*.png    test/test_answer/K/*.png where the answers are known
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from cvae_lab.data import course_csv
+from cvae_lab.data.cache import cache_dir, cached, content_key
+from cvae_lab.data.clips import Clip, Dataset, Video, find_boundaries
+from cvae_lab.data.folder.boundaries import BOUNDARIES_FILE, read_boundaries
+from cvae_lab.data.folder.layout import PARTS, find_parts, find_root
+from cvae_lab.data.folder.notices import conversion_notices, palette_of, size_notices
+from cvae_lab.data.folder.writing import write_folder
+from cvae_lab.data.pixels import DataError, Fit, Group, decode
+
+__all__ = ["PARTS", "DataError", "read_folder", "write_folder"]
+
+logger = logging.getLogger(__name__)
+
+
+def read_folder(
+    root: str | Path,
+    boundaries: tuple[int, ...] | None = None,
+    size: tuple[int, int] = (32, 64),
+    progress: bool = True,
+    cache: str | Path | None = None,
+    parts: Sequence[str] = PARTS,
+    min_frames: int = 16,
+    required: Sequence[str] = (),
+    fit: Fit = "stretch",
+    answers: str | Path | None = None,
+) -> Dataset:
+    """Read the assignment's folders. A part that is missing stays empty; the first fault raises DataError.
+
+    Names, numbering and pairs of every part are checked before the first picture is decoded. What had to be converted
+    or resized is logged as one warning each.
+
+    Args:
+        root: the folder that holds train, val or test, or one with such a folder inside.
+        boundaries: first frames of the training recordings but the first. Without them, a part's `cuts.txt` names
+            them (`train/cuts.txt`); without that, they are found from the frames.
+        size: (height, width) of the pixels returned.
+        cache: folder that keeps decoded pictures; `cache_dir()` by default.
+        parts: those to read.
+        min_frames: that the training part needs, because a training clip has as many.
+        required: parts that must be there.
+        fit: what to do with pictures of other proportions, see `pixels.Fit`.
+        answers: file or folder with the true frames of the test clips, see `course_csv.read_answers`. By default
+            `test/test_answer`, or what `course_csv.find_answers` finds.
+    """
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit is {fit!r}; choose one of {', '.join(get_args(Fit))}")
+    root = find_root(Path(root))
+    answers = Path(answers) if answers else None
+    pictures = answers if answers and course_csv.is_picture_folder(answers) else None
+    groups = find_parts(root, parts, required, pictures)
+    _check_lengths(root, groups, min_frames)
+    folder = Path(cache) if cache else cache_dir()
+    read = {part: _read_pictures(root, part, groups[part], size, progress, folder, fit) for part in groups}
+    for line in (*size_notices(read, groups, size, fit), *conversion_notices(read)):
+        logger.warning("%s: %s", root, line)
+    pixels = {
+        part: read[part]["pixels"].split([len(group.files) for group in groups[part]]) for part in groups
+    }
+    videos = {
+        part: _video(root, part, pixels.get(part), size, boundaries if part == "train" else None)
+        for part in ("train", "val")
+    }
+    tests = _clips(groups["test"], pixels["test"]) if "test" in groups else ()
+    tests, answer_format = course_csv.with_answers(root, tests, None if pictures else answers, folder)
+    labels = [*(video.labels for video in videos.values()), *(clip.labels for clip in tests)]
+    return Dataset(
+        root.resolve().name, videos["train"], videos["val"], tests, palette_of(root, labels), answer_format
+    )
+
+
+def _check_lengths(root: Path, groups: dict[str, list[Group]], min_frames: int) -> None:
+    for part, least in (("train", min_frames), ("val", 2)):
+        if part in groups and len(groups[part][0].files) < least:
+            raise DataError(
+                f"{root / part / part}_img: {len(groups[part][0].files)} frames are too few, a clip needs {least}; "
+                "add frames or ask for shorter clips"
+            )
+
+
+def _read_pictures(
+    root: Path, part: str, groups: list[Group], size: tuple[int, int], progress: bool, cache: Path, fit: Fit
+) -> dict[str, Any]:
+    """`pixels.decode` as a dictionary, from the cache where no file has changed."""
+    where = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    files = [file for group in groups for file in group.files]
+    key = content_key(root, files, fit, [(len(group.files), group.is_label) for group in groups])
+    name = f"{part}-{size[0]}x{size[1]}-{where}"
+    return cached(cache, name, key, lambda: decode(groups, size, progress, part, fit)._asdict())
+
+
+def _video(
+    root: Path,
+    part: str,
+    pixels: Sequence[Tensor] | None,
+    size: tuple[int, int],
+    boundaries: tuple[int, ...] | None,
+) -> Video:
+    nothing = torch.empty(0, 3, *size, dtype=torch.uint8)
+    frames, labels = pixels or (nothing, nothing)
+    if boundaries is None:
+        named = root / part / BOUNDARIES_FILE
+        boundaries = (
+            read_boundaries(named, len(frames))
+            if len(frames) and named.is_file()
+            else find_boundaries(frames)
+        )
+    return Video(frames, labels, tuple(boundaries) if len(frames) else (), part)
+
+
+def _clips(groups: list[Group], pixels: Sequence[Tensor]) -> tuple[Clip, ...]:
+    """Clips from three groups each: the first frame, the labels, the answer."""
+    clips = []
+    for i in range(0, len(groups), 3):
+        first, labels, answer = pixels[i : i + 3]
+        if len(answer) and not torch.equal(answer[0], first[0]):
+            raise DataError(
+                f"{groups[i + 2].files[0]}: the answer does not begin with the clip's first frame "
+                f"{groups[i].files[0]}; put that frame first"
+            )
+        clips.append(Clip(groups[i + 1].name, first[0], labels, answer if len(answer) else None))
+    return tuple(clips)

@@ -1,0 +1,111 @@
+"""File names to frame numbers: `12.png`, `frame12.png`, `img_00012.jpg`, clip folders `3` or `seq3`."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cvae_lab.data.pixels import DataError
+
+PICTURES = (".png", ".jpg", ".jpeg")
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")
+COPY_MARK = re.compile(
+    r" ?\([0-9]+\)$"
+)  # `3 (1).png`: a browser's name for a file that it saved a second time
+LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
+
+
+def is_ignored(name: str) -> bool:
+    """Whether an operating system left this file or folder behind: hidden files, Thumbs.db, __MACOSX."""
+    return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
+
+
+def numbered_pictures(folder: Path) -> dict[int, Path]:
+    """Return the picture files of a folder by the number in their name. Other kinds of files are ignored."""
+    files = [path for path in _entries(folder) if path.suffix.lower() in PICTURES and not path.is_dir()]
+    for file in files:
+        if not file.is_file():  # reading from a pipe or a device could wait forever
+            raise DataError(f"{file}: not a regular file; replace it with a picture or remove it")
+    return _by_number(files)
+
+
+def numbered_folders(folder: Path) -> dict[int, Path]:
+    """Return the clip folders of a folder by the number in their name."""
+    return _by_number([path for path in _entries(folder) if path.is_dir()])
+
+
+def _entries(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder; the assignment's layout has it, add it or correct its name"
+        )
+    return sorted(path for path in folder.iterdir() if not is_ignored(path.name))
+
+
+def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
+    """The number is the last one in a name; what stands before and after it must be equal in the whole folder."""
+    names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
+    numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
+    if numbers is None or len(set(numbers)) < len(paths):
+        raise _naming_fault(paths, [COPY_MARK.sub("", name) for name in names])
+    return dict(zip(numbers, paths, strict=True))
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """The last number of every name; None where the names do not share one pattern."""
+    matches = [LAST_NUMBER.fullmatch(name) for name in names]
+    if not all(matches) or len({(match[1], match[3]) for match in matches}) > 1:
+        return None
+    return [int(match[2]) for match in matches]
+
+
+def _naming_fault(paths: Sequence[Path], names: Sequence[str]) -> DataError:
+    found: dict[int, Path] = {}
+    patterns = []
+    for path, name in zip(paths, names, strict=True):
+        match = LAST_NUMBER.fullmatch(name)
+        if not match:
+            return DataError(
+                f"{path}: the name is text where a number should be; rename it to <integer>{path.suffix}, or "
+                "move it away"
+            )
+        number = int(match[2])
+        if number in found:
+            return DataError(f"{path}: number {number} is there twice, see {found[number].name}; remove one")
+        found[number] = path
+        patterns.append((match[1], match[3]))
+    usual = Counter(patterns).most_common(1)[0][0]
+    odd = next(i for i, pattern in enumerate(patterns) if pattern != usual)
+    example = paths[patterns.index(usual)].name
+    return DataError(
+        f"{paths[odd]}: the name does not follow the pattern of {example}; name all files of a folder in one way"
+    )
+
+
+def check_pairs(images: dict[int, Path], labels: dict[int, Path]) -> None:
+    """Raise DataError where a number has an image without a label, or the reverse."""
+    for ours, theirs, missing in ((images, labels, "label"), (labels, images, "image")):
+        if lone := sorted(ours.keys() - theirs.keys()):
+            folder, other = ours[lone[0]].parent, next(iter(theirs.values())).parent
+            raise DataError(
+                f"{folder}: {_few(ours[n].name for n in lone)} without a matching "
+                f"{missing} in {other}; add the {missing} or remove the file"
+            )
+
+
+def in_order(files: dict[int, Path]) -> list[Path]:
+    """Return the files sorted by number. Raises DataError where a number is missing."""
+    numbers = sorted(files)
+    gaps = [b for a, b in itertools.pairwise(numbers) if b != a + 1]
+    if gaps:
+        raise DataError(
+            f"{files[gaps[0]].parent}: gap in the numbering before {_few(files[n].name for n in gaps)}; "
+            "add the missing files or number them without gaps"
+        )
+    return [files[n] for n in numbers]
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
