@@ -1,340 +1,327 @@
-"""The command line. Exit 0: done. 1: refused, with one clear line. 2: wrong usage."""
+"""The command line: `cvae-lab COMMAND`, or `python -m cvae_lab COMMAND`.
+
+Exit status: 0 done, 1 refused with one line of explanation, 2 wrong usage, 143 ended by SIGTERM.
+"""
 
 import argparse
-import ast
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cvae_lab.config import ConfigError, RunConfig
-
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
+STUDIES = ["reference", "strategies", "ablation", "minutes", "latent"]
+PRESETS = ["handout", "compact"]
+
+DATA = "tiny, small or full (synthetic), or a folder in the course's layout"
+WORKERS = "processes that run side by side; 0: one per core"
+SCHEDULER = (
+    "address of a running Dask scheduler, such as tcp://10.0.0.1:8786; default: processes on this machine"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run one command."""
-    options = _parser().parse_args(arguments)
+    """Parse and run one command; return its exit status."""
+    options = parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        with _sigterm_as_exception():
+            return getattr(import_module("cvae_lab.runs.commands"), options.function)(options) or 0
     except KeyboardInterrupt:
-        print("Interrupted; a training run goes on from its last epoch with --resume.", file=sys.stderr)
+        print(
+            "cvae-lab: interrupted; run the command again to continue (train: with --resume).",
+            file=sys.stderr,
+        )
         return 1
+    except _Terminated:
+        print(
+            "cvae-lab: terminated; run the command again to continue (train: with --resume).", file=sys.stderr
+        )
+        return 128 + signal.SIGTERM
     except (ValueError, OSError, RuntimeError) as error:
         print(f"cvae-lab: {error}", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("cvae-lab", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(required=True, metavar="command")
+class _Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that no handler below takes it for a failed run."""
 
-    stage = _command(commands, "stage", _stage, "write the embedded data set as the handout's folders")
-    stage.add_argument("out", type=Path)
-    stage.add_argument("--size", choices=["tiny", "small", "full"], default="small")
-    stage.add_argument("--seed", type=int, default=0)
 
-    check = _command(commands, "check", _check, "report what a data folder holds, or why it cannot be used")
-    check.add_argument("data")
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise _Terminated on SIGTERM: a file that is being written is dropped, workers are closed, locks are freed."""
 
-    _video_parsers(commands)
+    def terminate(*_: Any) -> None:  # noqa: ANN401
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal does not interrupt the clean-up
+        raise _Terminated
 
-    train = _command(commands, "train", _train, "train one model, without a notebook")
-    train.add_argument("run_dir", type=Path, metavar="RUN")
-    train.add_argument("--data", default="small")
-    train.add_argument("--minutes", type=float)
-    train.add_argument("--resume", action="store_true", help="go on from RUN/last.pt")
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread, where signals cannot be handled
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the line breaks of examples and shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if not action.option_strings or "default" in text or action.default in (argparse.SUPPRESS, None, []):
+            return text
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        return f"{text} (default: {'off' if default is False else str(default).replace('%', '%%')})"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. It imports neither torch nor pandas, so that help appears at once."""
+    root = argparse.ArgumentParser(
+        "cvae-lab", description="Pose-conditioned video prediction with a conditional VAE.", formatter_class=_Help,
+        epilog="examples:\n  cvae-lab sweep --out runs/first -p minutes 4\n  cvae-lab predict runs/first\n\n"
+        "`cvae-lab COMMAND --help` explains a command, `cvae-lab params` lists all parameters.",
+    )  # fmt: skip
+    commands = root.add_subparsers(required=True, metavar="command")
+    _data_commands(commands)
+    _video_commands(commands)
+    _training_commands(commands)
+    _evaluation_commands(commands)
+    _record_commands(commands)
+    return root
+
+
+def _command(
+    commands: Any,  # noqa: ANN401
+    name: str,
+    text: str,
+    *examples: str,
+    aliases: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """Add a command whose body is the function of that name (with _ for -) in `runs.commands`, imported when it runs."""
+    shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
+    command = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
+        epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
+    )  # fmt: skip
+    command.set_defaults(function=name.replace("-", "_"))
+    return command
+
+
+def _data_commands(commands: Any) -> None:  # noqa: ANN401
+    synthetic = _command(
+        commands, "synthetic", "write the synthetic data set in the course's folder layout",
+        "data/small", "data/tiny --size tiny --seed 1", aliases=["stage"],
+    )  # fmt: skip
+    synthetic.add_argument("out", type=Path, metavar="OUT", help="an empty or new folder")
+    synthetic.add_argument(
+        "--size", choices=["tiny", "small", "full"], default="small", help="number of frames"
+    )
+    synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
+
+    check = _command(
+        commands,
+        "check",
+        "report what a data folder holds, or why it cannot be used",
+        "data/LAB4_Dataset",
+        "tiny",
+    )
+    check.add_argument("data", metavar="DATA", help=DATA)
+
+    params = _command(
+        commands, "params", "list the parameters that -p sets, with type, range, default and meaning",
+        "", "lr epochs kl_strategy",
+    )  # fmt: skip
+    params.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
+
+
+def _video_commands(commands: Any) -> None:  # noqa: ANN401
+    video = _command(
+        commands, "video", "make a data set from a video of one person before a fixed camera",
+        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
+    )  # fmt: skip
+    video.add_argument("file", type=Path, metavar="FILE", help="a video file")
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="an empty or new folder")
+    video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
+    video.add_argument(
+        "--size", choices=["32x64", "64x128", "128x256"], default="32x64", help="height x width"
+    )
+    video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
+    video.add_argument("--seconds", type=float, help="use only the first seconds; default: all")
+    video.add_argument(
+        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="in pixels"
+    )
+    video.add_argument(
+        "--fit", choices=["letterbox", "crop"], default="letterbox", help="add bars, or cut edges"
+    )
+    video.add_argument(
+        "--max-gap", type=int, default=5, help="longest gap of a joint, in frames, to interpolate"
+    )
+    video.add_argument(
+        "--smooth", type=int, default=7, help="frames in the smoothing window; 0: do not smooth"
+    )
+
+    setup = _command(commands, "video-setup", "install the pose estimator of `video`; uses the network", "")
+    setup.add_argument("--python", default=sys.executable, help="a Python from 3.9 to 3.12")
+
+
+def _training_commands(commands: Any) -> None:  # noqa: ANN401
+    train = _command(
+        commands, "train", "train one model without a notebook",
+        "runs/mine --data tiny -p epochs 3", "runs/mine --data tiny -p epochs 6 --resume",
+    )  # fmt: skip
+    train.add_argument("run_dir", type=Path, metavar="RUN", help="folder of the run")
+    train.add_argument("--data", default="small", help=DATA)
+    train.add_argument("--minutes", type=float, help="time budget; default: none, `epochs` decides")
+    train.add_argument("--resume", action="store_true", help="continue from RUN/last.pt")
     train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
     _parameters(train)
 
-    sweep = _command(commands, "sweep", _sweep, "train strategies x seeds through papermill, side by side")
-    sweep.add_argument("--data", default="small")
-    sweep.add_argument("--out", type=Path, default=Path("runs"))
-    sweep.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=[*STRATEGIES, "stages"])
-    sweep.add_argument("--seeds", nargs="+", type=int, default=[0])
-    sweep.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
-    sweep.add_argument("--scheduler", help="address of a running Dask scheduler")
+    sweep = _command(
+        commands, "sweep", "train every strategy with every seed, each as a papermill run of notebook 03",
+        "--out runs/first -p minutes 4", "--strategies cyclical constant --seeds 0 1 2 --out runs/seeds",
+    )  # fmt: skip
+    sweep.add_argument("--data", default="small", help=DATA)
+    sweep.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
+    sweep.add_argument(
+        "--strategies", nargs="+", default=STRATEGIES, choices=[*STRATEGIES, "stages"], metavar="STRATEGY",
+        help="KL strategies: cyclical, monotonic, none, constant, stages",
+    )  # fmt: skip
+    sweep.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="one run per seed")
+    sweep.add_argument("--workers", type=int, default=0, help=WORKERS)
+    sweep.add_argument("--scheduler", help=SCHEDULER)
     _parameters(sweep)
 
     study = _command(
-        commands, "study", _study, "train a study's variants x seeds, side by side, no notebooks"
+        commands, "study", "train every variant of a study with every seed, without notebooks",
+        "ablation --out runs/ablation", "ablation --variants as-is no-noise --seeds 0 --out runs/noise",
+    )  # fmt: skip
+    study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
+    study.add_argument(
+        "--out", type=Path, required=True, help="folder of the run folders; required, no default"
     )
-    study.add_argument("name", choices=["reference", "strategies", "ablation", "minutes", "latent"])
-    study.add_argument("--out", type=Path, required=True)
-    study.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
-    study.add_argument("--scheduler", help="address of a running Dask scheduler")
-    study.add_argument("--seeds", nargs="+", type=int)
-    study.add_argument("--variants", nargs="+", help="of the study; default: all")
+    study.add_argument("--workers", type=int, default=0, help=WORKERS)
+    study.add_argument("--scheduler", help=SCHEDULER)
+    study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: those of the study")
+    study.add_argument("--variants", nargs="+", metavar="VARIANT", help="default: all of the study")
     _parameters(study)
 
-    predict = _command(commands, "predict", _predict, "predict the test clips: GIF, HTML player, CSV, score")
+
+def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
+    predict = _command(
+        commands, "predict", "predict the test clips: GIFs, HTML players, the file to hand in, scores",
+        "runs/first", "runs/first/cyclical-seed0 --plain", "epoch=6.ckpt --data data/LAB4_Dataset --out prediction",
+    )  # fmt: skip
     predict.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="several: the mean of their predictions"
-    )
-    predict.add_argument("--data", default="small")
-    predict.add_argument("--seed", type=int, default=0, help="of z at test time")
+        "runs", type=Path, nargs="+", metavar="RUN",
+        help="a run folder, a folder of runs (the best by held-out score is used) or a checkpoint file; "
+        "several: the mean of their predictions",
+    )  # fmt: skip
+    predict.add_argument("--data", default="small", help=DATA)
     predict.add_argument(
-        "--csv",
-        choices=("later", "2023"),
-        default="later",
-        help="the course's format of the files to hand in",
-    )
-
-    diagnose = _command(commands, "diagnose", _diagnose, "say what the latent of each finished run does")
-    diagnose.add_argument("runs", type=Path)
-    diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV")
-
-    compare = _command(
-        commands, "compare", _compare, "print the table of finished runs and draw its pictures"
-    )
-    compare.add_argument("runs", type=Path, help="a folder of runs, or a study's table that --csv wrote")
-    instead = compare.add_mutually_exclusive_group()
-    instead.add_argument("--into", type=Path, help="a Markdown file whose table is replaced, and no pictures")
-    instead.add_argument("--csv", type=Path, help="write the table as CSV, a row per run, and no pictures")
-
-    bench = _command(
-        commands, "bench", _bench, "time the literal loop against the fast paths on this machine"
-    )
-    bench.add_argument("--presets", nargs="+", default=["handout", "compact"], choices=["handout", "compact"])
-    bench.add_argument("--repeats", type=int, default=3)
-    bench.add_argument("--out", type=Path, help="also write the table as JSON")
-
-    export = _command(
-        commands, "export", _export, "copy finished runs without checkpoints, small enough to commit"
-    )
-    export.add_argument("runs", type=Path)
-    export.add_argument("out", type=Path)
-
-    pictures = _command(commands, "pictures", _pictures, "draw README's pictures")
-    pictures.add_argument("out", type=Path)
-    pictures.add_argument("--runs", type=Path, default=Path("figures/reference"))
-    return parser
-
-
-def _video_parsers(commands: Any) -> None:  # noqa: ANN401
-    video = _command(commands, "video", _video, "make a data set from a video of one person, fixed camera")
-    video.add_argument("file", type=Path)
-    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="a new or empty folder")
-    video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
-    video.add_argument("--size", choices=["32x64", "64x128", "128x256"], default="32x64")
-    video.add_argument("--fps", type=float, help="frames per second to choose; default: every frame")
-    video.add_argument("--seconds", type=float, help="use the first seconds only")
-    video.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="pixels")
-    video.add_argument("--fit", choices=["letterbox", "crop"], default="letterbox", help="bars, or cut edges")
-    video.add_argument("--max-gap", type=int, default=5, help="frames of a gap in a joint's track to fill")
-    video.add_argument("--smooth", type=int, default=7, help="frames in the smoothing window; 0: none")
-
-    setup = _command(commands, "video-setup", _video_setup, "install the pose estimator of `video` (network)")
-    setup.add_argument(
-        "--python", default=sys.executable, help="a Python from 3.9 to 3.12; default: this one"
-    )
-
-
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:  # noqa: ANN401
-    parser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="params",
-        help="any parameter of cvae_lab/config.py",
+        "--out", type=Path,
+        help="folder of the files; default: test in the run folder, NAME-test beside a checkpoint file NAME.pt",
+    )  # fmt: skip
+    predict.add_argument("--seed", type=int, default=0, help="seed of z")
+    predict.add_argument("--plain", action="store_true", help="without the test-time corrections")
+    predict.add_argument(
+        "--csv", choices=("later", "2023"), default="later",
+        help="the course's file format: one CSV (later years) or a text file per clip (2023)",
     )  # fmt: skip
 
+    diagnose = _command(
+        commands,
+        "diagnose",
+        "describe what the latent of each finished run does",
+        "runs/first --out latent.csv",
+    )
+    diagnose.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
+    diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV; default: print only")
 
-def _values(pairs: Sequence[Sequence[str]], but: Sequence[str] = ("data",)) -> dict[str, Any]:
-    """Parameters given by -p; those in `but` have an option of their own."""
-    for name, _ in pairs:
-        if name in but:
-            raise ConfigError(f"-p {name} is not for this command, which sets it itself; see its --help.")
-    return {name: _literal(text) for name, text in pairs}
+    compare = _command(
+        commands, "compare", "print the table of finished runs and draw its pictures",
+        "runs/first", "runs/ablation --csv figures/studies/ablation.csv",
+    )  # fmt: skip
+    compare.add_argument(
+        "runs", type=Path, metavar="RUNS", help="a folder of runs, or a table of runs that --csv wrote"
+    )
+    instead = compare.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="replace the table in this Markdown file; default: draw pictures",
+    )
+    instead.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write the table as CSV, a row per run; default: draw pictures",
+    )
 
-
-def _literal(text: str) -> Any:  # noqa: ANN401
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _stage(options: argparse.Namespace) -> None:
-    from cvae_lab.data import load, write_folder
-
-    write_folder(load(options.size, options.seed), options.out)
-    print(f"Wrote the embedded set ({options.size}, seed {options.seed}) to {options.out}.")
-
-
-def _check(options: argparse.Namespace) -> None:
-    from cvae_lab.data import load
-    from cvae_lab.data.check import report
-    from cvae_lab.data.video.report import read_report
-
-    print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
-    print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions that need no model.")
-    if video := read_report(options.data):
-        print("\nMade from a video:", *video.lines, sep="\n")
-
-
-def _video(options: argparse.Namespace) -> None:
-    from cvae_lab.data.video import make_data_set
-
-    names = ("file", "out", "pose", "fps", "seconds", "fit", "max_gap", "smooth")
-    crop = tuple(options.crop) if options.crop else None
-    size = tuple(map(int, options.size.split("x")))
-    report = make_data_set(**{name: getattr(options, name) for name in names}, size=size, crop=crop)
-    print(*report.lines, f"Wrote {options.out}; open {options.out / 'index.html'} before training.", sep="\n")
+    bench = _command(
+        commands, "bench", "time the reference loop and the fast paths on this machine", "--presets compact"
+    )
+    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
+    bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
+    bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
 
 
-def _video_setup(options: argparse.Namespace) -> None:
-    from cvae_lab.data.video import estimator
+def _record_commands(commands: Any) -> None:  # noqa: ANN401
+    export = _command(
+        commands, "export", "copy finished runs without checkpoints, small enough to commit",
+        "runs/reference figures/reference",
+    )  # fmt: skip
+    export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
 
-    print(f"Installing {estimator.MEDIAPIPE} in {estimator.environment()}; about 140 MB are downloaded.")
-    print(f"The pose estimator is ready in {estimator.install(options.python)}.")
+    pictures = _command(commands, "pictures", "draw the pictures of the README", "figures")
+    pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
+    pictures.add_argument(
+        "--runs", type=Path, default=Path("figures/reference"), help="folder of runs; the best one is shown"
+    )
 
-
-def _train(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.train import train_run
-    from cvae_lab.training import distributed
-
-    params = _values(options.params)
-    if options.minutes:
-        params["minutes"] = options.minutes
-    config = RunConfig.from_params(options.data, **params)
-    with distributed.process_group():
-        train_run(options.run_dir, config, options.resume, options.tensorboard)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from cvae_lab.runs.sweep import template
-
-    variants = {name: {"kl_strategy": name} for name in options.strategies}
-    # kl_target, too: a controller would leave the strategies no difference.
-    params = _values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
-    return _run_all(template(), options, options.data, variants, options.seeds, params)
-
-
-def _study(options: argparse.Namespace) -> int:
-    from cvae_lab.runs.studies import STUDIES
-
-    study = STUDIES[options.name]
-    wanted = options.variants or list(study.variants)
-    if unknown := [name for name in wanted if name not in study.variants]:
-        raise ConfigError(
-            f"study {options.name} has no variant {unknown[0]!r}; it has {', '.join(study.variants)}."
-        )
-    print(study.about)
-    params = study.base | _values(options.params, ("data", "seed"))
-    variants = {name: study.variants[name] for name in wanted}
-    return _run_all(None, options, study.data, variants, options.seeds or study.seeds, params)
-
-
-def _run_all(
-    template: Path | None,
-    options: argparse.Namespace,
-    data: str,
-    variants: dict[str, dict[str, Any]],
-    seeds: Sequence[int],
-    params: dict[str, Any],
-) -> int:
-    from cvae_lab.data import load
-    from cvae_lab.runs.sweep import plan, sweep
-
-    jobs = plan(data, options.out, variants, seeds, params)
-    load(data)  # decoded or rendered once, before the workers need it; a faulty folder is refused here
-    print(f"{len(jobs)} runs to {options.out}", flush=True)
-    failed = 0
-    for count, outcome in enumerate(sweep(template, jobs, options.workers, options.scheduler), 1):
-        failed += not outcome.ok
-        state = outcome.message if outcome.ok else f"FAILED: {outcome.message}"
-        print(
-            f"[{count}/{len(jobs)}] {Path(outcome.run_dir).name}: {state} ({outcome.minutes:.1f} min)",
-            flush=True,
-        )
-    return 1 if failed else 0
+    again = _command(
+        commands, "reproduce", "make every committed record again: runs, tables, pictures, notebooks",
+        "--dry-run", "--course data/LAB4_Dataset --workers 8",
+        "--root /tmp/copy --data tiny --seeds 0 -p epochs 1 -p minutes 0 -p width 8",
+    )  # fmt: skip
+    again.add_argument("--dry-run", action="store_true", help="print the runs to do and the time they take")
+    again.add_argument("--root", type=Path, default=Path(), help="the repository whose records are replaced")
+    again.add_argument(
+        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs, one per commit"
+    )
+    again.add_argument("--workers", type=int, default=0, help=WORKERS)
+    again.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only these: a study, bench, tables, notebooks; default: all",
+    )
+    again.add_argument(
+        "--course", default="", metavar="DATA", help="the course's data; default: leave course.csv"
+    )
+    again.add_argument(
+        "--data", default="", help="rehearsal: data of every run; default: those of the studies"
+    )
+    again.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="rehearsal; default: those of the studies"
+    )
+    _parameters(again)
 
 
-def _predict(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.predict import predict_run
-
-    predict_run(options.runs, options.data, options.seed, options.csv)
-
-
-def _diagnose(options: argparse.Namespace) -> None:
-    from cvae_lab.evaluation.latent_report import latent_row
-    from cvae_lab.runs.folder import find_runs
-    from cvae_lab.runs.tables import write_csv
-    from cvae_lab.training import load_model
-
-    rows = []
-    for run in find_runs(options.runs):
-        row = latent_row(load_model(run.path / "best.pt"), run.config.data)
-        print(f"{run.path.name}: {row.pop('summary')}", flush=True)
-        names = ("psnr_mean", "hardware", "commit")
-        rows.append({"run": run.path.name, **row, **{name: run.result[name] for name in names}})
-        if options.out:  # after each run, so that an interrupted command keeps what it has
-            write_csv(options.out, rows)
-    if options.out:
-        print(f"Wrote {options.out}.")
-
-
-def _compare(options: argparse.Namespace) -> None:
-    import pandas as pd
-
-    from cvae_lab.runs import tables
-    from cvae_lab.runs.folder import find_runs
-
-    if options.runs.suffix == ".csv":
-        if options.csv:
-            raise ValueError(f"{options.runs} is a table already; --csv is for a folder of runs.")
-        text = tables.markdown(pd.read_csv(options.runs), tables.STUDY)
-        print(text)
-        if options.into:
-            tables.into_markdown(options.into, options.runs.stem, text)
-        return
-    runs = find_runs(options.runs)
-    table = tables.runs_table(runs)
-    print(tables.terminal(table))
-    if options.csv:
-        tables.write_csv(options.csv, [tables.run_row(run) for run in runs])
-        print(f"Wrote {options.csv}.")
-    elif options.into:
-        tables.into_markdown(options.into, "results", tables.markdown(table, tables.RESULTS))
-        print(f"Wrote the table into {options.into}.")
-    else:
-        for picture in tables.write_pictures(runs, table, options.runs):
-            print(f"Wrote {picture}")
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from cvae_lab.bench import HEAD, bench, write
-    from cvae_lab.runs.provenance import provenance
-
-    print(HEAD)
-    rows = []
-    for row in bench(tuple(options.presets), options.repeats):
-        rows.append(row)
-        print(row, flush=True)
-    if options.out:
-        write(options.out, rows, {"command": "python -m cvae_lab bench", **provenance()})
-        print(f"Wrote {options.out}.")
-
-
-def _export(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.folder import best_run, find_runs
-    from cvae_lab.runs.reference import export
-
-    best = best_run(options.runs)
-    for run in find_runs(options.runs):
-        print(f"Wrote {export(run, options.out, pictures=run == best)}")
-
-
-def _pictures(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.folder import best_run
-    from cvae_lab.runs.reference import write_pictures
-
-    for picture in write_pictures(options.out, best_run(options.runs)):
-        print(f"Wrote {picture}")
+def _parameters(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="params",
+        help="set a parameter; may be repeated; `cvae-lab params` lists names and defaults",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

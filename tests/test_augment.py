@@ -1,4 +1,4 @@
-"""Mirror image, parts of other clips, shift and brightness."""
+"""Mirroring, pasted rectangles, shift and brightness."""
 
 import itertools
 
@@ -64,24 +64,24 @@ def test_mirroring_labels_twice_restores_them():
     assert 0.02 < moved.sum() / drawn.sum() < 0.9
 
 
-def test_shift_moves_frames_and_labels_of_a_clip_alike():
-    batch, seen = batch_of(64), set()
+def test_shift_moves_frames_and_labels_of_a_clip_equally():
+    batch, found = batch_of(64), set()
     moved = augment.shift(batch, 2, seeded(3))
     for k in range(64):
         for part, source in zip(moved, batch, strict=True):
             padded = F.pad(source[k], (2, 2, 0, 0), mode="replicate")
             places = [dx for dx in range(5) if torch.equal(part[k], padded[..., dx : dx + W])]
             assert len(places) == 1
-            seen.add((k, places[0]))
-    assert len(seen) == 64  # frames and labels agree
-    still = sum(place == 2 for _, place in seen)
-    assert 24 < still < 56  # half, and a few that drew 0
-    assert {place for _, place in seen} == set(range(5))
+            found.add((k, places[0]))
+    assert len(found) == 64  # frames and labels agree
+    unmoved = sum(place == 2 for _, place in found)
+    assert 24 < unmoved < 56  # half of the clips, and those whose random shift is 0
+    assert {place for _, place in found} == set(range(5))
     assert torch.equal(augment.shift(batch, 0, seeded()).x, batch.x)
 
 
-def test_a_paste_is_a_rectangle_of_another_clip_in_frames_and_labels_alike():
-    """Values name their clip, part and place, so what was pasted tells where it came from."""
+def test_a_paste_is_the_same_rectangle_of_another_clip_in_frames_and_labels():
+    """Each value encodes its clip and its place, so the source of a pasted pixel is known."""
     count, kept, donors = 64, 0, set()
     names = torch.arange(count, dtype=torch.float)[:, None, None, None, None].expand(-1, 3, 3, H, W)
     places = torch.arange(H * W, dtype=torch.float).view(H, W) / 1000
@@ -90,7 +90,7 @@ def test_a_paste_is_a_rectangle_of_another_clip_in_frames_and_labels_alike():
     assert torch.equal(pasted.p, pasted.x + 100)  # the same pixels of both
     for k in range(count):
         source = (pasted.x[k] - places).round()
-        assert torch.equal(pasted.x[k], source + places)  # at the place it had
+        assert torch.equal(pasted.x[k], source + places)  # each pixel keeps its place
         assert torch.equal(source, source[0, 0].expand_as(source))  # in every frame and channel
         other = source[0, 0] != k
         if not other.any():
@@ -105,11 +105,11 @@ def test_a_paste_is_a_rectangle_of_another_clip_in_frames_and_labels_alike():
             first, last = span.nonzero().flatten()[[0, -1]]
             assert int(last - first) + 1 == int(span.sum())
     assert 20 < kept < 44
-    assert len(donors) == count - kept  # each clip gives once at most
+    assert len(donors) == count - kept  # no clip is the source of two pastes
     assert torch.equal(augment.paste(batch, 0.0, seeded()).x, batch.x)
 
 
-def test_flip_is_an_involution_and_flips_whole_clips():
+def test_flip_mirrors_whole_clips_and_undoes_itself():
     batch = batch_of(16)
     once = augment.flip(batch, seeded(5))
     again = augment.flip(once, seeded(5))
@@ -123,7 +123,7 @@ def test_flip_is_an_involution_and_flips_whole_clips():
         assert torch.equal(after, before)
 
 
-def test_jitter_scales_a_whole_clip_alike():
+def test_jitter_scales_all_frames_of_a_clip_by_one_factor():
     batch = batch_of(8)
     batch = batch._replace(x=batch.x * 0.5 + 0.1)
     bright = augment.jitter(batch, 0.3, seeded())

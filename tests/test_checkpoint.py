@@ -1,4 +1,4 @@
-"""Checkpoints: resuming is not interrupting, course files load, and what is no checkpoint is refused."""
+"""Checkpoints: a resumed run equals an uninterrupted one, course files load, and other files are refused."""
 
 import itertools
 import signal
@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from cvae_lab import CVAE, ModelConfig, RunConfig
-from cvae_lab import checkpoint as checkpoints
 from cvae_lab.data import Dataset, Video
-from cvae_lab.training import TrainState, fit
-from cvae_lab.training.checkpoint import CheckpointError, begin, load_model, resume, save
+from cvae_lab.training import TrainState, checkpoint, fit
+from cvae_lab.training.checkpoint import CheckpointError, create_state, load_model, resume, save
 
 COMPACT = {
     "width": 8,
@@ -62,14 +61,16 @@ def handout_config():
 def noise(height=8, width=16):
     def video(n, seed, boundaries=()):
         shape, generator = (2, n, 3, height, width), torch.Generator().manual_seed(seed)
-        return Video(*torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), cuts, str(seed))
+        return Video(
+            *torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), boundaries, str(seed)
+        )
 
     return Dataset("noise", video(40, 0, (20,)), video(6, 1), ())
 
 
 @pytest.fixture
 def one_thread():
-    """Sums come out alike in two processes only when both split them alike."""
+    """Two processes compute equal sums only with equal numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,30 +88,35 @@ def fresh(config):
 
 
 def columns(state):
-    """The history as text, so that nan equals nan, without what a clock decides."""
+    """The history as text, so that nan equals nan, without the columns of measured time."""
     return [{k: repr(v) for k, v in r.items() if k not in ("seconds", "frames_per_s")} for r in state.history]
 
 
-def assert_same(one, two):
+def averaged(state):
+    """The averaged weights, or none where the run keeps no average."""
+    return {} if state.average is None else state.average.module.state_dict()
+
+
+def assert_equal(one, two):
     assert columns(one) == columns(two)
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name]), name
     assert (one.epoch, one.step) == (two.epoch, two.step)
-    for name, value in (one.average or {}).items():
-        assert torch.equal(value, two.average[name]), name
+    for name, value in averaged(one).items():
+        assert torch.equal(value, averaged(two)[name]), name
 
 
 @pytest.mark.parametrize(("config", "size"), [(config_of(), (8, 16)), (handout_config(), (4, 6))])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, config, size):
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, config, size):
     data, path = noise(*size), tmp_path / "last.pt"
     whole = train(fresh(config), config, data)
     save(path, train(fresh(config), config, data, epochs=2), config)
-    assert_same(train(resume(path, config), config, data), whole)
+    assert_equal(train(resume(path, config), config, data), whole)
     assert len(whole.history) == config.train.epochs
 
 
 def child():
-    """Train, save after every epoch, wait to be killed after the second: run as a script."""
+    """Train and save after every epoch; after the second, wait to be killed. Called when this file runs as a script."""
     torch.set_num_threads(1)
     config, path = config_of(), Path(sys.argv[1])
     state = fresh(config)
@@ -122,7 +128,7 @@ def child():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_continues_from_its_last_checkpoint(tmp_path):
     path, config = tmp_path / "last.pt", config_of()
     command = [sys.executable, __file__, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -130,45 +136,45 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     whole = train(fresh(config), config, noise())
-    assert_same(train(resume(path, config), config, noise()), whole)
+    assert_equal(train(resume(path, config), config, noise()), whole)
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_run_starts_from_the_weights_of_another_and_all_else_afresh(tmp_path):
+def test_init_from_copies_the_weights_and_nothing_else(tmp_path):
     first = train(fresh(config_of()), config_of(), noise(), epochs=1)
     save(tmp_path / "best.pt", first, config_of())
-    config = config_of(start=str(tmp_path), seed=1)
-    state, plain = begin(config), fresh(config_of(seed=1))
-    for name, value in first.average.items():
+    config = config_of(init_from=str(tmp_path), seed=1)
+    state, plain = create_state(config), fresh(config_of(seed=1))
+    for name, value in averaged(first).items():
         assert torch.equal(state.model.state_dict()[name], value)
-        assert torch.equal(state.average[name], value)
+        assert torch.equal(averaged(state)[name], value)
     assert not any(part["state"] for part in state.optimizer.state_dict().values())
     assert (state.step, state.epoch, state.history) == (0, 0, [])
     for name, generator in plain.generators.items():
         assert torch.equal(state.generators[name].get_state(), generator.get_state())
-    before = {name: value.clone() for name, value in state.average.items()}
+    before = {name: value.clone() for name, value in averaged(first).items()}
     train(state, config, noise(), epochs=1)
-    assert all(torch.equal(before[name], first.average[name]) for name in before)  # of its own, not shared
+    assert all(torch.equal(before[name], averaged(first)[name]) for name in before)  # the two share no memory
 
 
-def test_a_start_with_another_network_is_refused(tmp_path):
+def test_init_from_another_network_is_refused(tmp_path):
     save(tmp_path / "best.pt", fresh(config_of()), config_of())
-    with pytest.raises(CheckpointError, match=r"cannot start this run: .* width = 8, not 16"):
-        begin(config_of(start=str(tmp_path), width=16))
+    with pytest.raises(CheckpointError, match=r"do not fit this run: .* width = 8, not 16"):
+        create_state(config_of(init_from=str(tmp_path), width=16))
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
-        begin(config_of(start=str(tmp_path / "nowhere")))
+        create_state(config_of(init_from=str(tmp_path / "nowhere")))
 
 
-def test_averaged_weights_are_preferred(tmp_path):
+def test_load_model_uses_the_averaged_weights_by_default(tmp_path):
     config, path = config_of(), tmp_path / "best.pt"
     state = train(fresh(config), config, noise(), epochs=1)
     save(path, state, config)
-    for average, wanted in ((True, state.average), (False, state.model.state_dict())):
+    for average, expected in ((True, averaged(state)), (False, state.model.state_dict())):
         model = load_model(path, average=average)
         assert not any(module.training for module in model.modules())
         assert model.config == config.model
-        assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
-    assert any(not torch.equal(state.average[n], v) for n, v in state.model.state_dict().items())
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert any(not torch.equal(averaged(state)[n], v) for n, v in state.model.state_dict().items())
 
 
 @pytest.fixture
@@ -194,7 +200,7 @@ def test_a_course_checkpoint_cannot_be_resumed(course):
 
 
 class Trap:
-    """Unpickled, it would write a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -203,12 +209,12 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_a_file_with_code_in_it_is_refused_and_does_not_run(tmp_path):
-    path, sprung = tmp_path / "bad.pt", tmp_path / "sprung"
-    torch.save({"state_dict": {}, "extra": Trap(sprung)}, path)
+def test_a_file_with_code_in_it_is_refused_and_its_code_does_not_run(tmp_path):
+    path, written = tmp_path / "bad.pt", tmp_path / "written"
+    torch.save({"state_dict": {}, "extra": Trap(written)}, path)
     with pytest.raises(CheckpointError, match=r"bad\.pt"):
         load_model(path)
-    assert not sprung.exists()
+    assert not written.exists()
 
 
 @pytest.mark.parametrize("read", [load_model, lambda path: resume(path, config_of())])
@@ -222,20 +228,20 @@ def test_a_truncated_file_is_refused(tmp_path, read, kept):
         read(path)
 
 
-def test_what_is_missing_or_holds_something_else_is_refused(tmp_path):
+def test_a_missing_file_or_one_without_weights_is_refused(tmp_path):
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_model(path)
-    for content, said in (({"weights": torch.zeros(1)}, "state_dict"), ({"state_dict": {}}, "handout")):
+    for content, message in (({"weights": torch.zeros(1)}, "state_dict"), ({"state_dict": {}}, "handout")):
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             load_model(path)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("lr", 0.5), ("width", 16), ("seed", 1), ("kl_strategy", "cyclical")]
 )
-def test_resuming_another_run_names_what_changed(tmp_path, name, value):
+def test_resuming_with_another_configuration_names_the_difference(tmp_path, name, value):
     path = tmp_path / "last.pt"
     save(path, fresh(config_of()), config_of())
     with pytest.raises(CheckpointError, match=f"{name} = .*{value}"):
@@ -252,7 +258,7 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         Path(target).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", full_disk)
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
     with pytest.raises(OSError, match="space"):
         save(path, fresh(config), config)
     assert path.read_bytes() == before

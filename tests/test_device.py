@@ -1,73 +1,114 @@
-"""The machine at hand."""
-
-import os
-import platform
-import subprocess
-import sys
+"""The choice of device and of the precision of convolutions."""
 
 import pytest
-
-SHAPES = """
-import sys
 import torch
-from torch.nn import functional as F
 
-if sys.argv[1] == "ours":
-    import cvae_lab
-kernel = torch.zeros(16, 16, 3, 3)
-for round in range(2):
-    print("round", round, flush=True)
-    for size in range(700):  # some three primitives each
-        F.conv2d(torch.zeros(size % 30 + 1, 16, 4, size // 30 + 4), kernel)
-"""
+from cvae_lab import CVAE, ModelConfig, TrainConfig
+from cvae_lab.config import ConfigError
+from cvae_lab.models.device import pick_device, precision_of, reduced_precision
+from cvae_lab.training import TrainState
 
 
-def _compiled_again(how):
-    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
-    command = [sys.executable, "-c", SHAPES, how]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    rounds = done.stdout.split("round ")
-    first, second = (part.count("create:cache_miss") for part in rounds[1:])
-    if not first:
-        pytest.skip("torch convolves without oneDNN here, or does not tell")
-    return second
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that makes torch report other hardware."""
+
+    def pretend(gpus=0, capability=(8, 0), mps=False, cpu=()):
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(cpu, True), raising=False)
+
+    return pretend
 
 
-def test_convolutions_of_many_shapes_are_compiled_once():
-    """oneDNN's own account of it, in processes of their own."""
-    assert _compiled_again("ours") == 0
-    assert _compiled_again("as it is") > 0
+@pytest.mark.parametrize(
+    ("name", "hardware", "expected"),
+    [
+        ("auto", {}, "cpu"),
+        ("auto", {"gpus": 1}, "cuda:0"),
+        ("cpu", {"gpus": 1}, "cpu"),
+        ("cuda", {"gpus": 2}, "cuda:0"),
+        ("cuda:1", {"gpus": 2}, "cuda:1"),
+        ("mps", {"mps": True}, "mps"),
+    ],
+)
+def test_a_name_selects_its_device(machine, name, hardware, expected):
+    machine(**hardware)
+    assert str(pick_device(name)) == expected
 
 
-LOOP = """
-import sys, resource
-import torch
-from cvae_lab.models.device import keep_memory
-
-kept = keep_memory() if sys.argv[1] == "ours" else None
-for _ in range(24):
-    torch.empty(2**24).fill_(1.0)  # 64 MiB, more than glibc ever keeps by itself
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_rank_of_torchrun_uses_its_own_gpu(machine, monkeypatch, name):
+    machine(gpus=4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device(name) == torch.device("cuda", 3)
 
 
-def _page_faults(how):
-    done = subprocess.run([sys.executable, "-c", LOOP, how], capture_output=True, text=True, check=True)
-    kept, faults = done.stdout.split()
-    return kept, int(faults)
+@pytest.mark.parametrize(
+    ("name", "hardware", "message"),
+    [
+        ("cuda", {}, "no CUDA GPU"),
+        ("cuda:1", {}, "no CUDA GPU"),
+        ("cuda:2", {"gpus": 2}, "2 GPUs, cuda:0 to cuda:1"),
+        ("cuda:1", {"gpus": 1}, "1 GPU, cuda:0"),
+        ("mps", {"gpus": 1}, "Apple"),
+    ],
+)
+def test_a_device_that_the_machine_does_not_have_is_refused(machine, name, hardware, message):
+    machine(**hardware)
+    with pytest.raises(ConfigError, match=f"device = '{name}', .*{message}"):
+        pick_device(name)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
-def test_kept_memory_is_not_cleared_anew():
-    """In processes of their own, since it holds until a process ends; a few blocks settle before they are reused."""
-    kept, faults = _page_faults("ours")
-    assert kept == "True"
-    assert faults < _page_faults("as it is")[1] / 2
+@pytest.mark.parametrize(
+    ("device", "hardware", "expected"),
+    [
+        ("cuda", {"gpus": 1, "capability": (9, 0)}, torch.bfloat16),
+        ("cuda", {"gpus": 1, "capability": (8, 0)}, torch.bfloat16),
+        ("cuda", {"gpus": 1, "capability": (7, 5)}, torch.float32),  # T4
+        ("cuda", {"gpus": 1, "capability": (6, 0)}, torch.float32),  # P100
+        ("mps", {"mps": True}, torch.float32),
+        ("cpu", {}, torch.float32),
+        ("cpu", {"cpu": ["avx512_bf16"]}, torch.bfloat16),
+        ("cpu", {"cpu": ["amx_bf16"]}, torch.bfloat16),
+    ],
+)
+def test_auto_uses_bfloat16_only_where_the_hardware_has_units_for_it(machine, device, hardware, expected):
+    machine(**hardware)
+    assert precision_of(TrainConfig(), torch.device(device)) == expected
 
 
-def test_where_memory_cannot_be_kept_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    from cvae_lab.models.device import keep_memory
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_precision_that_is_set_is_used(machine, precision, dtype):
+    machine(gpus=1, capability=(7, 5))
+    for device in ("cuda", "cpu"):
+        assert precision_of(TrainConfig(precision=precision), torch.device(device)) == dtype
 
-    assert keep_memory() is False
+
+def test_bfloat16_on_mps_is_refused(machine):
+    machine(mps=True)
+    with pytest.raises(ConfigError, match=r"precision = 'bfloat16' .* mps"):
+        precision_of(TrainConfig(precision="bfloat16"), torch.device("mps"))
+
+
+def test_convolutions_run_at_the_chosen_precision_and_losses_in_float32():
+    convolution = torch.nn.Conv2d(1, 1, 1)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with reduced_precision(TrainConfig(precision=precision), torch.device("cpu")):
+            values = convolution(torch.rand(1, 1, 2, 2))
+            assert values.dtype == dtype
+            assert torch.nn.functional.mse_loss(values, torch.rand(1, 1, 2, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="this machine has no Apple GPU (mps)")
+def test_a_model_runs_on_mps_as_on_the_cpu():
+    state = TrainState.create(ModelConfig(width=8), TrainConfig(device="mps"))
+    twin = CVAE(state.model.config)
+    twin.load_state_dict({name: value.cpu() for name, value in state.model.state_dict().items()})
+    frame = torch.rand(2, 3, 32, 64)
+    on_mps = state.model.frame_transformation(frame.to("mps"))
+    on_cpu = twin.frame_transformation(frame)
+    torch.testing.assert_close(on_mps[-1].cpu(), on_cpu[-1], atol=1e-4, rtol=1e-4)

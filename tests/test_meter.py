@@ -1,81 +1,64 @@
-"""An epoch's sums, looked at now or later."""
+"""Running means of an epoch, and the count of skipped steps."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from cvae_lab import RunConfig
+from cvae_lab.training import meter
 from cvae_lab.training.meter import MAX_SKIPPED, EpochMeter, TrainingDivergedError
-from cvae_lab.training.state import TrainState
+from cvae_lab.training.state import StepResult, TrainState
 
-ROWS = [[1.0, 2.0, 3.0], [math.nan] * 3, [5.0, 7.0, 9.0], [math.nan] * 3, [math.nan] * 3]
+SKIPPED = StepResult(math.nan, math.nan, math.nan, False)
+STEPS = [StepResult(1.0, 2.0, 3.0, True), SKIPPED, StepResult(5.0, 7.0, 9.0, True), SKIPPED, SKIPPED]
 CLIPS = [4, 4, 2, 4, 4]
 
 
 @pytest.fixture
 def state():
-    config = RunConfig.from_params("tiny", width=8)
+    config = RunConfig.from_params("tiny", width=8, device="cpu")
     state = TrainState.create(config.model, config.train)
     state.epoch = 1
     return state
 
 
-@pytest.fixture
-def seldom(monkeypatch):
-    """A device that must be waited for."""
-    monkeypatch.setattr(tally, "answers_at_once", lambda device: False)
-
-
-def filled(found, rows=ROWS, clips=CLIPS):
-    for row, count in zip(rows, clips, strict=True):
-        found.add(torch.tensor(row), count)
+def filled(found, steps=STEPS, clips=CLIPS):
+    for step, count in zip(steps, clips, strict=True):
+        found.add(step, count)
     return found
 
 
-def by_hand(found, state):
+def test_means_are_weighted_by_clips_and_leave_out_skipped_steps(state):
+    found = filled(EpochMeter(state))
     assert found.means() == pytest.approx([(4 * 1 + 2 * 5) / 6, (4 * 2 + 2 * 7) / 6, (4 * 3 + 2 * 9) / 6])
     assert (found.steps, found.skipped, found.kl, state.skipped_in_a_row) == (5, 3, 9.0, 2)
     assert found.loss == pytest.approx(14 / 6)
 
 
-def test_where_a_look_is_free_every_step_is_seen(state):
-    found = filled(EpochMeter(state, every=1e9))
-    assert not found.waiting
-    by_hand(found, state)
-
-
-def test_elsewhere_a_look_waits_and_tells_the_same(state, seldom):
-    found = filled(EpochMeter(state, every=1e9))
-    assert len(found.waiting) == 5
+def test_the_mean_of_no_finite_step_is_nan(state):
+    found = filled(EpochMeter(state), [SKIPPED], [4])
+    assert all(math.isnan(value) for value in found.means())
     assert found.loss == 0
-    by_hand(found, state)
 
 
-def test_a_look_comes_when_its_time_has_come(state, seldom, monkeypatch):
-    now = iter([0.0, *(0.4 * step for step in range(1, 20))])
-    monkeypatch.setattr(tally, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    found, seen = EpochMeter(state, every=1.0), []
-    for _ in range(6):
-        found.add(torch.ones(3), 1)
-        seen.append(found.steps)
-    assert seen == [0, 0, 3, 3, 3, 6]  # asked at 0.4, 0.8, 1.2 (and looked at 1.6), then 2.0, 2.4, 2.8
-
-
-def test_a_controller_may_ask_after_every_step(state, seldom):
-    found = filled(EpochMeter(state, every=0.0), ROWS[:1], CLIPS[:1])
-    assert (found.kl, found.waiting) == (3.0, [])
+def test_speed_counts_the_clips_of_skipped_steps_too(state, monkeypatch):
+    now = iter([10.0, 14.0])
+    monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert filled(EpochMeter(state)).clips_per_second == sum(CLIPS) / 4
 
 
 @pytest.mark.parametrize("before", [0, 4])
-def test_a_look_that_finds_too_many_skipped_in_a_row_stops_the_run(state, seldom, before):
-    """Even where the last steps were fine again; those of an earlier epoch count."""
+def test_the_run_stops_at_the_last_of_too_many_skipped_steps_in_a_row(state, before):
+    """Skipped steps at the end of the previous epoch count."""
     state.skipped_in_a_row = before
-    bad = [[math.nan] * 3] * (MAX_SKIPPED - before)
-    found = filled(EpochMeter(state, every=1e9), [*bad, ROWS[0]], [1] * (len(bad) + 1))
-    with pytest.raises(TrainingDivergedError, match=f"up to step {len(bad)} of epoch 2"):
-        found.means()
-    state.skipped_in_a_row = before
-    filled(EpochMeter(state, every=1e9), [*bad[1:], ROWS[0]], [1] * len(bad)).means()
-    assert state.skipped_in_a_row == 0
+    steps = [SKIPPED] * (MAX_SKIPPED - before)
+    found = filled(EpochMeter(state), steps[1:], [1] * (len(steps) - 1))
+    with pytest.raises(TrainingDivergedError, match=f"up to step {len(steps)} of epoch 2"):
+        found.add(SKIPPED, 1)
+
+
+def test_a_finite_step_restarts_the_count_of_skipped_steps(state):
+    steps = [*[SKIPPED] * (MAX_SKIPPED - 1), STEPS[0], *[SKIPPED] * (MAX_SKIPPED - 1)]
+    found = filled(EpochMeter(state), steps, [1] * len(steps))
+    assert (found.skipped, state.skipped_in_a_row) == (2 * MAX_SKIPPED - 2, MAX_SKIPPED - 1)

@@ -1,4 +1,4 @@
-"""Run folders and sweeps, as a person would use them: papermill runs of the real notebook on the tiny set."""
+"""Run folders, sweeps and tables: papermill runs of the real notebook on the tiny data set, and what is read back."""
 
 import json
 import shutil
@@ -15,32 +15,39 @@ from cvae_lab.config import ConfigError
 from cvae_lab.data import load
 from cvae_lab.evaluation.metrics import grade
 from cvae_lab.rollout import predict
-from cvae_lab.runs.folder import RunError, RunFolder, find_runs
+from cvae_lab.runs.folder import RunFolder, best_run, find_runs
 from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
-from cvae_lab.runs.studies import STUDIES
-from cvae_lab.runs.sweep import execute, notebook_parameters, plan, sweep
+from cvae_lab.runs.result import RunError
+from cvae_lab.runs.studies import STUDIES, plan
+from cvae_lab.runs.sweep import execute, injected_parameters, notebook_parameters, notebook_run, sweep
 from cvae_lab.runs.tables import (
     END,
+    RESULTS,
+    SHOWN,
     START,
+    STUDY,
     by_variant,
-    compare,
+    different_origins,
     into_markdown,
     markdown,
     run_row,
-    study_markdown,
+    runs_table,
+    terminal,
     write_csv,
+    write_pictures,
 )  # fmt: skip
 from cvae_lab.training.checkpoint import load_model
 
-TEMPLATE = Path(__file__).parents[1] / "notebooks/03_training.ipynb"
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / "notebooks/03_training.ipynb"
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
 TINY = {"epochs": 1, "width": 8, "clips_per_epoch": 24}
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """One short run per strategy, two at a time, through Dask and papermill."""
-    out = tmp_path_factory.mktemp("runs")
+    """One short run per strategy, two at a time, through Dask and papermill, in a folder whose name has braces."""
+    out = tmp_path_factory.mktemp("runs") / "runs{1}"
     jobs = plan("tiny", out, {name: {"kl_strategy": name} for name in STRATEGIES}, [0], TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CVAE_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -48,7 +55,7 @@ def swept(tmp_path_factory):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_one_run_per_strategy(swept):
+def test_a_sweep_makes_one_run_per_strategy(swept):
     out, outcomes = swept
     assert [o.message for o in outcomes if not o.ok] == []
     assert {run.result["strategy"] for run in find_runs(out)} == set(STRATEGIES)
@@ -81,7 +88,8 @@ def test_scores_are_those_of_the_predictions(swept):
         error = (run.predictions()[name] / 255.0 - clip.answer[1:].numpy() / 255.0) ** 2
         psnr = -10 * np.log10(error.mean(axis=(1, 2, 3)))
         stored = run.psnr[run.psnr["clip"] == name]["psnr"]
-        # Predictions are stored as bytes, half a level off at most; where a whole frame is off alike, that many dB.
+        # Predictions are stored as bytes, at most half a level off. If a whole frame is off by that much, PSNR is
+        # off by this many dB.
         rounding = 20 / np.log(10) * (0.5 / 255) / np.sqrt(error.mean(axis=(1, 2, 3)))
         assert (np.abs(stored - psnr) <= 1.1 * rounding + 1e-3).all()
         means.append(psnr.mean())
@@ -90,7 +98,7 @@ def test_scores_are_those_of_the_predictions(swept):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_done_runs_are_skipped(swept):
+def test_finished_runs_are_skipped(swept):
     out, _ = swept
     before = (out / "none-seed0/result.json").stat().st_mtime_ns
     same, other = (
@@ -101,6 +109,22 @@ def test_done_runs_are_skipped(swept):
     assert not refused.ok
     assert "kl_strategy = 'none', not 'constant'" in refused.message
     assert (out / "none-seed0/result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.xdist_group("sweep")
+@pytest.mark.parametrize("damage", ["", "{", "{}"])
+def test_a_run_with_a_damaged_result_is_not_done(swept, tmp_path, damage):
+    copy = shutil.copytree(swept[0] / "none-seed0", tmp_path / "none-seed0")
+    whole = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").write_text(damage)
+    assert not RunFolder(copy).done
+    (job,) = plan("tiny", tmp_path, {"none": {"kl_strategy": "none"}}, [0], TINY)
+    outcome = execute(None, job)
+    assert (outcome.ok, outcome.message) == (True, "done")
+    again = RunFolder(copy).result
+    assert {k: v for k, v in again.items() if k != "commit"} == {
+        k: v for k, v in whole.items() if k != "commit"
+    }
 
 
 @pytest.mark.xdist_group("sweep")
@@ -115,19 +139,63 @@ def test_a_failing_run_says_why_and_stops_no_other(template, tmp_path):
     assert not RunFolder(tmp_path / "none-seed0").done
 
 
+@pytest.mark.xdist_group("sweep")
+def test_a_notebook_that_fails_is_kept_under_another_name(tmp_path):
+    """papermill itself marks the cells of an interrupted notebook as completed, so only result.json decides."""
+    notebook = nbformat.v4.new_notebook()
+    parameters = nbformat.v4.new_code_cell(
+        "data = run_dir = ''\nextra = {}", metadata={"tags": ["parameters"]}
+    )
+    notebook.cells = [parameters, nbformat.v4.new_code_cell("raise SystemExit('stopped')")]
+    nbformat.write(notebook, tmp_path / "template.ipynb")
+    (job,) = plan("tiny", tmp_path, {"none": {}}, [0], TINY)
+    outcome = execute(str(tmp_path / "template.ipynb"), job)
+    assert not outcome.ok
+    assert {file.name for file in (tmp_path / "none-seed0").iterdir()} == {"failed.ipynb"}
+
+
 def test_names_and_values_are_checked_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean epochs"):
         plan("tiny", tmp_path, {"none": {"epoch": 3}}, [0], {})
     with pytest.raises(ConfigError, match="lr = -1"):
         plan("tiny", tmp_path, {"none": {}}, [0], {"lr": -1})
+    for value in (float("nan"), float("inf")):  # a notebook with such a parameter is not valid JSON
+        with pytest.raises(ConfigError, match=r"stages = .* is not a finite number"):
+            plan("tiny", tmp_path, {"none": {"stages": [["monotonic", value, 1]]}}, [0], {})
     (job,) = plan("tiny", tmp_path, {"none": {"lr": 0.5}}, [7], {"epochs": 3, "lr": 0.1})
     params = notebook_parameters(str(TEMPLATE), job)
     assert params["epochs"] == 3
-    assert params["extra"] == {"lr": 0.5}  # not a name of the notebook's own, so it goes in by `extra`
+    assert params["extra"] == {"lr": 0.5}  # the notebook's parameters cell has no lr
     assert params["seed"] == 7
     assert not (tmp_path / "none-seed7").exists()
-    (job,) = plan("tiny", tmp_path, {"none": {}}, [0], {"start": "runs/other"})
-    assert Path(job.params["start"]) == Path("runs/other").resolve()  # a notebook runs in a folder of its own
+    (job,) = plan("tiny", tmp_path, {"none": {}}, [0], {"init_from": "runs/other"})
+    assert (
+        Path(job.params["init_from"]) == Path("runs/other").resolve()
+    )  # a notebook has its own working directory
+
+
+def test_parameters_that_papermill_injects_are_used_or_refused():
+    own = "epochs = 25\nextra = {}"
+    namespace = {
+        "In": ["", own, "# Parameters\nepochs = 3\nlr = 0.001\n"],
+        "epochs": 3,
+        "lr": 0.001,
+        "sigma": 9,
+    }
+    assert injected_parameters(namespace) == {"lr": 0.001}
+    assert injected_parameters({"In": ["", own, "sigma = 2"], "sigma": 2}) == {}  # not run by papermill
+    with pytest.raises(ConfigError, match=r"'epoch', which is no parameter\. Did you mean epochs"):
+        injected_parameters({"In": ["", own, "# Parameters\nepoch = 3\n"], "epoch": 3})
+
+
+def test_a_notebooks_run_folder_is_printed_as_an_absolute_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert notebook_run("runs/mine").path == tmp_path / "runs/mine"
+    assert str(tmp_path / "runs/mine") in capsys.readouterr().out
+    assert notebook_run("").path.is_dir()
+    assert capsys.readouterr().out == ""
+    with pytest.raises(RunError, match="run_dir = 20261127 is not text"):
+        notebook_run(20261127)
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
@@ -139,9 +207,9 @@ def test_every_study_can_be_planned(name, tmp_path):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_comparison_table(swept):
+def test_the_table_of_runs_is_sorted_and_complete(swept):
     out, _ = swept
-    table = compare(find_runs(out))
+    table = runs_table(find_runs(out))
     assert list(table["psnr_mean"]) == sorted(table["psnr_mean"], reverse=True)
     assert {"strategy", "clip 0", "baseline_static", "kl_nats", "minutes", "grade"} <= set(table)
     assert by_variant(table)["seeds"].tolist() == [1] * 4
@@ -150,7 +218,29 @@ def test_comparison_table(swept):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_reference_copy(swept, tmp_path):
+def test_the_printed_table_fits_80_columns_and_has_units(swept):
+    text = terminal(runs_table(find_runs(swept[0])).assign(run="a-very-long-name-of-a-run-that-does-not-fit"))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["dB", "dB", "dB", "nats/frame", "min", "%"]
+    assert "e-0" not in text
+
+
+@pytest.mark.xdist_group("sweep")
+def test_the_best_run_is_chosen_by_its_held_out_score(swept, tmp_path):
+    for name, heldout, test in (("a-seed0", 20.0, 30.0), ("b-seed0", 25.0, 10.0)):
+        run = shutil.copytree(swept[0] / "none-seed0", tmp_path / name)
+        result = json.loads((run / "result.json").read_text()) | {"heldout_psnr": heldout, "psnr_mean": test}
+        (run / "result.json").write_text(json.dumps(result))
+    assert best_run(tmp_path).path.name == "b-seed0"
+    assert (
+        write_pictures(find_runs(tmp_path), runs_table(find_runs(tmp_path)), tmp_path)[-1].parent.name
+        == "b-seed0"
+    )
+
+
+@pytest.mark.xdist_group("sweep")
+def test_a_reference_copy_has_the_same_numbers_and_no_weights(swept, tmp_path):
     out, _ = swept
     run = RunFolder(out / "constant-seed0")
     copy = RunFolder(export(run, tmp_path, pictures=True))
@@ -160,40 +250,39 @@ def test_reference_copy(swept, tmp_path):
             np.testing.assert_array_equal(picture, run.predictions()[clip][frame - 1])
     pd.testing.assert_frame_equal(copy.psnr, run.psnr)
     clip, model = load("tiny", progress=False).tests[0], load_model(run.path / "best.pt")
-    films = draws(copy)
-    assert films.index.tolist() == list(range(1, len(clip)))
+    scores = draws(copy)
+    assert scores.index.tolist() == list(range(1, len(clip)))
     first, labels = (part[None].expand(DRAWS, *part.shape) / 255 for part in (clip.first, clip.labels))
     frames = predict(model, first, labels, torch.Generator().manual_seed(0)).numpy()
     error = (frames - clip.answer[1:].numpy() / 255) ** 2
-    np.testing.assert_allclose(films.to_numpy().T, -10 * np.log10(error.mean((2, 3, 4))), atol=0.03)
+    np.testing.assert_allclose(scores.to_numpy().T, -10 * np.log10(error.mean((2, 3, 4))), atol=0.03)
     (copy.path / "draws.csv").unlink()
     with pytest.raises(RunError, match="has neither"):
         draws(copy)
     assert json.loads((copy.path / "result.json").read_text()) == run.result
 
 
-def test_table_goes_between_the_markers(tmp_path, swept):
+@pytest.mark.xdist_group("sweep")
+def test_a_table_replaces_the_text_between_its_markers(tmp_path, swept):
     file, runs = tmp_path / "README.md", find_runs(swept[0])
     file.write_text(f"before\n{START.format('results')}\nold\n{END.format('results')}\nafter\n")
-    into_markdown(file, "results", markdown(compare(runs)))
+    into_markdown(file, "results", markdown(runs_table(runs), RESULTS))
     text = file.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "| compact | none |" in text
+    assert "| none | compact | 1 |" in text
     file.write_text("no markers")
     with pytest.raises(RunError, match="has no lines"):
         into_markdown(file, "results", "text")
 
 
 @pytest.mark.xdist_group("sweep")
-def test_runs_that_differ_in_more_than_their_seed_are_no_repeats(swept, tmp_path):
-    shutil.copytree(swept[0] / "none-seed0", tmp_path / "none-seed0")
-    other = shutil.copytree(swept[0] / "none-seed0", tmp_path / "none-wide-seed0")
-    assert list(compare(find_runs(tmp_path))["strategy"]) == ["none", "none"]
-    config = RunFolder(other).config
-    (other / "config.json").write_text(config.with_training(lr=config.train.lr / 2).to_json())
-    assert set(compare(find_runs(tmp_path))["strategy"]) == {"none", "none-wide"}
+def test_runs_of_different_folder_names_are_different_variants(swept, tmp_path):
+    for name in ("none-seed0", "none-seed1", "none-wide-seed0"):
+        shutil.copytree(swept[0] / "none-seed0", tmp_path / name)
+    table = by_variant(runs_table(find_runs(tmp_path)))
+    assert sorted(table["variant"]) == ["none", "none-wide"]
 
 
 @pytest.mark.xdist_group("sweep")
@@ -204,8 +293,67 @@ def test_a_studys_table_has_a_row_per_variant(swept, tmp_path):
     table = by_variant(pd.read_csv(tmp_path / "study.csv"))
     assert set(table["variant"]) == set(STRATEGIES)
     assert table["psnr_std"].tolist() == pytest.approx([2**0.5] * 4, abs=1e-2)  # written to four digits
-    text = study_markdown(pd.read_csv(tmp_path / "study.csv"))
+    text = markdown(pd.read_csv(tmp_path / "study.csv"), STUDY)
     assert "| constant | 2 |" in text
-    assert "| test (dB) | worst clip (dB) | still picture (dB) |" in text
+    wanted = "| test PSNR (dB) | PSNR of final weights (dB) | worst clip (dB) | static baseline (dB) |"
+    assert wanted in text
     unanswered = [{**row, "scored_on": "validation", "psnr_worst_clip": float("nan")} for row in rows]
-    assert "| validation (dB) | still picture (dB) |" in study_markdown(pd.DataFrame(unanswered))
+    text = markdown(pd.DataFrame(unanswered), STUDY)
+    assert "| validation PSNR (dB) |" in text
+    assert "worst clip" not in text
+
+
+def test_a_printed_table_shows_every_difference_in_commit_hardware_or_versions():
+    row = {
+        "run": "a-seed0", "variant": "a", "seed": 0, "preset": "compact", "strategy": "none", "scored_on": "test",
+        "heldout_psnr": 30.0, "psnr_mean": 30.0, "psnr_worst_clip": 29.0, "baseline_static": 18.0, "ssim_mean": 0.9,
+        "kl_nats": 1.0, "parameters": 9, "minutes": 1.0, "grade": 100, "commit": "aaa", "hardware": "one CPU",
+        "torch": "2.13.0", "python": "3.11",
+    }  # fmt: skip
+    other = row | {"run": "b-seed0", "variant": "b", "commit": "bbb", "torch": "2.14.0"}
+    equal, mixed = (pd.DataFrame(rows) for rows in ([row, row], [row, other]))
+    assert different_origins(equal) == []
+    assert "commit" not in markdown(equal, STUDY)
+    assert "differ" not in terminal(equal)
+    assert different_origins(mixed) == ["commit", "torch"]
+    head, _, *body = markdown(mixed, STUDY).splitlines()
+    assert head.endswith("| commit | torch |")
+    assert [line.split(" | ")[-2:] for line in body] == [["aaa", "2.13.0 |"], ["bbb", "2.14.0 |"]]
+    assert "differ in commit: aaa, bbb" in terminal(mixed)
+
+
+@pytest.mark.parametrize(
+    "table", sorted((ROOT / "figures/studies").glob("*.csv")), ids=lambda path: path.stem
+)
+def test_committed_tables_name_the_origin_of_every_row(table):
+    rows = pd.read_csv(table)
+    assert rows[["commit", "hardware"]].notna().all(axis=None)
+    if table.stem != "latent":  # its rows are of `diagnose`
+        head = markdown(rows, STUDY).splitlines()[0]
+        assert all(f"| {name} |" in head for name in different_origins(rows))
+
+
+@pytest.mark.xdist_group("sweep")
+def test_a_thousand_runs_are_compared_in_one_readable_picture(swept, tmp_path):
+    source = swept[0] / "none-seed0"
+    for variant in range(250):
+        for seed in range(4):
+            run = tmp_path / f"v{variant}-seed{seed}"
+            run.mkdir()
+            for name in ("config.json", "history.csv"):
+                shutil.copyfile(source / name, run / name)
+            result = json.loads((source / "result.json").read_text()) | {
+                "heldout_psnr": 20 + variant / 100,
+                "seed": seed,
+            }
+            (run / "result.json").write_text(json.dumps(result))
+    runs = find_runs(tmp_path)
+    table = runs_table(runs)
+    assert len(table) == 1000
+    assert by_variant(table)["variant"][0] == "v249"
+    strategies, histories = write_pictures(runs, table, tmp_path)
+    assert strategies.stat().st_size > 5_000
+    assert histories.stat().st_size > 5_000
+    from PIL import Image
+
+    assert Image.open(strategies).height < 100 * (1.3 + 0.5 * (SHOWN + 1))  # as high as SHOWN rows

@@ -1,4 +1,4 @@
-"""One step against a hand computation; fit, evaluate, time budgets, seeds."""
+"""The training step against a hand computation; the training loop, evaluation, time budgets, seeds."""
 
 import math
 from dataclasses import replace
@@ -10,10 +10,11 @@ import torch
 from cvae_lab import ModelConfig, TrainConfig
 from cvae_lab.data import Clip, ClipBatch, Dataset, Video
 from cvae_lab.evaluation.metrics import psnr
+from cvae_lab.evaluation.scoring import evaluate
 from cvae_lab.objective import kl_standard_normal
 from cvae_lab.rollout import Feedback, predict, reference_unroll
 from cvae_lab.schedules import controlled_beta
-from cvae_lab.training import TrainState, evaluate, fit, train_step
+from cvae_lab.training import TrainState, fit, meter, train_step
 from cvae_lab.training import state as state_module
 from cvae_lab.training.meter import MAX_SKIPPED, TrainingDivergedError
 from cvae_lab.training.optimizer import Muon
@@ -42,7 +43,7 @@ def quick(**changes):
 
 def video(n, boundaries=(), seed=0):
     frames, labels = torch.randint(0, 256, (2, n, 3, H, W), generator=seeded(seed), dtype=torch.uint8)
-    return Video(frames, labels, cuts, f"v{seed}")
+    return Video(frames, labels, boundaries, f"v{seed}")
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +66,28 @@ def weights_of(state):
 
 
 def moving(state):
-    """All that a step changes, by name."""
-    optimiser, average = state.optimizer, {f"average of {k}": v for k, v in state.average.items()}
-    halves = (optimiser.muon, optimiser.adamw) if isinstance(optimiser, Muon) else (optimiser,)
+    """All values that a step changes, by name."""
+    optimizer, average = state.optimizer, state.average.module.state_dict()
+    parts = (optimizer.muon, optimizer.adamw) if isinstance(optimizer, Muon) else (optimizer,)
+    average = {f"average of {name}": value for name, value in average.items()}
     moments = {
-        f"{name} {half} {index}": value
-        for half, part in enumerate(halves)
+        f"{name} {number} {index}": value
+        for number, part in enumerate(parts)
         for index, values in enumerate(part.state_dict()["state"].values())
         for name, value in values.items()
     }
     return {name: value.clone() for name, value in {**weights_of(state), **average, **moments}.items()}
 
 
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
+def are_equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_one_batch_can_be_learnt_by_heart():
+def test_the_loss_on_one_repeated_batch_falls_to_a_twentieth():
     state = TrainState.create(NARROW, quick(lr=1e-2))
     flat = torch.rand(2, 3, 3, 1, 1, generator=seeded(1)).expand(-1, -1, -1, H, W).contiguous()
     batch = batch_of(frames=3)._replace(x=flat)
-    losses = [
-        float(train_step(state, batch, quick(lr=1e-2), 1e-6, free_running(batch))[0]) for _ in range(300)
-    ]
+    losses = [train_step(state, batch, quick(lr=1e-2), 1e-6, free_running(batch)).loss for _ in range(300)]
     assert losses[-1] < losses[0] / 20
 
 
@@ -107,13 +107,14 @@ def test_the_loss_is_the_one_computed_by_hand(preset, options, weighting):
     kl = sum(kl_standard_normal(out.mu, out.logvar).flatten().tolist()) / 6
     variance = config.sigma**2 or mse
     weight = beta if config.scale == "handout" else 2 * variance * beta / dims
-    found = train_step(state, batch, config, beta, free_running(batch)).tolist()
-    assert found == pytest.approx([part + weight * kl, mse, kl], rel=1e-4)
+    found = train_step(state, batch, config, beta, free_running(batch))
+    assert found.is_finite
+    assert found.values.tolist() == pytest.approx([part + weight * kl, mse, kl], rel=1e-4)
     assert state.step == 1
 
 
 @pytest.mark.parametrize("target", [1e-4, 50.0])
-def test_a_controller_moves_beta_by_the_kl_of_every_step(data, target):
+def test_the_controller_changes_beta_after_every_step_by_the_kl_of_that_step(data, target):
     config = quick(kl_target=target, beta_max=1e-5, epochs=6, clips_per_epoch=4)  # one step an epoch
     records = list(fit(TrainState.create(NARROW, config), data, config))
     beta = 1e-5
@@ -124,52 +125,48 @@ def test_a_controller_moves_beta_by_the_kl_of_every_step(data, target):
 
 
 @pytest.mark.parametrize("options", [{"free_bits": 1e-4}, {"kl_balance": 0.8}])
-def test_ways_to_a_live_latent_train_with_a_learned_prior(options):
+def test_free_bits_and_kl_balance_train_a_learned_prior(options):
     config, batch = quick(**options), batch_of()
     state = TrainState.create(replace(NARROW, prior="learned"), config)
     before = [value.clone() for value in state.model.Prior_Predictor.parameters()]
     for _ in range(3):
-        assert train_step(state, batch, config, 1e-3, free_running(batch)).isfinite().all()
+        assert train_step(state, batch, config, 1e-3, free_running(batch)).is_finite
     after = state.model.Prior_Predictor.parameters()
     assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True) if pair[0].ndim > 1)
 
 
-def test_bfloat16_is_near():
+def test_the_loss_in_bfloat16_is_within_five_percent_of_float32():
     batch = batch_of()
     losses = [
-        train_step(TrainState.create(NARROW, c), batch, c, 1e-3, free_running(batch))[0].item()
+        train_step(TrainState.create(NARROW, c), batch, c, 1e-3, free_running(batch)).loss
         for c in (quick(precision="float32"), quick(precision="bfloat16"))
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_step_that_is_not_finite_is_skipped(optimiser, answers, monkeypatch):
-    """Bit for bit, and at the very first step too, whether or not the device is asked whether it was."""
-    monkeypatch.setattr(state_module, "answers_at_once", lambda device: answers)
-    config, batch = quick(optimizer=optimiser), batch_of()
+def test_a_non_finite_step_changes_nothing_but_the_step_counter(optimizer):
+    """Weights, optimizer state and average stay bit for bit equal, also when the first step is not finite."""
+    config, batch = quick(optimizer=optimizer), batch_of()
     broken = batch._replace(x=torch.full_like(batch.x, math.nan))
     state, twin = (TrainState.create(NARROW, config) for _ in range(2))
     for x in (broken, batch, batch, broken):
         before, noise = moving(state), state.generators["noise"].get_state()
-        values = train_step(state, x, config, 1.0, free_running(batch))
-        assert values.isfinite().all() == (x is batch)
-        assert values.isnan().all() == (x is broken)
-        after = moving(state)
-        stood = [torch.equal(before.get(k, torch.zeros_like(value)), value) for k, value in after.items()]
-        assert all(stood) == (x is broken)
+        result = train_step(state, x, config, 1.0, free_running(batch))
+        assert result.is_finite == (x is batch)
+        assert math.isnan(result.loss) == (x is broken)
+        assert are_equal(before, moving(state)) == (x is broken)
         if x is batch:
             twin.generators["noise"].set_state(noise)
             twin.step = state.step - 1
             train_step(twin, batch, config, 1.0, free_running(batch))
-    assert same(moving(state), moving(twin))
+    assert are_equal(moving(state), moving(twin))
     assert state.step == 4
 
 
 @pytest.mark.parametrize("clips_per_epoch", [26, 6])
-def test_training_that_diverged_stops(data, clips_per_epoch):
-    """Ten skipped steps in a row: within one epoch of 13 steps, or over several epochs of 3."""
+def test_training_stops_after_ten_skipped_steps_in_a_row(data, clips_per_epoch):
+    """The ten steps lie within one epoch of 13 steps, or in several epochs of 3 steps."""
     config = quick(clips_per_epoch=clips_per_epoch, batch_size=2, epochs=20)
     state, steps = TrainState.create(NARROW, config), []
     with torch.no_grad():
@@ -179,7 +176,7 @@ def test_training_that_diverged_stops(data, clips_per_epoch):
     assert len(steps) == MAX_SKIPPED - 1
 
 
-def test_an_epoch_without_a_finite_step_has_no_loss(data):
+def test_the_loss_of_an_epoch_without_a_finite_step_is_nan(data):
     config = quick(epochs=1)
     state = TrainState.create(NARROW, config)
     with torch.no_grad():
@@ -189,7 +186,7 @@ def test_an_epoch_without_a_finite_step_has_no_loss(data):
     assert math.isnan(record["loss"])
 
 
-def test_the_average_by_hand():
+def test_the_weight_average_follows_its_formula():
     config, batch = quick(ema=0.2), batch_of()
     state = TrainState.create(NARROW, config)
     expected = {name: value.double() for name, value in weights_of(state).items()}
@@ -215,7 +212,7 @@ def run(data, config):
     return state, records
 
 
-def test_a_record_per_epoch(data):
+def test_fit_yields_one_record_per_epoch(data):
     config, steps = quick(eval_every=2), []
     state = TrainState.create(NARROW, config)
     records = list(fit(state, data, config, lambda record, progress: steps.append((record, progress))))
@@ -230,7 +227,7 @@ def test_a_record_per_epoch(data):
     ("per", "expected"),
     [("epoch", [0] * 3 + [2 / 3] * 3 + [1] * 3), ("iteration", [min(1, k / 4.5) for k in range(9)])],
 )
-def test_beta_moves_per_epoch_or_per_iteration(data, per, expected):
+def test_beta_changes_per_epoch_or_per_iteration(data, per, expected):
     config, betas = quick(kl_strategy="monotonic", kl_per=per), []
     list(fit(TrainState.create(NARROW, config), data, config, lambda r, progress: betas.append(r["beta"])))
     assert betas == pytest.approx(expected)
@@ -240,7 +237,7 @@ BUSY = {"tf_strategy": "constant", "tf_start": 0.5, "flip": True, "shift": 1, "j
 
 
 @pytest.mark.parametrize("options", [BUSY, {"dropout": 0.3, "epochs": 2}])
-def test_a_seed_fixes_a_run(data, options, monkeypatch):
+def test_a_seed_determines_every_number_of_a_run(data, options, monkeypatch):
     options = dict(options)
     if dropout := options.pop("dropout", 0):
         monkeypatch.setitem(
@@ -248,11 +245,11 @@ def test_a_seed_fixes_a_run(data, options, monkeypatch):
         )
     (one, first), (two, second), (_, other) = (run(data, quick(seed=seed, **options)) for seed in (3, 3, 4))
     assert first == second
-    assert same(weights_of(one), two.model.state_dict())
+    assert are_equal(weights_of(one), two.model.state_dict())
     assert [r["loss"] for r in first] != [r["loss"] for r in other]
 
 
-def test_the_callers_random_state_is_left_alone(data):
+def test_the_global_random_state_is_unchanged(data):
     before = torch.get_rng_state()
     state = TrainState.create(NARROW, quick())
     assert torch.equal(torch.get_rng_state(), before)
@@ -260,8 +257,8 @@ def test_the_callers_random_state_is_left_alone(data):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Watch:
-    """A clock on which each look takes a second."""
+class SteppedClock:
+    """A clock that advances by one second each time it is read."""
 
     def __init__(self):
         self.now = 0.0
@@ -272,14 +269,15 @@ class Watch:
 
 
 @pytest.fixture
-def watch(monkeypatch):
-    clock = Watch()
-    for room in (state_module, tally):
-        monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=clock.monotonic))
+def stepped_clock(monkeypatch):
+    clock = SteppedClock()
+    for module in (state_module, meter):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
-def test_a_time_budget_replaces_epochs(data, watch):
+@pytest.mark.usefixtures("stepped_clock")
+def test_a_time_budget_replaces_epochs(data):
     config, seen = quick(epochs=1, minutes=2.0, kl_strategy="monotonic", lr_warmup=0.0), []
     state = TrainState.create(NARROW, config)
     records = list(fit(state, data, config, lambda record, progress: seen.append((progress, record["lr"]))))
@@ -291,25 +289,25 @@ def test_a_time_budget_replaces_epochs(data, watch):
     assert not math.isnan(records[-1]["val_psnr_prior"])
 
 
-def test_the_last_epoch_of_a_budget_is_evaluated_whoever_took_the_time(data, watch):
+def test_the_last_epoch_is_evaluated_when_the_caller_uses_up_the_time_budget(data, stepped_clock):
     config, records = quick(minutes=1.0, eval_every=2), []
     for record in fit(TrainState.create(NARROW, config), data, config):
         records.append(record)
-        watch.now += 60  # the caller saves, plots, and so uses the budget up
+        stepped_clock.now += 60  # the caller saves and plots, which uses up the budget
     assert not math.isnan(records[-1]["val_psnr_prior"])
 
 
-def test_held_out_stretches_weigh_by_their_frames(data):
-    """Beside validation, which weighs as one of them."""
+def test_held_out_segments_are_weighted_by_their_frames(data):
+    """The validation clip counts as one segment."""
     unequal, config = replace(data, train=video(60, (45,))), quick(epochs=1)
     state = TrainState.create(NARROW, config)
     (record,) = fit(state, unequal, config)
     (validation,), (long, short) = data.val.as_clips(), unequal.train.hold_out(0.2, 4)[1].as_clips()
     assert (len(long.labels), len(short.labels)) == (9, 4)
     of_val, of_long, of_short = evaluate(state.evaluation_model(), [validation, long, short])["prior"]
-    stretches = (of_long.sum() + of_short.sum()) / (8 + 3)
-    assert record["heldout_psnr"] == pytest.approx(float(of_val.mean() + 2 * stretches) / 3, abs=1e-4)
-    assert abs(of_long.mean() - of_short.mean()) > 1e-3  # or the weights would not matter
+    segments = (of_long.sum() + of_short.sum()) / (8 + 3)
+    assert record["heldout_psnr"] == pytest.approx(float(of_val.mean() + 2 * segments) / 3, abs=1e-4)
+    assert abs(of_long.mean() - of_short.mean()) > 1e-3  # otherwise the weights would make no difference
 
 
 def clip(frames, seed):
@@ -319,7 +317,7 @@ def clip(frames, seed):
 
 @pytest.fixture
 def without_z():
-    """A model that ignores z, in train mode but for one part."""
+    """A model that ignores z. All modules are in train mode except Generator."""
     model = TrainState.create(NARROW, quick()).model.train()
     model.Generator.eval()
     with torch.no_grad():
@@ -327,7 +325,7 @@ def without_z():
     return model
 
 
-def test_a_short_clip_beside_a_longer_one_scores_as_alone(without_z):
+def test_a_clips_score_does_not_depend_on_a_longer_clip_beside_it(without_z):
     short, long = clip(4, 1), clip(7, 2)
     modes = [module.training for module in without_z.modules()]
     both = evaluate(without_z, [short, long])
@@ -338,8 +336,8 @@ def test_a_short_clip_beside_a_longer_one_scores_as_alone(without_z):
             torch.testing.assert_close(both[kind][k], evaluate(without_z, [one])[kind][0], atol=1e-3, rtol=0)
 
 
-def test_evaluate_is_psnr_of_predict(without_z):
+def test_evaluate_returns_the_psnr_of_predict(without_z):
     one = clip(6, 1)
     x, p = one.answer[None].float() / 255, one.labels[None].float() / 255
-    wanted = psnr(predict(without_z, x[:, 0], p), x[:, 1:])[0]
-    torch.testing.assert_close(evaluate(without_z, [one])["prior"][0], wanted, atol=1e-3, rtol=0)
+    expected = psnr(predict(without_z, x[:, 0], p), x[:, 1:])[0]
+    torch.testing.assert_close(evaluate(without_z, [one])["prior"][0], expected, atol=1e-3, rtol=0)

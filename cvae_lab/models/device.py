@@ -6,25 +6,54 @@ import torch
 
 from cvae_lab.config import ConfigError, TrainConfig
 
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which NVIDIA GPUs have bfloat16 units; older ones (P100, V100, T4) emulate them slowly."""
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device: for `auto`, CUDA where there is a GPU, otherwise the CPU.
 
-    Under torchrun, each rank of a machine gets its own GPU. Raises ConfigError for `cuda` without a GPU.
+    Under torchrun, each rank of a machine gets its own GPU, unless `name` has a number. Raises ConfigError for a
+    device that this machine does not have.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, one GPU such as `cuda:1`, or `mps` (the GPU of an Apple computer).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda', but torch finds no CUDA GPU; set device = 'auto' or 'cpu'.")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device = 'mps', but torch finds no Apple GPU; set device = 'auto' or 'cpu'.")
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device = {name!r}, but torch finds no CUDA GPU; set device = 'auto' or 'cpu'.")
+    if name == "cuda":
+        return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)))
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.index >= count:
+        present = "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+        raise ConfigError(f"device = {name!r}, but this machine has {present}; choose one of them.")
+    return device
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of convolutions. `auto`: bfloat16 on CUDA and on CPUs with instructions for it, else float32."""
+    """Return the dtype of convolutions.
+
+    `auto` is bfloat16 on GPUs and CPUs with instructions for it, and float32 elsewhere. Apple GPUs use float32.
+    """
+    if device.type == "mps":
+        if config.precision == "bfloat16":
+            raise ConfigError(
+                "precision = 'bfloat16' is not used on mps; set precision = 'auto' or 'float32'."
+            )
+        return torch.float32
     if config.precision != "auto":
         return getattr(torch, config.precision)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    native = device.type == "cuda" or capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
 
 

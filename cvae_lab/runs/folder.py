@@ -1,6 +1,9 @@
-"""The run folder: writing and reading. `result.json` is written last; without it a run is not done."""
+"""The run folder: train into it, write it, read it. `result.json` is written last; without it a run is not done."""
 
+import contextlib
+import io
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,24 +12,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from cvae_lab.config import RunConfig
+from cvae_lab.data import load
 from cvae_lab.data.clips import Clip, Dataset
 from cvae_lab.data.files import replacing, write_text
-from cvae_lab.data.pixels import to_float, to_uint8
+from cvae_lab.data.pixels import to_uint8
 from cvae_lab.evaluation import predict_clips
-from cvae_lab.evaluation.metrics import grade, psnr, ssim, static_baseline
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device
-from cvae_lab.runs.provenance import provenance
-from cvae_lab.training import TrainState, checkpoint
+from cvae_lab.runs.result import RunError, checked, provenance, score, summarise
+from cvae_lab.training import TrainState, checkpoint, distributed, fit
+from cvae_lab.training.progress import reporter
 from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
 
-SSIM_EVERY = 8  # SSIM is slow, so it is computed on every eighth frame
+_log = logging.getLogger(__name__)
+_locks: dict[Path, FileLock] = {}
+"""Run folders that this process has locked. The operating system frees a lock when its process ends."""
 
 
-class RunError(ValueError):
-    """A run folder that is missing, unfinished or not of this project; the message says which."""
+class RunInUseError(RunError):
+    """Another process trains into the folder."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +45,58 @@ class RunFolder:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
-        """Return a new state, or the state in `last.pt` where an interrupted run of the same config exists.
+        """Lock the folder; return a new state, or the state in `last.pt` of an interrupted run of the same config.
 
-        Sets the number of CPU threads of this process where `config.train.threads` gives one. Writes nothing, so a
-        run that is refused, or that fails in its first epoch, leaves the folder unchanged.
+        Sets the number of CPU threads of this process where `config.train.threads` gives one. A refused run leaves the
+        folder unchanged. `finish` or `unlock` frees the folder, and so does the end of the process.
+
+        Raises RunInUseError where another process trains into this folder, and RunError where `resume` is False and
+        the folder holds a run.
         """
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        last = self.path / "last.pt"
-        if not last.exists():
-            return checkpoint.create_state(config)
-        if not resume:
-            raise RunError(f"{self.path} already holds a run; resume it, or choose another folder.")
-        return checkpoint.resume(last, config)
+        if distributed.rank() == 0:
+            self.lock()
+        try:
+            last = self.path / "last.pt"
+            if not last.exists():
+                return checkpoint.create_state(config)
+            if not resume:
+                raise RunError(f"{self.path} already holds a run; resume it, or choose another folder.")
+            state = checkpoint.resume(last, config)
+            if (
+                distributed.rank() == 0
+            ):  # the last row is missing after a kill between last.pt and history.csv
+                write_text(self.path / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
+            return state
+        except BaseException:
+            self.unlock()
+            raise
+
+    def lock(self) -> None:
+        """Reserve the folder for this process. Raises RunInUseError where another process has it."""
+        key = self.path.resolve()
+        if key in _locks:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(key / ".lock", timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunInUseError(
+                f"{self.path} is in use by another training or notebook; wait for it, or choose another folder."
+            ) from None
+        _locks[key] = lock
+
+    def unlock(self) -> None:
+        """Free the folder, and remove it where nothing was written to it."""
+        lock = _locks.pop(self.path.resolve(), None)
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def log(self, state: TrainState, config: RunConfig) -> None:
         """Write config, history and `last.pt` after an epoch, and `best.pt` where the held-out score improved."""
@@ -69,75 +115,119 @@ class RunFolder:
     ) -> dict[str, Any]:
         """Predict validation and test clips with `best.pt`; write predictions, scores and, last, the result.
 
+        Every score of the result describes `best.pt`, except those whose name ends in `_final`: they describe the
+        weights after the last epoch. Afterwards the folder is unlocked.
+
         Args:
             seed: of z.
             pictures: also write a GIF of all test clips and a player of the first one, which take most of the time.
+
+        Raises RunError where the run has no checkpoint or a required score is not finite.
         """
-        model = checkpoint.load_model(self.path / "best.pt", pick_device(config.train.device))
         clips = [*data.val.as_clips()[:1], *data.tests]
-        predictions = predict_clips(model, clips, config.train, seed)
-        scores = pd.concat([_score(clip, frames) for clip, frames in zip(clips, predictions, strict=True)])
+        chosen, last = self._last_record("best.pt"), self._last_record("last.pt")
+        model, predictions = self._predict("best.pt", clips, config, seed)
+        scores = final = score(clips, predictions)
+        if last["epoch"] != chosen["epoch"]:
+            final = score(clips, self._predict("last.pt", clips, config, seed)[1])
+        result = summarise(config, chosen, last, scores, final)
+        result["parameters"] = sum(weights.numel() for weights in model.parameters())
+        result |= {"command": config.command(), **provenance()}
         write_text(self.path / "psnr_per_frame.csv", scores.to_csv(index=False, float_format="%.4f"))
         arrays = {
             clip.name: to_uint8(frames).numpy() for clip, frames in zip(clips, predictions, strict=True)
         }
         with replacing(self.path / "predictions.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-        if pictures:
-            shown = range(len(data.val.as_clips()[:1]), len(clips)) if data.tests else range(len(clips))
-            write_grid_gif(
-                self.path / "predictions.gif", [clips[i] for i in shown], [predictions[i] for i in shown]
-            )
-            write_clip_player(self.path / "player.html", clips[shown[0]], predictions[shown[0]])
-        result = _result(config, self.history, scores, model, clips)
-        write_text(self.path / "result.json", json.dumps(result, indent=2))
+        if pictures and clips:
+            shown = slice(-len(data.tests) if data.tests else 0, None)
+            write_grid_gif(self.path / "predictions.gif", clips[shown], predictions[shown])
+            write_clip_player(self.path / "player.html", clips[shown][0], predictions[shown][0])
+        write_text(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False))
+        self.unlock()
         return result
+
+    def _last_record(self, name: str) -> dict[str, Any]:
+        """The record of the epoch whose weights a checkpoint holds: the last one of the history inside it."""
+        file = self.path / name
+        if not file.exists():
+            raise RunError(
+                f"{self.path} has no {name}, so it cannot be finished; no epoch had a finite held-out score."
+            )
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"][-1]
+
+    def _predict(
+        self, name: str, clips: list[Clip], config: RunConfig, seed: int
+    ) -> tuple[CVAE, list[torch.Tensor]]:
+        model = checkpoint.load_model(self.path / name, pick_device(config.train.device))
+        return model, predict_clips(model, clips, config.train, seed) if clips else []
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished."""
-        return (self.path / "result.json").exists()
+        """Whether the run is finished: it has a complete result.json."""
+        file = self.path / "result.json"
+        try:
+            return file.exists() and bool(checked(file.read_text(encoding="utf-8"), file))
+        except (RunError, UnicodeDecodeError):
+            return False
+
+    def check(self) -> None:
+        """Read result, configuration and history. Raises RunError where one is missing, cut off or wrong."""
+        _ = self.result, self.config, self.history
 
     def _read(self, name: str) -> str:
         file = self.path / name
         if not file.exists():
             raise RunError(f"{self.path} is not a finished run: it has no {name}.")
-        return file.read_text()
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise RunError(f"{file} is damaged: it is not a text file.") from None
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration of the run. Raises RunError where another version wrote it."""
+        """The configuration of the run. Raises RunError where the file is damaged or another version wrote it."""
         text = self._read("config.json")
         try:
             return RunConfig.from_json(text)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(
-                f"{self.path}/config.json is not of this version ({error}); train the run again."
+                f"{self.path}/config.json is damaged or of another version ({cause}); train the run again."
             ) from error
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The result of the run, with hardware, versions and commit."""
-        result = json.loads(self._read("result.json"))
-        if missing := {"strategy", "preset", "psnr_mean", "psnr_by_clip", "heldout_psnr"} - set(result):
-            raise RunError(
-                f"{self.path}/result.json is not a result of this project: it has no {min(missing)}."
-            )
-        return result
+        """The result of the run, with hardware, versions and commit; fields as in `result.Result`."""
+        return checked(self._read("result.json"), self.path / "result.json")
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per epoch; columns as in `training.loop.COLUMNS`."""
-        self._read("history.csv")
-        return pd.read_csv(self.path / "history.csv")
+        """One row per epoch; columns as in `training.loop.COLUMNS`. Raises RunError where the file is cut off."""
+        text, file = self._read("history.csv"), self.path / "history.csv"
+        widths = {line.count(",") for line in text.splitlines()}
+        try:
+            table = pd.read_csv(io.StringIO(text), dtype=float)
+        except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError):
+            table = pd.DataFrame()
+        if missing := {"epoch", "step", "loss", "mse", "kl_nats", "heldout_psnr", "seconds"} - set(table):
+            raise RunError(f"{file} is damaged: it has no readable column {min(missing)}.")
+        if (
+            not text.endswith("\n")
+            or len(widths) > 1
+            or table["epoch"].tolist() != [*range(1, len(table) + 1)]
+        ):
+            raise RunError(
+                f"{file} is cut off or has lost rows; run the training command again to restore it."
+            )
+        return table.astype({"epoch": int, "step": int})
 
     @cached_property
     def psnr(self) -> pd.DataFrame:
         """Columns clip, frame (from 1), psnr, baseline_static (dB) and ssim (nan where it was not computed)."""
-        self._read("psnr_per_frame.csv")
-        return pd.read_csv(self.path / "psnr_per_frame.csv", dtype={"clip": str})
+        return pd.read_csv(io.StringIO(self._read("psnr_per_frame.csv")), dtype={"clip": str})
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w)."""
@@ -148,12 +238,24 @@ class RunFolder:
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
-    """Return every finished run at or below `root`, by name. Raises RunError where there is none."""
-    runs = [RunFolder(file.parent) for file in sorted(Path(root).glob("**/result.json"))]
+    """Return every finished run at or below `root`, by name. Raises RunError where there is none.
+
+    A damaged run is left out with a warning that names its file.
+    """
+    runs, damaged = [], []
+    for file in sorted(Path(root).glob("**/result.json")):
+        run = RunFolder(file.parent)
+        try:
+            run.check()
+            runs.append(run)
+        except RunError as error:
+            damaged.append(str(error))
+    if not runs and damaged:
+        raise RunError(damaged[0])
     if not runs:
-        raise RunError(
-            f"{root} holds no finished run (a folder with a result.json); train one, or give another folder."
-        )
+        raise RunError(f"{root} holds no finished run (a folder with a result.json); give another folder.")
+    for message in damaged:
+        _log.warning("Warning: a run is left out. %s", message)
     return runs
 
 
@@ -162,35 +264,37 @@ def best_run(root: Path) -> RunFolder:
     return max(find_runs(root), key=lambda run: run.result["heldout_psnr"])
 
 
-def _score(clip: Clip, prediction: torch.Tensor) -> pd.DataFrame:
-    """One row per predicted frame of a clip; no rows where the true frames are unknown."""
-    columns = ["clip", "frame", "psnr", "baseline_static", "ssim"]
-    if clip.answer is None:
-        return pd.DataFrame(columns=columns)
-    truth = to_float(clip.answer)
-    similarity = np.full(len(prediction), np.nan)
-    similarity[::SSIM_EVERY] = ssim(prediction[::SSIM_EVERY], truth[1::SSIM_EVERY]).numpy()
-    values = [psnr(prediction, truth[1:]).numpy(), static_baseline(truth).numpy(), similarity]
-    return pd.DataFrame(dict(zip(columns, [clip.name, np.arange(1, len(truth)), *values], strict=True)))
+def train_run(
+    path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False, pictures: bool = True
+) -> None:
+    """Train and score a run and write its folder, in one process or, under torchrun, in several.
 
+    Every rank trains; rank 0 alone writes and prints.
 
-def _result(
-    config: RunConfig, history: pd.DataFrame, scores: pd.DataFrame, model: CVAE, clips: list[Clip]
-) -> dict[str, Any]:
-    by_clip = scores.groupby("clip", sort=False)[["psnr", "baseline_static", "ssim"]].mean()
-    tests = [clip.name for clip in clips[1:] if clip.answer is not None]
-    scored = by_clip.loc[tests or [clips[0].name]]
-    best = history.loc[history["heldout_psnr"].idxmax()]
-    return {
-        "strategy": config.train.kl_strategy, "tf_strategy": config.train.tf_strategy,
-        "preset": config.model.name, "seed": config.train.seed, "data": Path(config.data).name,
-        "scored_on": "test" if tests else "validation",
-        "psnr_mean": scored["psnr"].mean(), "baseline_static": scored["baseline_static"].mean(),
-        "ssim_mean": scored["ssim"].mean(), "grade": grade(scored["psnr"].mean()),
-        "psnr_by_clip": by_clip["psnr"].round(3).to_dict(),
-        "val_psnr_prior": best["val_psnr_prior"], "val_psnr_posterior": best["val_psnr_posterior"],
-        "heldout_psnr": best["heldout_psnr"], "best_epoch": int(best["epoch"]),
-        "kl_nats": history["kl_nats"].iloc[-1], "epochs": int(history["epoch"].iloc[-1]),
-        "minutes": history["seconds"].iloc[-1] / 60, "parameters": sum(p.numel() for p in model.parameters()),
-        "command": config.command(), **provenance(),
-    }  # fmt: skip
+    Args:
+        resume: continue from last.pt.
+        pictures: as in `RunFolder.finish`.
+    """
+    run = RunFolder(path)
+    if not resume and (run.done or (path / "last.pt").exists()):
+        raise RunError(f"{path} holds a run already; give --resume to continue it, or another folder.")
+    if run.done and not run.config.difference(config, ignore=("threads",)):
+        raise RunError(f"{path} is done; give more epochs or minutes to continue it, or another folder.")
+    data = load(config.data, progress=distributed.rank() == 0)
+    state = run.begin(config)
+    try:
+        if distributed.rank():
+            for _ in fit(state, data, config.train):
+                pass
+            return
+        with reporter(path, tensorboard=tensorboard) as report:
+            for record in fit(state, data, config.train, report.step):
+                run.log(state, config)
+                report.epoch(record)
+        result = run.finish(config, data, pictures=pictures)
+    finally:
+        run.unlock()
+    report.say(f"{result['psnr_mean']:.2f} dB on {result['scored_on']} clips")
+    if result["baseline_static"] is not None:
+        report.say(f"{result['baseline_static']:.2f} dB for the static baseline")
+    report.say(f"Wrote {path}.")

@@ -1,24 +1,35 @@
-"""The test: predict the clips of a data set with trained models; write pictures and the files to hand in."""
+"""The test: predict the test clips with trained models; write GIFs, HTML players and the course's files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import load
+from cvae_lab.data import DataError, load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.pixels import to_float
 from cvae_lab.evaluation import metrics, predict_clips
 from cvae_lab.models.device import pick_device
-from cvae_lab.runs.folder import best_run
+from cvae_lab.runs.folder import find_runs
+from cvae_lab.runs.result import RunError
 from cvae_lab.training import checkpoint
 from cvae_lab.views.clip_views import write_clip_gif, write_clip_player
 
 Form = Literal["later", "2023"]
+Log = Callable[[str], None]
+Videos = list[Float[Tensor, "_ 3 _ _"]]
+
+
+class _Chosen(NamedTuple):
+    """A checkpoint to predict with, the default folder of its predictions, and why it was chosen."""
+
+    file: Path
+    out: Path
+    reason: str
 
 
 def predict_run(
@@ -26,66 +37,124 @@ def predict_run(
     data: str,
     seed: int = 0,
     form: Form = "later",
-    log: Callable[[str], None] = print,
+    log: Log = print,
+    out: Path | None = None,
+    plain: bool = False,
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
-    Predictions use the test-time corrections (`evaluation.corrections`), so they score higher than a run's own result,
-    which is one plain rollout. Predictions of several runs are averaged and written to the folder of the first.
-    Where no test clip has true frames, validation clips are predicted and scored as well.
+    The table shows two scores per clip: of the plain prediction, which is also the run's own result, and with the
+    test-time corrections (`evaluation.corrections`). Predictions of several checkpoints are averaged. Where no test
+    clip has true frames, the validation clips are predicted and scored.
 
     Args:
-        runs: run folders, folders of runs (the best one by held-out score is used), or checkpoint files.
+        runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
         seed: of z.
         form: the course's file format: `later` years take one CSV of all clips, `2023` took one file per clip.
-        log: called with a line of text for each thing done.
+        log: called with each line of text.
+        out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
+        plain: write and score the plain predictions only.
+
+    Raises RunError where the folder cannot be written to, before anything is predicted.
     """
-    checkpoints = [run if run.is_file() else best_run(run).path / "best.pt" for run in runs]
+    chosen = [_choose(run) for run in runs]
+    out = out or _default_folder(chosen, plain)
+    _check_writable(out)
     source, device = load(data), pick_device()
-    clips = source.tests
-    scored = [] if any(clip.answer is not None for clip in clips) else source.val.as_clips()
-    by_model = []
-    for file in checkpoints:
-        log(f"predicting with {file}")
+    if not source.tests:
+        raise DataError(f"{data} has no test clips, so there is nothing to predict.")
+    has_answers = any(clip.answer is not None for clip in source.tests)
+    clips = [*source.tests, *(() if has_answers else source.val.as_clips())]
+    videos: dict[str, list[Videos]] = {"plain": [], **({} if plain else {"corrected": []})}
+    for file, _, reason in chosen:
+        log(f"Predicting with {file}{reason}")
         model, trained = checkpoint.load_model(file, device), checkpoint.train_config(file)
-        by_model.append(predict_clips(model, [*clips, *scored], trained, seed, corrected=True))
-    predictions = [sum(same_clip) / len(same_clip) for same_clip in zip(*by_model, strict=True)]
-    out = checkpoints[0].parent / "test"
-    out.mkdir(exist_ok=True)
-    _write_clips(out, form, clips, predictions[: len(clips)], log)
-    for clip, frames in zip(scored, predictions[len(clips) :], strict=True):
-        static = float(metrics.static_baseline(to_float(clip.answer)).mean())
-        log(f"validation: {_mean_psnr(frames, clip):.2f} dB, static baseline {static:.2f} dB")
+        for kind, found in videos.items():
+            found.append(predict_clips(model, clips, trained, seed, corrected=kind == "corrected"))
+    averaged = {kind: _averaged(found) for kind, found in videos.items()}
+    kept = averaged["plain" if plain else "corrected"][: len(source.tests)]
+    for line in score_lines(clips, averaged):
+        log(line)
+    _write(out, form, source.tests, kept, log)
     return out
 
 
-def _write_clips(
-    out: Path,
-    form: Form,
-    clips: Sequence[Clip],
-    predictions: Sequence[Float[Tensor, "_ 3 _ _"]],
-    log: Callable[[str], None],
-) -> None:
-    scores = []
-    for clip, frames in zip(clips, predictions, strict=True):
+def _choose(run: Path) -> _Chosen:
+    """The checkpoint that a path names, or the best one below it by held-out score."""
+    if run.is_file():
+        return _Chosen(run, run.parent / f"{run.stem}-test", "")
+    if not run.exists():
+        raise RunError(f"There is no run folder and no checkpoint file {run}.")
+    found = find_runs(run)
+    best = max(found, key=lambda one: one.result["heldout_psnr"])
+    reason = f",\n  the best held-out score of {len(found)} runs: {best.result['heldout_psnr']:.2f} dB"
+    return _Chosen(best.path / "best.pt", best.path / "test", reason if len(found) > 1 else "")
+
+
+def _default_folder(chosen: Sequence[_Chosen], plain: bool) -> Path:
+    """The folder of the first checkpoint; with a suffix, so that different predictions stay side by side."""
+    folder = chosen[0].out
+    suffix = (f"-mean-of-{len(chosen)}" if len(chosen) > 1 else "") + ("-plain" if plain else "")
+    return folder.with_name(folder.name + suffix)
+
+
+def _check_writable(folder: Path) -> None:
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+        if is_new:
+            folder.rmdir()  # made again when there is something to write
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written to ({error.strerror}); give another folder by --out."
+        ) from None
+
+
+def _averaged(by_model: Sequence[Videos]) -> Videos:
+    return [sum(same_clip) / len(same_clip) for same_clip in zip(*by_model, strict=True)]
+
+
+def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
+    """Return a table of mean PSNR by clip and kind of prediction, and what the test-time corrections change."""
+    rows = []
+    for index, clip in enumerate(clips):
+        if clip.answer is not None:
+            truth = to_float(clip.answer)
+            scores = [float(metrics.psnr(found[index], truth[1:]).mean()) for found in videos.values()]
+            rows.append([*scores, float(metrics.static_baseline(truth).mean())])
+    if not rows:
+        return ["The true frames of these clips are not known, so there is no score."]
+    names = [clip.name for clip in clips if clip.answer is not None]
+    part = "Validation" if all(name.startswith("val") for name in names) else "Test"
+    means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+    head = [*videos, "static baseline"]
+    lines = [f"{part} clips, mean PSNR over the predicted frames, in dB:"]
+    lines.append(f"{'clip':<6}" + "".join(f"{name:>17}" for name in head))
+    for name, row in [*zip(names, rows, strict=True), ("mean", means)]:
+        lines.append(f"{name:<6}" + "".join(f"{value:>17.2f}" for value in row))
+    kind = list(videos)[-1]
+    lines.append(
+        f"Grade by the assignment's table: {metrics.grade(means[len(videos) - 1])} % ({kind} prediction)."
+    )
+    if len(videos) > 1:
+        lines.append(f"The test-time corrections change the mean by {means[1] - means[0]:+.2f} dB.")
+    return lines
+
+
+def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Log) -> None:
+    out.mkdir(exist_ok=True)
+    for clip, frames in zip(clips, videos, strict=True):
         write_clip_gif(out / f"clip{clip.name}.gif", clip, frames)
         write_clip_player(out / f"clip{clip.name}.html", clip, frames)
-        score = "true frames unknown"
-        if clip.answer is not None:
-            scores.append(_mean_psnr(frames, clip))
-            score = f"{scores[-1]:.2f} dB"
-        log(f"clip {clip.name}: {score}, {out}/clip{clip.name}.gif")
-    whole = [torch.cat([to_float(clip.first[None]), f]) for clip, f in zip(clips, predictions, strict=True)]
+    whole = [
+        torch.cat([to_float(clip.first[None]), frames]) for clip, frames in zip(clips, videos, strict=True)
+    ]
     for file in write_course_files(out, form, clips, whole):
-        log(f"submission: {file}")
-    if scores:
-        mean = sum(scores) / len(scores)
-        log(f"mean {mean:.2f} dB, grade {metrics.grade(mean)} %")
-
-
-def _mean_psnr(frames: Float[Tensor, "s 3 h w"], clip: Clip) -> float:
-    """Mean PSNR over the predicted frames, in dB."""
-    return float(metrics.psnr(frames, to_float(clip.answer[1:])).mean())
+        log(f"To hand in: {file}")
+    log(f"Open first: {out / f'clip{clips[0].name}.html'}")
 
 
 def write_course_files(

@@ -1,7 +1,10 @@
-"""Small copies of finished runs, fit to be committed: scores, history and a few predicted frames, no checkpoints."""
+"""Committed records: copies of finished runs without checkpoints, pictures of them, and how all are made again."""
 
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -16,24 +19,34 @@ from cvae_lab.data.pixels import to_float
 from cvae_lab.data.synthetic.dataset import moves_gallery
 from cvae_lab.evaluation import metrics, predict_clips
 from cvae_lab.models.device import pick_device
-from cvae_lab.runs.folder import RunError, RunFolder
+from cvae_lab.runs import tables
+from cvae_lab.runs.folder import RunFolder, best_run, find_runs
+from cvae_lab.runs.result import RunError
+from cvae_lab.runs.studies import STUDIES, Job, Study, plan
+from cvae_lab.runs.sweep import sweep
 from cvae_lab.training import checkpoint
 from cvae_lab.views import figures
 
-DRAWS = 8  # videos of one clip, each with z of its own
+DRAWS = 8  # predicted videos of one clip, each with its own z
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
-COLUMNS = 16  # frames side by side on the sheet
+COLUMNS = 16  # frames side by side in excerpt.png
 
 
 def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
-    """Copy a run's small files to `out`/name; with `pictures`, also a sheet of predicted frames, and its `draws`.
+    """Copy a run's small files to a folder of its name in `out`; return that folder.
 
-    The sheet (`excerpt.png`, lossless, with `excerpt.csv` naming clip and frame of each picture) holds every
-    sixth frame of the first test clip, and the four best, the four worst and every 64th of every clip.
+    Args:
+        pictures: also write `draws.csv` (see `draws`) and a sheet of predicted frames: `excerpt.png`, lossless, with
+            `excerpt.csv`, which names clip and frame of each picture. It holds every sixth frame of the first test
+            clip, and of every test clip the four best, the four worst and every 64th frame.
+
+    Raises RunError where `out` already holds a run of this name.
     """
     folder = out / run.path.name
     if (folder / "result.json").exists():
-        raise RunError(f"{folder} holds a run already; export to an empty folder, runs of different names.")
+        raise RunError(
+            f"{folder} holds a run already; export to an empty folder, and give runs different names."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run.path / name, folder / name)
@@ -68,18 +81,15 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def draws(run: RunFolder) -> pd.DataFrame:
-    """PSNR (dB) of the first answered clip's frames (rows, from 1) in DRAWS videos (columns), z of each drawn anew.
+    """Return the PSNR (dB) of each frame (row, from 1) in DRAWS predictions (columns), each with a newly drawn z.
 
-    The first test clip with an answer; the validation clip where there is none.
-
-    By the run's weights, or, in a copy made with pictures, as found then. RunError where there is neither.
+    The clip is the first test clip with true frames, or the validation clip where no test clip has them. Uses the
+    run's best.pt, or draws.csv in an exported copy. Raises RunError where there is neither.
     """
     if (run.path / "draws.csv").exists():
         return pd.read_csv(run.path / "draws.csv", index_col="frame")
     if not (run.path / "best.pt").exists():
-        raise RunError(
-            f"{run.path} has neither best.pt nor draws.csv; show a run of your own, with its weights."
-        )
+        raise RunError(f"{run.path} has neither best.pt nor draws.csv; use a run that still has its weights.")
     data = load(run.config.data, progress=False)
     clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
@@ -90,7 +100,10 @@ def draws(run: RunFolder) -> pd.DataFrame:
 
 
 def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
-    """Predicted frames by clip and frame number, (3, h, w) uint8: all of them, or a reference run's sheet."""
+    """Return predicted frames by clip and frame number, uint8 of shape (3, h, w).
+
+    All frames of a run, or those of `excerpt.png` in an exported copy.
+    """
     if (run.path / "predictions.npz").exists():
         return {clip: dict(enumerate(frames, 1)) for clip, frames in run.predictions().items()}
     table = pd.read_csv(run.path / "excerpt.csv", dtype={"clip": str})
@@ -105,13 +118,13 @@ def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
 
 
 def moves_picture(columns: int = 6) -> Figure:
-    """Every move of the embedded figure at evenly spaced moments, labels below frames."""
+    """Draw every move of the synthetic figure at evenly spaced moments, with the pose labels below the frames."""
     rows: dict[str, UInt8[Tensor, "n 3 h w"]] = {}
     for name, (frames, labels) in moves_gallery().items():
-        at = torch.linspace(0, len(frames) - 1, columns).long()
-        rows[name], rows[f"{name} label"] = frames[at], labels[at]
+        moments = torch.linspace(0, len(frames) - 1, columns).long()
+        rows[name], rows[f"{name} label"] = frames[moments], labels[moments]
     figure = figures.film_strip(
-        rows, range(columns), "The moves of the embedded figure, with their pose labels"
+        rows, range(columns), "The moves of the synthetic figure, with their pose labels"
     )
     figure.axes[0].set_yticks(figure.axes[0].get_yticks(), [n if "label" not in n else "" for n in rows])
     figure.axes[0].set_xticks([])
@@ -119,24 +132,151 @@ def moves_picture(columns: int = 6) -> Figure:
 
 
 def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
-    """Label, truth and prediction of the first test clip at evenly spaced moments."""
+    """Draw label, true frame and prediction of the first test clip at evenly spaced moments."""
     predicted = excerpt(run)
     clip = load(run.config.data, progress=False).tests[0]
     known = sorted(predicted[clip.name])
-    at = [known[int(i)] for i in np.linspace(0, len(known) - 1, columns)]
+    moments = [known[int(i)] for i in np.linspace(0, len(known) - 1, columns)]
     rows = {
-        "label": clip.labels[at],
-        "truth": clip.labels[at] if clip.answer is None else clip.answer[at],
-        "prediction": torch.from_numpy(np.stack([predicted[clip.name][t] for t in at])),
+        "label": clip.labels[moments],
+        "truth": clip.labels[moments] if clip.answer is None else clip.answer[moments],
+        "prediction": torch.from_numpy(np.stack([predicted[clip.name][t] for t in moments])),
     }
     figure = figures.film_strip(rows, range(columns))
-    figure.axes[0].set_xticks(figure.axes[0].get_xticks(), [f"frame {t}" for t in at])
+    figure.axes[0].set_xticks(figure.axes[0].get_xticks(), [f"frame {t}" for t in moments])
     return figure
 
 
 def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
-    """moves.png, and prediction.png where there is a run."""
+    """Write moves.png, and prediction.png where there is a run; return the files."""
     drawn = {"moves.png": moves_picture()} | ({"prediction.png": prediction_picture(run)} if run else {})
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=100)
     return [out / name for name in drawn]
+
+
+PRETRAINED = {
+    "minutes": 25.0,
+    "threads": 1,
+}  # on the synthetic data set `full`, for the study of the course's clips
+TABLES = ("ablation", "minutes", "course")  # studies whose tables the README shows
+RUN_OVERHEAD = 0.5  # minutes of data, evaluation and files per run
+
+
+@dataclass(frozen=True)
+class Step:
+    """A study whose runs make one committed record."""
+
+    name: str
+    jobs: list[Job]
+    workers: int
+    minutes: float  # expected minutes of one run
+
+    @property
+    def to_do(self) -> list[Job]:
+        """The jobs that are not finished."""
+        return [job for job in self.jobs if not RunFolder(Path(job.run_dir)).done]
+
+    @property
+    def minutes_left(self) -> float:
+        """Expected minutes until the last job ends."""
+        return len(self.to_do) * (self.minutes + RUN_OVERHEAD) / self.workers
+
+
+def steps(
+    root: Path,
+    out: Path,
+    workers: int,
+    only: Sequence[str] = (),
+    course: str = "",
+    **changes: Any,  # noqa: ANN401
+) -> list[Step]:
+    """Return the studies to run, in order.
+
+    Args:
+        root: the repository, whose committed tables say how long a run takes.
+        out: folder of the runs, one folder per study.
+        only: names of studies; empty: all.
+        course: folder of the course's data; empty: no study of it.
+        changes: parameters set in every run, for a rehearsal; `data` and `seeds` too.
+    """
+    data, seeds = changes.pop("data", ""), changes.pop("seeds", ())
+    studies = dict(STUDIES)
+    if course:
+        start = out / "pretrained" / "full-seed0"
+        studies["pretrained"] = Study("", PRETRAINED, {"full": {}}, seeds=(0,), data="full")
+        studies["course"] = Study(
+            "", {"threads": 1},
+            {"random-weights-10-minutes": {"minutes": 10.0}, "random-weights-35-minutes": {"minutes": 35.0},
+             "pretrained-10-minutes": {"minutes": 10.0, "init_from": str(start)}}, data=course,
+        )  # fmt: skip
+    if unknown := set(only) - set(studies):
+        raise RunError(f"There is no record {min(unknown)!r}; there are {', '.join(studies)}.")
+    found = []
+    for name, study in studies.items():
+        if not only or name in only:
+            jobs = plan(
+                data or study.data, out / name, study.variants, seeds or study.seeds, study.base | changes
+            )
+            timed = name in ("minutes", "course", "pretrained")  # nothing else may run beside these
+            found.append(Step(name, jobs, 1 if timed else max(1, workers), _minutes(root, name, study)))
+    return found
+
+
+def _minutes(root: Path, name: str, study: Study) -> float:
+    """Mean minutes of a run of a study: its time budgets, or what the committed record says."""
+    budgets = [(study.base | changes).get("minutes", 0.0) for changes in study.variants.values()]
+    table = root / "figures" / "studies" / f"{name}.csv"
+    if all(budgets):
+        return sum(budgets) / len(budgets)
+    if name == "reference":
+        return float(np.mean([run.result["minutes"] for run in find_runs(root / "figures" / "reference")]))
+    recorded = pd.read_csv(table) if table.exists() else pd.DataFrame()
+    return float(recorded["minutes"].mean()) if "minutes" in recorded else study.base["epochs"] * 0.3
+
+
+def reproduce(todo: Sequence[Step], root: Path, log: Callable[[str], None] = print) -> None:
+    """Run every step and write its record below `root`/figures. Finished runs are kept, so it can be interrupted.
+
+    Raises RunError where a run fails; the records of earlier steps stay.
+    """
+    for step in todo:
+        log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do")
+        for outcome in sweep(None, step.jobs, step.workers, log=log):
+            if not outcome.ok:
+                raise RunError(f"{outcome.run_dir} failed: {outcome.message}")
+            log(f"  {Path(outcome.run_dir).name}: {outcome.message} ({outcome.minutes:.1f} min)")
+        runs = [RunFolder(Path(job.run_dir)) for job in step.jobs]
+        for record in _write_record(step.name, runs, root / "figures"):
+            log(f"  wrote {record}")
+
+
+def _write_record(name: str, runs: Sequence[RunFolder], figures_dir: Path) -> list[Path]:
+    if name == "pretrained":
+        return []
+    if name == "reference":
+        new, best = figures_dir / ".reference", best_run(runs[0].path.parent)
+        shutil.rmtree(new, ignore_errors=True)
+        for run in runs:
+            export(run, new, pictures=run == best)
+        shutil.rmtree(figures_dir / "reference", ignore_errors=True)
+        return [new.rename(figures_dir / "reference")]
+    table = figures_dir / "studies" / f"{name}.csv"
+    rows = (
+        [row for _, _, row in tables.latent_rows(runs)]
+        if name == "latent"
+        else [tables.run_row(run) for run in runs]
+    )
+    tables.write_csv(table, rows)
+    return [table]
+
+
+def write_tables(root: Path) -> list[Path]:
+    """Write the README's tables and pictures from the committed records; return the files."""
+    runs = find_runs(root / "figures" / "reference")
+    readme = root / "README.md"
+    tables.into_markdown(readme, "results", tables.markdown(tables.runs_table(runs), tables.RESULTS))
+    for name in TABLES:
+        table = pd.read_csv(root / "figures" / "studies" / f"{name}.csv")
+        tables.into_markdown(readme, name, tables.markdown(table, tables.STUDY))
+    return [readme, *write_pictures(root / "figures", best_run(root / "figures" / "reference"))]

@@ -1,32 +1,80 @@
-"""Studies: sets of runs that differ in one thing at a time, each over several seeds. Notebooks read their tables."""
+"""What to run: studies, which are sets of runs that differ in one thing at a time, and the jobs they consist of."""
 
 import itertools
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from cvae_lab.config import ConfigError, RunConfig
+from cvae_lab.data import SYNTHETIC
 
 Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked, what all runs share, and what each variant changes."""
+    """A question, the parameters that all its runs have, and the parameters that each variant changes."""
 
     about: str
     base: Params
     variants: dict[str, Params]
     seeds: tuple[int, ...] = (0, 1, 2)
-    data: str = field(default="small")
+    data: str = "small"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its folder, its data and its parameters, by the names of `config`."""
+
+    run_dir: str
+    data: str
+    params: dict[str, Any]
+
+
+def plan(
+    data: str,
+    out: Path,
+    variants: Mapping[str, dict[str, Any]],
+    seeds: Sequence[int],
+    options: dict[str, Any],
+) -> list[Job]:
+    """Return a job for every variant and seed. Raises ConfigError for an unknown name or an impossible value.
+
+    Names are checked here, before anything starts, because papermill only warns of an unknown name and continues.
+    Seeds are the outer loop, so a sweep that is cut short has whole rounds of variants.
+    """
+    source = data if data in SYNTHETIC else str(Path(data).resolve())
+    jobs = []
+    for seed, (name, changes) in itertools.product(seeds, variants.items()):
+        params = {**options, **changes, "seed": seed}
+        if params.get("init_from"):  # a worker has a working directory of its own
+            params["init_from"] = str(Path(params["init_from"]).resolve())
+        _check_finite(params)
+        RunConfig.from_params(data, **params)
+        jobs.append(Job(str(out.resolve() / f"{name}-seed{seed}"), source, params))
+    return jobs
+
+
+def _check_finite(params: Mapping[str, Any]) -> None:
+    """Raise ConfigError for NaN or infinity, at any depth: a notebook with such a value is not valid JSON."""
+    for name, value in params.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ConfigError(f"{name} = {value!r} is not a finite number.") from None
 
 
 _MIX = {"kl_strategy": "stages", "stages": (("monotonic", 1, 1), ("cyclical", 2, 2))}
 
-_STILL = {"shift": 0}  # for the tables made before clips were shifted
+_UNSHIFTED = {"shift": 0}
 
 _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 
 STUDIES = {
     "strategies": Study(
-        "Four KL strategies and a staged mix, at the handout's scale and at the ELBO's, free-running and half forced.",
+        "Four KL strategies and a mix of two, at the scale of assignment and ELBO, with and without teacher forcing.",
         {"epochs": 10},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
@@ -37,14 +85,14 @@ STUDIES = {
         | {f"stages-{scale}-free": _MIX | {"scale": scale} for scale in ("handout", "elbo")},
     ),
     "reference": Study(
-        "Four KL strategies and a staged mix at the handout scale: 24 records of 600 clips, some thirty passes.",
+        "Four KL strategies and a mix of two at the assignment's scale: 24 epochs of 600 clips, about 30 passes.",
         {"epochs": 24, "clips_per_epoch": 600, "eval_every": 4},
         {name: {"kl_strategy": name} for name in ("cyclical", "monotonic", "none", "constant")}
         | {"stages": _MIX},
     ),
     "ablation": Study(
-        "The default compact network and its training but for the shift of clips, with one thing changed.",
-        {"epochs": 4, "eval_every": 4, **_STILL},
+        "The compact network with its default training, but without shifted clips; each variant changes one thing.",
+        {"epochs": 4, "eval_every": 4, **_UNSHIFTED},
         {
             "as-is": {},
             "no-anchor": {"anchor": False},
@@ -64,7 +112,7 @@ STUDIES = {
         },
     ),
     "minutes": Study(
-        "What minutes buy on one CPU core, for compact and for the course's network. Run it with nothing beside it.",
+        "PSNR by training time on one CPU core, for compact and for the course's network. Run it on an idle machine.",
         {"eval_every": 1000, "threads": 1, "device": "cpu"},
         {
             "handout-10-minutes": {"preset": "handout", "minutes": 10.0},
@@ -74,8 +122,8 @@ STUDIES = {
         },
     ),
     "latent": Study(
-        "Ways to a live latent, against the course's dead one.",
-        {"epochs": 6, "eval_every": 6, **_STILL},
+        "Settings that keep the latent active, compared with the course's setting, where it collapses.",
+        {"epochs": 6, "eval_every": 6, **_UNSHIFTED},
         {
             "course": {},
             "small-beta": {"beta_max": 1e-6},

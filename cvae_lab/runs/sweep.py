@@ -1,29 +1,38 @@
-"""Many runs of the training notebook: papermill on Dask, one process a run, on one machine or many."""
+"""Many runs of the training notebook: papermill on Dask, one process per run, on one machine or on several."""
 
+import ast
 import contextlib
+import difflib
 import io
-import itertools
 import json
 import logging
+import math
 import os
+import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dask
 import papermill
-from distributed import Client, LocalCluster, as_completed
+import torch
+from distributed import Client, Future, LocalCluster, wait
 
-from cvae_lab.config import RunConfig
-from cvae_lab.data import SYNTHETIC
-from cvae_lab.runs.folder import RunError, RunFolder
-from cvae_lab.runs.train import train_run
+from cvae_lab.config import RENAMED, ConfigError, RunConfig, parameters
+from cvae_lab.runs.folder import RunFolder, RunInUseError, train_run
+from cvae_lab.runs.result import RunError
+from cvae_lab.runs.studies import Job
+from cvae_lab.training.progress import RunStatus, sweep_status
 
 QUIET_KERNEL = ["--log-level=ERROR"]
-"""A kernel's remarks on its own start-up are no news to who watches a sweep."""
+"""Arguments of a notebook kernel that keep its start-up messages out of a sweep's output."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+STATUS_SECONDS = 60.0  # between two status lines of a sweep
+RETRY_SECONDS = 2.0  # between two tries of a run that another sweep has in work
 
 
 def template() -> Path:
@@ -41,68 +50,95 @@ class Outcome:
     ok: bool
     message: str
     minutes: float
+    in_use: bool = False  # another sweep or training has the run in work
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: where it goes, what it is trained on, with which parameters of `config`."""
+@dataclass
+class _Queue:
+    """The jobs of a sweep: not started, running, and in work elsewhere."""
 
-    run_dir: str
-    data: str
-    params: dict[str, Any]
+    waiting: deque[Job]
+    running: dict[Future, Job] = field(default_factory=dict)
+    elsewhere: list[Job] = field(default_factory=list)
 
+    def submit(self, client: Client, notebook: str | None, threads: int) -> None:
+        """Start as many jobs as there are free workers; a job submitted earlier would wait behind a busy worker."""
+        if not self.waiting and not self.running:
+            time.sleep(RETRY_SECONDS)
+            self.waiting.extend(self.elsewhere)
+            self.elsewhere.clear()
+        while self.waiting and len(self.running) < max(1, len(client.nthreads())):
+            job = self.waiting.popleft()
+            key = f"{job.run_dir}-{time.time_ns()}"
+            self.running[client.submit(execute, notebook, job, threads, key=key, retries=2)] = job
 
-def plan(
-    data: str,
-    out: Path,
-    variants: Mapping[str, dict[str, Any]],
-    seeds: Sequence[int],
-    options: dict[str, Any],
-) -> list[Job]:
-    """A job for every variant and seed; ConfigError for a name or value that cannot be.
-
-    papermill itself only warns of an unknown name and runs on, so names are checked here, before anything starts.
-    """
-    source = data if data in SYNTHETIC else str(Path(data).resolve())
-    jobs = []
-    for seed, (name, changes) in itertools.product(seeds, variants.items()):  # cut short, it has whole rounds
-        params = {**options, **changes, "seed": seed}
-        if params.get("init_from"):  # a worker has a working directory of its own
-            params["init_from"] = str(Path(params["init_from"]).resolve())
-        RunConfig.from_params(data, **params)
-        jobs.append(Job(str(out.resolve() / f"{name}-seed{seed}"), source, params))
-    return jobs
+    def finished(self, seconds: float) -> list[Outcome]:
+        """Wait at most `seconds`; return the outcomes of the runs that ended, except of those in work elsewhere."""
+        try:
+            done = wait(list(self.running), timeout=seconds, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            return []
+        outcomes = []
+        for future in done:
+            job = self.running.pop(future)
+            if future.status == "finished":
+                outcome = future.result()
+            else:
+                error = future.exception()
+                outcome = Outcome(job.run_dir, False, f"{type(error).__name__}: {error}", 0.0)
+            if outcome.in_use:
+                self.elsewhere.append(job)
+            else:
+                outcomes.append(outcome)
+        return outcomes
 
 
 def sweep(
-    template: Path | None, jobs: Sequence[Job], workers: int = 0, scheduler: str | None = None
+    template: Path | None,
+    jobs: Sequence[Job],
+    workers: int = 0,
+    scheduler: str | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Run them all, as executions of the `template` notebook where one is given; yields an Outcome as each ends.
+    """Run all jobs, as executions of the `template` notebook where there is one; yield an Outcome as each run ends.
 
-    Runs already done are skipped; a failing one stops no other.
+    Finished runs are skipped, and a failing run stops no other. A run that another sweep has in work is waited for.
+
+    Args:
+        workers: processes; 0: one per core.
+        scheduler: address of a running Dask scheduler, instead of processes on this machine.
+        log: called once a minute with a line of text: running runs, epochs, held-out scores, minutes left.
     """
-    waiting = deque(jobs)
-    names: dict[str, str] = {}
+    workers = workers or max(1, min(len(jobs), os.cpu_count() or 1))
+    threads = 0 if scheduler else max(1, (os.cpu_count() or 1) // max(1, workers))
     notebook = str(template.resolve()) if template else None
-    with _client(workers or min(len(jobs), os.cpu_count() or 1), scheduler) as client:
-        finished = as_completed()
-        while waiting or finished.count():
-            # No more at a time than there are workers: a run handed out early would wait behind a busy one.
-            while waiting and finished.count() < max(1, len(client.nthreads())):
-                job = waiting.popleft()
-                key = f"{job.run_dir}-{time.time_ns()}"
-                names[key] = job.run_dir
-                finished.add(client.submit(execute, notebook, job, key=key, retries=2))
-            future = next(finished)
-            if future.status == "finished":
-                yield future.result()
-            else:
-                error = future.exception()
-                yield Outcome(names[future.key], False, f"{type(error).__name__}: {error}", 0.0)
+    queue = _Queue(deque(jobs))
+    with _client(workers, threads, scheduler) as client:
+        due = time.monotonic() + STATUS_SECONDS
+        while queue.waiting or queue.running or queue.elsewhere:
+            queue.submit(client, notebook, threads)
+            yield from queue.finished(max(0.1, due - time.monotonic()))
+            if time.monotonic() >= due:
+                due += STATUS_SECONDS
+                if log:
+                    running = [_status(job) for job in queue.running.values()]
+                    log(sweep_status(running, len(queue.waiting), len(queue.elsewhere)))
+
+
+def _status(job: Job) -> RunStatus:
+    """How far a running job is, by the history in its folder."""
+    train = RunConfig.from_params(job.data, **job.params).train
+    run = RunFolder(Path(job.run_dir))
+    try:
+        last, scores = run.history.iloc[-1], run.history["heldout_psnr"].dropna()
+    except RunError:  # no epoch has ended
+        return RunStatus(run.path.name, 0, math.nan, 0.0, train)
+    score = scores.iloc[-1] if len(scores) else math.nan
+    return RunStatus(run.path.name, int(last["epoch"]), float(score), float(last["seconds"]), train)
 
 
 @contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
+def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Client]:
     if workers < 0:
         raise ValueError(f"workers = {workers}: give 1 or more, or 0 for one per core.")
     if scheduler:
@@ -110,13 +146,11 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             client.wait_for_workers(1)
             yield client
         return
-    # One thread per process: runs side by side that share cores are many times slower with more.
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = {"OMP_NUM_THREADS": threads}  # before a worker starts: later is too late
+    # No dashboard: it would listen on all network interfaces and answer without a password.
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": environment}),
+        dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0",
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
             silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
@@ -124,53 +158,125 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         yield client
 
 
-def execute(template: str | None, job: Job) -> Outcome:
-    """One run in this process. Safe to repeat: a done run is skipped, an interrupted one resumes."""
+def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
+    """Execute one run in this process. A finished run is skipped and an interrupted one resumed.
+
+    Args:
+        threads: CPU threads of this process and of the notebook's kernel; 0: unchanged. Set here, in the worker,
+            because the user's own OMP_NUM_THREADS overrides what Dask sets for its workers.
+    """
+    if threads:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        torch.set_num_threads(threads)
     run = RunFolder(Path(job.run_dir))
     started = time.monotonic()
     try:
         if run.done:
-            return _done_before(job, run)
+            return _done_before(job, run, template)
         if template:
             _execute_notebook(template, job, run)
         else:
+            config = RunConfig.from_params(job.data, **job.params)
             with contextlib.redirect_stdout(io.StringIO()):
-                train_run(
-                    run.path, RunConfig.from_params(job.data, **job.params), resume=True, pictures=False
-                )
+                train_run(run.path, config, resume=True, pictures=False)
     except Exception as error:
-        return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60)
+        in_use = RunInUseError.__name__ in (type(error).__name__, getattr(error, "ename", ""))
+        return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60, in_use)
     if not run.done:
         return Outcome(job.run_dir, False, "the notebook ended without a result.json", 0.0)
     return Outcome(job.run_dir, True, "done", (time.monotonic() - started) / 60)
 
 
-def _done_before(job: Job, run: RunFolder) -> Outcome:
-    """A run that was finished before counts only if it is the one asked for."""
+def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
+    """A run that was finished before counts only if its configuration is the one asked for."""
+    run.check()
     difference = run.config.difference(RunConfig.from_params(job.data, **job.params), ignore=("threads",))
     if difference:
         raise RunError(f"{run.path} holds a run with {difference}; give another --out, or remove it.")
-    return Outcome(job.run_dir, True, "done before", 0.0)
+    whole = template is None or (run.path / "notebook.ipynb").exists()
+    return Outcome(job.run_dir, True, "done before" if whole else "done before, without notebook.ipynb", 0.0)
 
 
 def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
+    """Execute the notebook; keep it as notebook.ipynb, or as failed.ipynb where it did not end with a result."""
+    run.lock()  # raises where another process has the run; the kernel locks it for itself
+    run.unlock()
     run.path.mkdir(parents=True, exist_ok=True)
-    unfinished = run.path / ".notebook.ipynb"
-    papermill.execute_notebook(
-        template, str(unfinished), parameters=notebook_parameters(template, job), kernel_name="python3",
-        cwd=str(Path(template).parent), progress_bar=False, extra_arguments=QUIET_KERNEL,
-    )  # fmt: skip
-    if run.done:
-        unfinished.replace(run.path / "notebook.ipynb")
+    unfinished, failed = run.path / f".notebook.{os.getpid()}.ipynb", run.path / "failed.ipynb"
+    try:
+        papermill.execute_notebook(
+            _escaped(template), _escaped(unfinished), parameters=notebook_parameters(template, job),
+            kernel_name="python3", cwd=str(Path(template).parent), progress_bar=False,
+            extra_arguments=QUIET_KERNEL,
+        )  # fmt: skip
+        if run.done:
+            unfinished.replace(run.path / "notebook.ipynb")
+            failed.unlink(missing_ok=True)
+    finally:
+        if unfinished.exists():
+            unfinished.replace(failed)
+
+
+def _escaped(path: Path | str) -> str:
+    """A path with braces doubled, because papermill formats paths with the parameters of the notebook."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
-    """A job in the words of the notebook's parameters cell; names it does not have go in by `extra`."""
-    own = set(papermill.inspect_notebook(template))
+    """Return a job's parameters as the notebook names them; names that its parameters cell lacks go into `extra`."""
+    own = set(papermill.inspect_notebook(_escaped(template)))
     params = json.loads(json.dumps(job.params))  # papermill would write a tuple as text
     direct = {name: value for name, value in params.items() if name in own}
     extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
+
+
+def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that papermill injected and that the notebook's own parameters cell does not name.
+
+    Call it in the first cell after the parameters: `extra |= injected_parameters(globals())`. Without it,
+    `papermill -p lr 1e-3` only warns and has no effect. Raises ConfigError for a name that is no parameter.
+    """
+    cells = list(namespace.get("In", ()))
+    marked = [index for index, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
+    if not marked:
+        return {}
+    own = set().union(*map(_assigned, cells[: marked[0]]))
+    known = {parameter.name for parameter in parameters()} | set(RENAMED)
+    found = {}
+    for name in sorted(set().union(*(_assigned(cells[index]) for index in marked)) - own):
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known | own), n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"papermill gave the notebook {name!r}, which is no parameter.{hint}")
+        found[name] = namespace[name]
+    return found
+
+
+def _assigned(cell: str) -> set[str]:
+    """The names that a cell of plain assignments assigns."""
+    try:
+        nodes = ast.parse(cell).body
+    except SyntaxError:  # a cell with IPython commands
+        return set()
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def notebook_run(run_dir: str) -> RunFolder:
+    """Return the run folder of a notebook, a temporary one where `run_dir` is empty, and print its absolute path.
+
+    A relative path counts from the working directory. Raises RunError where papermill turned a name of digits into a
+    number.
+    """
+    if not isinstance(run_dir, str):
+        raise RunError(
+            f"run_dir = {run_dir!r} is not text; give it to papermill by -r run_dir NAME instead of -p."
+        )
+    path = Path(run_dir or tempfile.mkdtemp()).resolve()
+    if run_dir:
+        print(f"This run is kept in {path}.")  # noqa: T201
+    return RunFolder(path)
 
 
 def _reason(error: Exception) -> str:

@@ -1,17 +1,26 @@
 """Tables and pictures over finished runs: one row per run, one row per variant, as text, Markdown or CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from cvae_lab.data.files import replacing, write_text
-from cvae_lab.runs.folder import RunError, RunFolder, best_run
+from cvae_lab.evaluation.latent_report import latent_row
+from cvae_lab.runs.folder import RunFolder, best_run
+from cvae_lab.runs.result import SSIM_EVERY, RunError
+from cvae_lab.training import checkpoint
 from cvae_lab.views import figures
 
 START, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
 """Lines of a Markdown file between which `into_markdown` puts a table."""
+
+ORIGIN = ("commit", "hardware", "python", "torch", "cvae_lab")
+"""Columns that must be equal in all rows of a table. A printed table shows each of them that differs."""
+
+SHOWN = 8  # lines in one picture, and variants in one bar chart
 
 
 class Column(NamedTuple):
@@ -27,18 +36,30 @@ COLUMNS = {
     "seeds": Column("seeds", "d"),
     "heldout": Column("held-out (dB)", ".2f"),
     "psnr_mean": Column("PSNR (dB)", ".2f"),
+    "psnr_final": Column("PSNR of final weights (dB)", ".2f"),
     "worst_clip": Column("worst clip (dB)", ".2f"),
     "baseline_static": Column("static baseline (dB)", ".2f"),
-    "ssim_mean": Column("SSIM", ".3f"),
+    "ssim_mean": Column("SSIM" if SSIM_EVERY == 1 else f"SSIM (every {SSIM_EVERY}th frame)", ".3f"),
     "kl_nats": Column("KL (nats/frame)", ".2g"),
     "parameters": Column("parameters", ",d"),
     "minutes": Column("minutes", ".1f"),
 }
 """Columns of `by_variant` as they are printed, in order; `psnr_mean` is followed by its standard deviation."""
 
-RESULTS = ("variant", "preset", "seeds", "psnr_mean", "baseline_static", "ssim_mean", "kl_nats", "minutes")
+RESULTS = (
+    "variant",
+    "preset",
+    "seeds",
+    "psnr_mean",
+    "psnr_final",
+    "baseline_static",
+    "ssim_mean",
+    "kl_nats",
+    "minutes",
+)
 STUDY = (
-    "variant", "seeds", "heldout", "psnr_mean", "worst_clip", "baseline_static", "ssim_mean", "parameters", "minutes",
+    "variant", "seeds", "heldout", "psnr_mean", "psnr_final", "worst_clip", "baseline_static", "ssim_mean",
+    "parameters", "minutes",
 )  # fmt: skip
 
 
@@ -63,6 +84,15 @@ def runs_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
     return table.sort_values("psnr_mean", ascending=False, ignore_index=True)
 
 
+def latent_rows(runs: Sequence[RunFolder]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Diagnose the latent of each run; yield its name, a summary and a row of the table of diagnoses."""
+    for run in runs:
+        row = latent_row(checkpoint.load_model(run.path / "best.pt"), run.config.data)
+        summary = row.pop("summary")
+        origin = {name: run.result[name] for name in ("psnr_mean", "hardware", "python", "torch", "commit")}
+        yield run.path.name, summary, {"run": run.path.name, **row, **origin}
+
+
 def by_variant(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per variant, best held-out score first: means over seeds, and standard deviations (`_std`).
 
@@ -73,53 +103,84 @@ def by_variant(table: pd.DataFrame) -> pd.DataFrame:
         raise RunError(
             f"this is not a table of runs as `compare RUNS --csv` writes it: it has no column {min(missing)}."
         )
+    table = table.assign(psnr_final=table.get("psnr_final", float("nan")))
     groups = table.groupby("variant", as_index=False, sort=False)
     rows = groups.agg(
         preset=("preset", "first"), strategy=("strategy", "first"), seeds=("seed", "nunique"),
         heldout=("heldout_psnr", "mean"), heldout_std=("heldout_psnr", "std"),
-        psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"),
+        psnr_mean=("psnr_mean", "mean"), psnr_std=("psnr_mean", "std"), psnr_final=("psnr_final", "mean"),
         worst_clip=("psnr_worst_clip", "mean"), baseline_static=("baseline_static", "mean"),
         ssim_mean=("ssim_mean", "mean"), kl_nats=("kl_nats", "mean"), parameters=("parameters", "first"),
         minutes=("minutes", "mean"), grade=("grade", "mean"), scored_on=("scored_on", "first"),
+        **{name: (name, _joined) for name in ORIGIN if name in table},
     )  # fmt: skip
     return rows.sort_values("heldout", ascending=False, ignore_index=True)
 
 
+def _joined(values: pd.Series) -> str:
+    return ", ".join(sorted(set(values.fillna("?").astype(str))))
+
+
+def different_origins(table: pd.DataFrame) -> list[str]:
+    """Return the columns of ORIGIN in which the rows of a table differ, so that they may not be comparable."""
+    return [name for name in ORIGIN if name in table and table[name].fillna("?").nunique() > 1]
+
+
 def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Return `by_variant(table)` as a Markdown table with these columns; `±` is one standard deviation over seeds."""
+    """Return `by_variant(table)` as a Markdown table with these columns; `±` is one standard deviation over seeds.
+
+    Columns without a value are left out. Columns of ORIGIN in which the rows differ are added, so that no printed
+    table hides a difference in commit, hardware or library versions.
+    """
     rows = by_variant(table)
-    columns = [
-        name for name in columns if rows[name].notna().any()
-    ]  # no worst clip where only validation is scored
+    columns = [*(name for name in columns if rows[name].notna().any()), *different_origins(table)]
     scored = "/".join(sorted(set(table["scored_on"])))
-    headings = [f"{scored} PSNR (dB)" if name == "psnr_mean" else COLUMNS[name].heading for name in columns]
+    names = {"psnr_mean": f"{scored} PSNR (dB)", **{name: name for name in ORIGIN}}
+    headings = [names.get(name) or COLUMNS[name].heading for name in columns]
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(columns)]
     lines += [f"| {' | '.join(_cell(row, name) for name in columns)} |" for _, row in rows.iterrows()]
     return "\n".join(lines)
 
 
 def _cell(row: pd.Series, name: str) -> str:
-    text = format(row[name], COLUMNS[name].form)
+    text = format(row[name], COLUMNS[name].form) if name in COLUMNS else str(row[name])
     if name == "psnr_mean" and row["psnr_std"] == row["psnr_std"]:
         text += f" ± {row['psnr_std']:.2f}"
     return text
 
 
 def terminal(table: pd.DataFrame) -> str:
-    """Return one line per run for a terminal, at most 80 columns wide, with units."""
-    shown = table.assign(run=table["run"].str.slice(0, 24))
-    names = {
-        "run": "run", "heldout_psnr": "held-out", "psnr_mean": "PSNR", "baseline_static": "static",
-        "ssim_mean": "SSIM", "kl_nats": "KL", "minutes": "min", "grade": "grade",
-    }  # fmt: skip
-    forms = {
-        "heldout_psnr": "{:.2f}", "psnr_mean": "{:.2f}", "baseline_static": "{:.2f}", "ssim_mean": "{:.3f}",
-        "kl_nats": "{:.2f}", "minutes": "{:.1f}", "grade": "{:.0f}",
-    }  # fmt: skip
-    text = shown[list(names)].rename(columns=names)
-    return text.to_string(
-        index=False, formatters={names[name]: form.format for name, form in forms.items()}, na_rep="-"
+    """Return `runs_table` as text of at most 80 columns, with units and fixed decimals."""
+    heads = ("run", "held-out", "PSNR", "static", "SSIM", "KL", "time", "grade")
+    units = ("", "dB", "dB", "dB", "", "nats/frame", "min", "%")
+    names = (
+        "run",
+        "heldout_psnr",
+        "psnr_mean",
+        "baseline_static",
+        "ssim_mean",
+        "kl_nats",
+        "minutes",
+        "grade",
     )
+    forms = ("", ".2f", ".2f", ".2f", ".3f", ".2f", ".1f", ".0f")
+    widths = (-24, 8, 7, 7, 6, 10, 6, 5)
+    lines = [heads, units]
+    for row in table.to_dict("records"):
+        values = [row[name] for name in names]
+        lines.append(["-" if pd.isna(v) else format(v, form) for v, form in zip(values, forms, strict=True)])
+    text = "\n".join(
+        " ".join(
+            f"{cell[:24]:<24}" if width < 0 else f"{cell:>{width}}"
+            for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+    scored = "/".join(sorted(set(table["scored_on"])))
+    notes = [f"PSNR is the mean over the {scored} clips, without test-time corrections."]
+    for name in different_origins(table):
+        notes.append(f"These runs differ in {name}: {', '.join(map(str, sorted(set(table[name]))))}.")
+    return "\n".join([text, *notes])
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -139,19 +200,29 @@ def into_markdown(path: Path, name: str, text: str) -> None:
 
 
 def write_pictures(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) -> list[Path]:
-    """Draw the variants side by side and the histories of all runs as PNGs in `out`; return the files.
+    """Draw the variants side by side and the histories as PNGs in `out`; return the files.
 
-    The GIF of the best run by held-out score comes last, where it exists.
+    More than SHOWN runs are drawn as one band per variant. Of more than SHOWN variants, the best and the worst by
+    held-out score are drawn. The GIF of the best run by held-out score comes last, where it exists.
     """
-    histories = {
-        str(run.path.relative_to(out)) if run.path != out else run.path.name: run.history for run in runs
-    }
-    baseline = float(table["baseline_static"].mean())
+    rows = by_variant(table)
+    if len(rows) > SHOWN:
+        rows = pd.concat([rows[: SHOWN // 2], rows[-SHOWN // 2 :]])
+    names = {run: variant(run) if len(runs) > SHOWN else _relative(run.path, out) for run in runs}
+    drawn = [run for run in runs if variant(run) in set(rows["variant"])]
+    histories: dict[str, list[pd.DataFrame]] = {}
+    for run in drawn:
+        histories.setdefault(names[run], []).append(run.history)
     pictures = {
-        "strategies.png": figures.strategy_bars(by_variant(table), baseline),
+        "strategies.png": figures.strategy_bars(rows, float(table["baseline_static"].astype(float).mean())),
         "histories.png": figures.histories(histories),
     }
     for name, figure in pictures.items():
         figure.savefig(out / name, dpi=100)
+        plt.close(figure)
     gif = best_run(out).path / "predictions.gif"
     return [out / name for name in pictures] + ([gif] if gif.exists() else [])
+
+
+def _relative(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path != root else path.name

@@ -1,28 +1,31 @@
-"""Progress people can read: a bar with time left in a terminal or notebook, one line per epoch elsewhere."""
+"""Progress of training: a bar with time left in a terminal or notebook, and one line per epoch elsewhere."""
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from tqdm.notebook import tqdm as notebook_tqdm
 
+from cvae_lab.config import TrainConfig
 from cvae_lab.training.state import Record
+
+WIDTH = 80  # columns of a terminal
 
 
 @dataclass
 class Reporter:
-    """Shows steps on a bar where there is one, epochs as lines, both to TensorBoard where asked."""
+    """Show steps on a bar where there is one, and epochs as lines; send both to TensorBoard where requested."""
 
     bar: Any = None
     writer: Any = None
 
     def step(self, record: Record, progress: float) -> None:
-        """After each step; progress in [0, 1]."""
+        """Update the bar after a step; `progress` is the fraction of training done."""
         if self.bar is not None:
             self.bar.n = round(progress * self.bar.total, 1)
             forced = "on" if record["tf_ratio"] > 0 else "off"
@@ -32,11 +35,11 @@ class Reporter:
             )
 
     def say(self, line: str) -> None:
-        """A line of text, above the bar where there is one."""
+        """Print a line of text, above the bar where there is one."""
         self.bar.write(line) if isinstance(self.bar, tqdm) else print(line, flush=True)  # noqa: T201
 
     def epoch(self, record: Record) -> None:
-        """After each epoch."""
+        """Report an epoch."""
         self.say(describe(record))
         if self.writer is not None:
             for name, value in record.items():
@@ -48,7 +51,13 @@ class Reporter:
 def reporter(
     run_dir: Path | None = None, style: str = "auto", tensorboard: bool = False
 ) -> Iterator[Reporter]:
-    """`auto`: a bar where standard error is a terminal; `bar`: a notebook's bar; `lines`: epochs only."""
+    """Yield a reporter and close its bar and its TensorBoard file afterwards.
+
+    Args:
+        run_dir: folder of the TensorBoard file.
+        style: `auto` shows a bar where standard error is a terminal, `bar` a notebook's bar, `lines` epochs only.
+        tensorboard: also write a TensorBoard file. Raises RuntimeError where TensorBoard is not installed.
+    """
     bar = writer = None
     if style == "bar" or (style == "auto" and sys.stderr.isatty()):
         kind = notebook_tqdm if style == "bar" else tqdm
@@ -71,7 +80,7 @@ def _summary_writer(run_dir: Path | None) -> Any:  # noqa: ANN401
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
-            "TensorBoard is not installed; run pip install tensorboard, or leave the option out."
+            "TensorBoard is not installed; run pip install tensorboard, or omit the option."
         ) from error
     return SummaryWriter(run_dir)
 
@@ -84,3 +93,53 @@ def describe(record: Record) -> str:
         f"KL {record['kl_nats']:.3g} nats  beta {record['beta']:.3g}  forcing {record['tf_ratio']:.2f}  "
         f"{record['frames_per_s']:.0f} frames/s{score}"
     )
+
+
+class RunStatus(NamedTuple):
+    """How far a run of a sweep is."""
+
+    name: str
+    epoch: int  # epochs that have ended
+    heldout: float  # latest held-out PSNR in dB; nan before the first evaluation
+    seconds: float  # of training
+    config: TrainConfig
+
+    @property
+    def total_seconds(self) -> float:
+        """Expected seconds of training from start to end; nan before the first epoch of a run without time budget."""
+        if self.config.minutes:
+            return 60 * self.config.minutes
+        return self.seconds / self.epoch * self.config.epochs if self.epoch else math.nan
+
+    def __str__(self) -> str:
+        if not self.epoch:
+            return f"{self.name} starts"
+        score = "" if math.isnan(self.heldout) else f" {self.heldout:.2f} dB"
+        return f"{self.name} epoch {self.epoch}{score}"
+
+
+def sweep_status(running: Sequence[RunStatus], waiting: int, elsewhere: int = 0) -> str:
+    """Return one line of at most WIDTH columns: minutes left, then epoch and held-out score of each running run.
+
+    Args:
+        waiting: runs that have not started.
+        elsewhere: runs that another sweep has in work.
+    """
+    if not running:
+        return f"{elsewhere} runs are in work in another process; waiting for them"
+    totals = [run.total_seconds for run in running if not math.isnan(run.total_seconds)]
+    left = "? min left"
+    if totals:
+        mean = sum(totals) / len(totals)
+        open_ends = [
+            max(0.0, (mean if math.isnan(t) else t) - run.seconds)
+            for run in running
+            for t in [run.total_seconds]
+        ]
+        left = f"{max(1, round((sum(open_ends) + waiting * mean) / len(running) / 60))} min left"
+    line = f"{left}: {running[0]}"
+    for count, run in enumerate(running[1:], 1):
+        if len(line) + len(str(run)) > WIDTH - 12:
+            return f"{line}, +{len(running) - count} more"
+        line += f", {run}"
+    return line

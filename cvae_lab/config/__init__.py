@@ -1,0 +1,24 @@
+"""What a run is: its model, its training and its data. Every parameter has a type, a range and a meaning.
+
+A run is described by flat names: the parameters cell of a notebook, or `-p NAME VALUE` on the command line.
+`RunConfig.from_params` assigns each name to the model or to the training. pydantic checks types and ranges.
+"""
+
+from cvae_lab.config.checks import ConfigError, Parameter
+from cvae_lab.config.model import ModelConfig, Preset
+from cvae_lab.config.run import RENAMED, RunConfig, current_names, parameters
+from cvae_lab.config.train import KLStrategy, TFStrategy, TrainConfig
+
+__all__ = [
+    "RENAMED",
+    "ConfigError",
+    "KLStrategy",
+    "ModelConfig",
+    "Parameter",
+    "Preset",
+    "RunConfig",
+    "TFStrategy",
+    "TrainConfig",
+    "current_names",
+    "parameters",
+]

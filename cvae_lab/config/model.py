@@ -1,0 +1,82 @@
+"""The configuration of the network."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cvae_lab.config.checks import STRICT, ConfigError, one_sentence
+
+Preset = Literal["handout", "compact"]
+
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """The network.
+
+    `handout` is the course's network. Its options are the course's own: `width` (F_dim), `label_width` (L_dim),
+    `latents` (N_dim) and `decoder_width` (D_out_dim), the last activation, and `logvar_bound`.
+    """
+
+    name: Preset = Field("compact", description="network: the course's (handout) or ours (compact)")
+    width: int = Field(
+        32,
+        ge=8,
+        le=1024,
+        description="channels at half resolution, a multiple of 8; handout: of frame features (F_dim)",
+    )
+    label_width: int = Field(32, ge=8, le=1024, description="handout: channels of label features (L_dim)")
+    decoder_width: int = Field(
+        192, ge=16, le=1024, description="handout: channels between decoder and generator (D_out_dim)"
+    )
+    latents: int = Field(8, ge=1, le=64, description="channels of z")
+    anchor: bool = Field(True, description="pass features of the first frame and its label to every step")
+    norm: Literal["group", "none"] = Field("group", description="normalisation layers")
+    output: Literal["sigmoid", "linear"] = Field("sigmoid", description="last activation of the generator")
+    invert_labels: bool = Field(True, description="feed 1 - label, so that the white background is 0")
+    dropout: float = Field(0.0, ge=0.0, le=0.9, description="dropout probability in decoder and generator")
+    prior: Literal["normal", "learned"] = Field(
+        "normal", description="prior of z: N(0, I), or p(z | previous frame, label)"
+    )
+    logvar_bound: float = Field(
+        10.0,
+        ge=0.1,
+        le=20.0,
+        description="log-variance is clamped to plus or minus this; needed where beta is 0",
+    )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "ModelConfig":  # noqa: ANN401
+        """Return `handout` (exactly the course's network) or `compact` (ours), with some values changed."""
+        if name == "handout":
+            return cls(name="handout", **(_HANDOUT | _HANDOUT_FIXED | changes))
+        return cls(name=name, **changes)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        if self.name == "handout":
+            if wrong := [key for key, value in _HANDOUT_FIXED.items() if getattr(self, key) != value]:
+                raise ConfigError(
+                    f"preset handout is the course's network and has no option {wrong[0]}; use preset compact."
+                )
+            if self.latents < 4:
+                raise ConfigError(
+                    f"latents = {self.latents} is too small for preset handout; give 4 or more."
+                )
+            return
+        if self.width % 8:
+            raise ConfigError(f"width = {self.width} is not a multiple of 8.")
+        for key in ("label_width", "decoder_width"):
+            if getattr(self, key) != getattr(type(self), key):
+                raise ConfigError(f"{key} belongs to preset handout; leave it out, or use preset handout.")
+
+    @property
+    def latent_stride(self) -> int:
+        """Frame pixels per cell of z, along each axis."""
+        return 1 if self.name == "handout" else 8
+
+
+_HANDOUT: dict[str, Any] = {"width": 128, "latents": 12, "output": "linear"}
+_HANDOUT_FIXED: dict[str, Any] = {
+    "anchor": False, "norm": "none", "invert_labels": False, "dropout": 0.0, "prior": "normal",
+}  # fmt: skip

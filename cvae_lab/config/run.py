@@ -1,0 +1,145 @@
+"""A run: its data, its model and its training, and the flat names that describe them."""
+
+import difflib
+import json
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from cvae_lab.config.checks import ConfigError, Parameter, one_sentence, parameters_of, shortened
+from cvae_lab.config.model import ModelConfig
+from cvae_lab.config.train import TrainConfig
+
+_log = logging.getLogger(__name__)
+
+RENAMED = {"start": "init_from", "given": "reference_frame", "optimiser": "optimizer"}
+"""Old parameter names, accepted for one version, and the new ones."""
+
+
+def parameters(*classes: type) -> list[Parameter]:
+    """Return every parameter of the given configuration classes, by default of the model and of the training."""
+    return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
+
+
+@one_sentence
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
+class RunConfig:
+    """A model, its training and its data."""
+
+    data: str
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.train.sigma and self.train.scale == "handout":
+            raise ConfigError(
+                'sigma belongs to scale = "elbo"; at the scale of the assignment there is only beta_max.'
+            )
+        if self.train.kl_balance and self.model.prior == "normal":
+            raise ConfigError(
+                'kl_balance divides the gradient between posterior and prior; it needs prior = "learned".'
+            )
+
+    @classmethod
+    def from_params(cls, data: str | Path, preset: str = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
+        """Build a run from flat names. Raises ConfigError for an unknown name, with the most similar known one."""
+        model_names = {f.name for f in fields(ModelConfig)} - {"name"}
+        train_names = {f.name for f in fields(TrainConfig)}
+        params = current_names(params)
+        for name in params:
+            if name not in model_names | train_names:
+                near = difflib.get_close_matches(name, sorted(model_names | train_names | {"preset"}), n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"There is no parameter {shortened(name)}.{hint}")
+        values = {name: _tuples(value) for name, value in params.items()}
+        model = {name: values[name] for name in values if name in model_names}
+        train = {name: values[name] for name in values if name in train_names}
+        return cls(
+            str(data),
+            ModelConfig.preset(preset, **model),
+            TrainConfig(**(_PRESET_TRAINING.get(preset, {}) | train)),
+        )
+
+    def to_json(self) -> str:
+        """Return one JSON object, which `from_json` reads."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """Read what `to_json` wrote; files of the previous version are accepted.
+
+        Raises ConfigError where the text is not the configuration of a run.
+        """
+        try:
+            raw = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError("The configuration is not JSON text.") from error
+        if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
+            raise ConfigError("The configuration has no data, model and train of a run.")
+        parts = [raw.get("model"), raw.get("train")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ConfigError("The configuration has no data, model and train of a run.")
+        train = {name: _tuples(value) for name, value in current_names(parts[1], None).items()}
+        return cls(raw["data"], ModelConfig(**parts[0]), TrainConfig(**train))
+
+    def difference(self, other: "RunConfig", ignore: tuple[str, ...] = ()) -> str:
+        """Describe the first value that differs in `other`; empty where all are equal, except those to `ignore`."""
+        mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
+        changed = [name for name in mine if mine[name] != theirs[name] and name not in ignore]
+        return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
+
+    def command(self) -> str:
+        """Return the command line that trains this run: every value that differs from its preset's default.
+
+        Paths are given by their last part only.
+        """
+        plain = RunConfig.from_params(self.data, self.model.name)
+        mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))
+        changed = {name: value for name, value in mine.items() if value != usual[name]}
+        if self.model.name != ModelConfig.name:
+            changed = {"preset": self.model.name, **changed}
+        if "init_from" in changed:
+            changed["init_from"] = Path(changed["init_from"]).name
+        written = {n: json.dumps(v) if isinstance(v, tuple) else str(v) for n, v in changed.items()}
+        words = [word for pair in written.items() for word in ("-p", *pair)]
+        return shlex.join(
+            ["python", "-m", "cvae_lab", "train", "RUN", "--data", Path(self.data).name, *words]
+        )
+
+    def with_training(self, **changes: Any) -> "RunConfig":  # noqa: ANN401
+        """Return a copy with some training values changed."""
+        return replace(self, train=replace(self.train, **changes))
+
+
+def current_names(
+    params: dict[str, Any], warn: Callable[[str], None] | None = _log.warning
+) -> dict[str, Any]:
+    """Return the parameters under their current names; `warn` is called for each old name."""
+    for old in sorted(params.keys() & RENAMED.keys()):
+        if RENAMED[old] in params:
+            raise ConfigError(f"{old} is the old name of {RENAMED[old]}; give only {RENAMED[old]}.")
+        if warn:
+            warn(
+                f"The parameter {old} is now called {RENAMED[old]}; the old name works in this version only."
+            )
+    return {RENAMED.get(name, name): value for name, value in params.items()}
+
+
+# Training values of preset `handout`, after the course's code: clips of 16, Adam, no noise, no weight average.
+_PRESET_TRAINING: dict[str, dict[str, Any]] = {
+    "handout": {
+        "n_frames": 16, "batch_size": 2, "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0,
+        "ema": 0.0, "feedback_noise": 0.0, "reference_frame": "first", "kl_per": "epoch", "weighting": "equal",
+        "flip": False, "shift": 0,
+    }
+}  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:  # noqa: ANN401
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

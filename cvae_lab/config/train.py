@@ -1,0 +1,164 @@
+"""The configuration of training."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from cvae_lab.config.checks import STRICT, ConfigError, one_sentence, shortened
+
+KLStrategy = Literal["cyclical", "monotonic", "none", "constant", "stages"]
+TFStrategy = Literal["none", "constant", "linear", "inverse_sigmoid", "adaptive"]
+
+
+@one_sentence
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """How a model is trained. The defaults suit `compact` on two CPU cores."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, clips, masks and noise")
+    init_from: str = Field(
+        "", description="run folder or checkpoint file with initial weights; empty: random weights"
+    )
+    epochs: int = Field(40, ge=1, le=10**6, description="passes over the training frames")
+    minutes: float = Field(
+        0.0,
+        ge=0.0,
+        le=10**6,
+        description="time budget; above 0 it replaces `epochs`, and all schedules follow it",
+    )
+    n_frames: int = Field(4, ge=2, le=512, description="frames in a clip, the first one included")
+    batch_size: int = Field(10, ge=1, le=65536, description="clips per optimizer step")
+    clips_per_epoch: int = Field(
+        0, ge=0, le=10**9, description="clips per epoch; 0: as many as show each frame once"
+    )
+    reference_frame: Literal["random", "first"] = Field(
+        "random", description="frame 0 of a clip: a random frame of the recording, or the one before frame 1"
+    )
+    holdout: float = Field(
+        0.1, ge=0.0, le=0.5, description="fraction of each training recording held out to select checkpoints"
+    )
+    eval_every: int = Field(
+        5,
+        ge=1,
+        le=10**6,
+        description="epochs between evaluations (1 if tf_strategy is adaptive); the last has one",
+    )
+
+    optimizer: Literal["adam", "adamw", "adamax", "muon"] = Field("muon", description="optimizer")
+    lr: float = Field(4e-3, ge=1e-8, le=1.0, description="learning rate after warm-up")
+    lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning-rate schedule")
+    lr_warmup: float = Field(
+        0.02, ge=0.0, le=0.5, description="fraction of training in which the learning rate rises from 0"
+    )
+    lr_milestones: tuple[float, ...] = Field(
+        (0.5, 0.8),
+        max_length=1000,
+        description="`step`: fractions of training at which the learning rate falls",
+    )
+    lr_gamma: float = Field(0.1, ge=0.0, le=1.0, description="`step`: factor of each fall")
+    weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="weight decay of the optimizer")
+    clip_norm: float = Field(
+        1.0, ge=0.0, le=10**6, description="gradient norm is clipped to this; 0: no clipping"
+    )
+    ema: float = Field(
+        0.998,
+        ge=0.0,
+        le=0.99999,
+        description="decay per step of the weight average that is evaluated; 0: none",
+    )
+    bptt: int = Field(
+        -1, ge=-1, le=512, description="consecutive predicted frames that gradients pass; 0: none, -1: all"
+    )
+    feedback_noise: float = Field(
+        0.03, ge=0.0, le=1.0, description="standard deviation of noise on predicted frames that are fed back"
+    )
+    flip: bool = Field(True, description="mirror half of the clips and exchange left and right limb colours")
+    paste: float = Field(
+        0.0, ge=0.0, le=1.0, description="fraction of clips that get a rectangle of another clip (CutMix)"
+    )
+    shift: int = Field(
+        2, ge=0, le=16, description="shift half of the clips horizontally by up to this many pixels"
+    )
+    jitter: float = Field(
+        0.0, ge=0.0, le=0.5, description="scale a clip's brightness by up to plus or minus this"
+    )
+
+    weighting: Literal["equal", "psnr"] = Field(
+        "psnr", description="weights of frame errors: equal, or inverse to the error as in mean PSNR"
+    )
+    scale: Literal["handout", "elbo"] = Field("handout", description="scale of the KL term")
+    sigma: float = Field(
+        0.0, ge=0.0, le=100.0, description="`elbo`: standard deviation of the decoder; 0: closed-form optimum"
+    )
+    free_bits: float = Field(
+        0.0,
+        ge=0.0,
+        le=10**6,
+        description="nats per frame and channel of z below which the KL is not reduced further",
+    )
+    kl_target: float = Field(
+        0.0, ge=0.0, le=10**6, description="KL in nats per frame that a controller holds; 0: no controller"
+    )
+    kl_balance: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="learned prior: fraction of the KL gradient that trains the prior; 0: plain KL",
+    )
+    beta_max: float = Field(1.0, ge=0.0, le=10**6, description="largest KL weight")
+    kl_strategy: KLStrategy = Field("constant", description="schedule of the KL weight")
+    kl_per: Literal["epoch", "iteration"] = Field(
+        "iteration", description="how often the KL weight is updated"
+    )
+    n_cycles: int = Field(4, ge=1, le=10**6, description="`cyclical`: number of cycles")
+    cycle_ratio: float = Field(
+        0.5, ge=0.0, le=1.0, description="fraction of a cycle in which the KL weight rises"
+    )
+    cycle_shape: Literal["linear", "sigmoid", "cosine"] = Field("linear", description="shape of the rise")
+    stages: tuple[tuple[str, float, int], ...] = Field(
+        (), max_length=1000, description="`stages`: list of (strategy, relative length, n_cycles)"
+    )
+
+    tf_strategy: TFStrategy = Field("none", description="schedule of the teacher-forcing ratio")
+    tf_start: float = Field(1.0, ge=0.0, le=1.0, description="first teacher-forcing ratio")
+    tf_first_decay: int = Field(
+        5, ge=1, le=10**6, description="first epoch (from 1) in which the ratio may change"
+    )
+    tf_step: float = Field(0.1, ge=0.0, le=1.0, description="change of the ratio per epoch")
+    tf_decay: float = Field(
+        5.0, ge=1.0, le=10**6, description="`inverse_sigmoid`: k of k / (k + exp(e / k)), in epochs"
+    )
+    tf_per: Literal["epoch", "batch", "clip", "step"] = Field(
+        "step", description="what each random teacher-forcing decision covers"
+    )
+
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
+        description="auto, cpu, mps, cuda, or one GPU such as cuda:1; auto: CUDA where there is a GPU, else CPU",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of convolutions; auto: bfloat16 where the hardware has instructions for it"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: torch's default")
+
+    def __post_init__(self) -> None:
+        if self.kl_target and not self.beta_max:
+            raise ConfigError("kl_target needs a beta_max above 0, where its controller starts; try 1e-5.")
+        if self.kl_strategy == "stages" and not self.stages:
+            raise ConfigError(
+                'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'
+            )
+        for stage in self.stages:
+            strategy, length, n_cycles = stage
+            in_range = 0 < length <= 10**6 and 0 < n_cycles <= 10**6
+            if strategy not in ("cyclical", "monotonic", "none", "constant") or not in_range:
+                raise ConfigError(
+                    f"stages: {shortened(stage)} is not (strategy, length, n_cycles) with a strategy of cyclical, "
+                    "monotonic, none or constant, and two numbers above 0 and up to 1000000."
+                )
+        if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
+            raise ConfigError(
+                f"lr_milestones = {shortened(self.lr_milestones)} must be fractions of training, 0 to 1."
+            )

@@ -1,0 +1,197 @@
+"""The result of a run: scores of one checkpoint with hardware, versions and commit, checked when it is read."""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from cvae_lab.config import RunConfig
+from cvae_lab.data.clips import Clip
+from cvae_lab.data.pixels import to_float
+from cvae_lab.evaluation.metrics import grade, psnr, ssim, static_baseline
+
+SSIM_EVERY = 8
+"""SSIM is computed on frame 1 and every eighth frame after it, because it takes longer than the prediction."""
+
+SCORE_COLUMNS = ("clip", "frame", "psnr", "baseline_static", "ssim")
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class RunError(ValueError):
+    """A run folder that is missing, unfinished, damaged or not of this project; the message says which."""
+
+
+class Result(BaseModel):
+    """The content of `result.json`. PSNR in dB, KL in nats per frame; None where no true frames are known."""
+
+    model_config = ConfigDict(extra="allow")
+
+    strategy: str
+    tf_strategy: str
+    preset: str
+    seed: int
+    data: str
+    scored_on: Literal["test", "validation", "held-out"]
+    checkpoint: str = ""  # the weights that every score below describes; empty in results of version 0.1
+    psnr_mean: Finite
+    baseline_static: Finite | None
+    ssim_mean: Finite | None
+    grade: int
+    psnr_by_clip: dict[str, Finite]
+    val_psnr_prior: Finite | None = None
+    val_psnr_posterior: Finite | None = None
+    heldout_psnr: Finite
+    best_epoch: int
+    kl_nats: Finite
+    psnr_final: Finite | None = None  # of the weights after the last epoch
+    heldout_final: Finite | None = None
+    kl_nats_final: Finite | None = None
+    epochs: int
+    minutes: Finite
+    parameters: int
+    hardware: str
+    python: str
+    torch: str
+    commit: str
+
+
+def checked(text: str, file: Path) -> dict[str, Any]:
+    """Return the content of a result file. Raises RunError where it is cut off, or a field is missing or wrong."""
+    try:
+        raw = json.loads(text)
+        Result.model_validate(raw)
+    except json.JSONDecodeError as error:
+        state = "is empty" if not text.strip() else f"is not complete JSON ({error.msg}, line {error.lineno})"
+        raise RunError(f"{file} {state}; run the training command again to write it.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "its content"
+        cause = "is missing" if first["type"] == "missing" else first["msg"]
+        raise RunError(
+            f"{file} is not a result of this project: {field} {cause}; run the training command again to write it."
+        ) from None
+    return raw
+
+
+def score(clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 h w"]]) -> pd.DataFrame:
+    """Return one row per predicted frame of every clip whose true frames are known; columns SCORE_COLUMNS.
+
+    `frame` counts from 1, `psnr` and `baseline_static` are in dB, `ssim` is nan where it was not computed.
+    """
+    tables = [pd.DataFrame(columns=list(SCORE_COLUMNS))]
+    for clip, prediction in zip(clips, predictions, strict=True):
+        if clip.answer is not None:
+            truth = to_float(clip.answer)
+            similarity = np.full(len(prediction), np.nan)
+            similarity[::SSIM_EVERY] = ssim(prediction[::SSIM_EVERY], truth[1::SSIM_EVERY]).numpy()
+            values = [psnr(prediction, truth[1:]).numpy(), static_baseline(truth).numpy(), similarity]
+            columns = [clip.name, np.arange(1, len(truth)), *values]
+            tables.append(pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True))))
+    return pd.concat(tables[1:] or tables)
+
+
+def summarise(
+    config: RunConfig, chosen: dict[str, Any], last: dict[str, Any], scores: pd.DataFrame, final: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the values of a result that come from scores and history.
+
+    Args:
+        chosen: the record of the epoch whose weights `best.pt` holds.
+        last: the record of the last epoch.
+        scores: rows of `score` for the predictions of `best.pt`.
+        final: the same for the weights after the last epoch.
+
+    Raises RunError where a required value is not a finite number.
+    """
+    by_clip, scored_on = _by_clip(scores)
+    mean = by_clip.mean() if len(by_clip) else pd.Series({"psnr": chosen["heldout_psnr"]})
+    mean_final = _by_clip(final)[0]["psnr"].mean() if len(final) else last["heldout_psnr"]
+    values = {
+        "strategy": config.train.kl_strategy, "tf_strategy": config.train.tf_strategy,
+        "preset": config.model.name, "seed": config.train.seed, "data": Path(config.data).name,
+        "scored_on": scored_on, "checkpoint": f"best.pt, epoch {chosen['epoch']}",
+        "psnr_mean": mean["psnr"], "baseline_static": mean.get("baseline_static"), "ssim_mean": mean.get("ssim"),
+        "grade": grade(mean["psnr"]),
+        "psnr_by_clip": scores.groupby("clip", sort=False)["psnr"].mean().astype(float).round(3).to_dict(),
+        "val_psnr_prior": chosen["val_psnr_prior"], "val_psnr_posterior": chosen["val_psnr_posterior"],
+        "heldout_psnr": chosen["heldout_psnr"], "best_epoch": int(chosen["epoch"]), "kl_nats": chosen["kl_nats"],
+        "psnr_final": mean_final, "heldout_final": last["heldout_psnr"], "kl_nats_final": last["kl_nats"],
+        "epochs": int(last["epoch"]), "minutes": last["seconds"] / 60,
+    }  # fmt: skip
+    for name in ("psnr_mean", "heldout_psnr", "kl_nats"):
+        if not math.isfinite(values[name]):
+            raise RunError(
+                f"The run ended with {name} = {values[name]}, so it has no result; try a smaller lr or beta_max."
+            )
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Means per scored clip, and what was scored: the test clips, else the validation clip, else held-out segments."""
+    means = scores.groupby("clip", sort=False)[["psnr", "baseline_static", "ssim"]].mean().astype(float)
+    is_validation = means.index.str.startswith("val") if len(means) else np.zeros(0, bool)
+    if len(means) and not is_validation.all():
+        return means[~is_validation], "test"
+    return means, "validation" if len(means) else "held-out"
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A value that JSON can hold: a Python number instead of a NumPy one, None instead of nan."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def provenance() -> dict[str, str]:
+    """Return hardware, Python, torch and package versions, and the git commit.
+
+    The commit ends in "+changes" where the package differs from it, and is empty outside a checkout.
+    """
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    commit = _git("rev-parse", "--short", "HEAD")
+    if commit and _git("status", "--porcelain", "--", "."):
+        commit += "+changes"
+    return {
+        "hardware": f"{device}, {os.cpu_count()} CPU cores", "python": platform.python_version(),
+        "torch": torch.__version__, "cvae_lab": version("cvae-lab"), "commit": commit,
+    }  # fmt: skip
+
+
+def commit_to_reproduce() -> str:
+    """Return the commit whose records are made. Raises RunError where the package has uncommitted changes."""
+    commit = provenance()["commit"]
+    if not commit or commit.endswith("+changes"):
+        raise RunError(
+            "The package is not at a commit; commit the changes first, so that the records can name it."
+        )
+    return commit
+
+
+def _git(*words: str) -> str:
+    """The output of a git command in the package's folder; empty where git fails or is missing."""
+    folder = Path(__file__).parents[1]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""
+
+
+def cpu_name() -> str:
+    """Return the processor's model name as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
