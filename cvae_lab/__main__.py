@@ -104,7 +104,7 @@ def _command(
     *examples: str,
     aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """Add a command whose body is the function of that name (with _ for -) in `runs.commands`, imported when it runs."""
+    """Add a command whose body is the function of that name in `runs.commands` (_ for -), imported when it runs."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
