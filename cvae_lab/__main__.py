@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = root.add_subparsers(required=True, metavar="command")
     _data_commands(commands)
+    _video_commands(commands)
     _training_commands(commands)
     _evaluation_commands(commands)
     _record_commands(commands)
@@ -103,13 +104,13 @@ def _command(
     *examples: str,
     aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """Add a command whose body is the function of the same name in `runs.commands`, imported when it runs."""
+    """Add a command whose body is the function of that name in `runs.commands` (_ for -), imported when it runs."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
         epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
     )  # fmt: skip
-    command.set_defaults(function=name)
+    command.set_defaults(function=name.replace("-", "_"))
     return command
 
 
@@ -138,6 +139,36 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
         "", "lr epochs kl_strategy",
     )  # fmt: skip
     params.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
+
+
+def _video_commands(commands: Any) -> None:  # noqa: ANN401
+    video = _command(
+        commands, "video", "make a data set from a video of one person before a fixed camera",
+        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
+    )  # fmt: skip
+    video.add_argument("file", type=Path, metavar="FILE", help="a video file")
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="an empty or new folder")
+    video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
+    video.add_argument(
+        "--size", choices=["32x64", "64x128", "128x256"], default="32x64", help="height x width"
+    )
+    video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
+    video.add_argument("--seconds", type=float, help="use only the first seconds; default: all")
+    video.add_argument(
+        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="in pixels"
+    )
+    video.add_argument(
+        "--fit", choices=["letterbox", "crop"], default="letterbox", help="add bars, or cut edges"
+    )
+    video.add_argument(
+        "--max-gap", type=int, default=5, help="longest gap of a joint, in frames, to interpolate"
+    )
+    video.add_argument(
+        "--smooth", type=int, default=7, help="frames in the smoothing window; 0: do not smooth"
+    )
+
+    setup = _command(commands, "video-setup", "install the pose estimator of `video`; uses the network", "")
+    setup.add_argument("--python", default=sys.executable, help="a Python from 3.9 to 3.12")
 
 
 def _training_commands(commands: Any) -> None:  # noqa: ANN401

@@ -56,9 +56,31 @@ def synthetic(options: argparse.Namespace) -> None:
 def check(options: argparse.Namespace) -> None:
     from cvae_lab.data import load
     from cvae_lab.data.check import report
+    from cvae_lab.data.video.report import read_report
 
     print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
     print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions that need no model.")
+    if video_report := read_report(options.data):
+        print("\nMade from a video:", *video_report.lines, sep="\n")
+
+
+def video(options: argparse.Namespace) -> None:
+    from cvae_lab.data.video import make_data_set
+
+    names = ("file", "out", "pose", "fps", "seconds", "fit", "max_gap", "smooth")
+    crop = tuple(options.crop) if options.crop else None
+    size = tuple(map(int, options.size.split("x")))
+    report = make_data_set(**{name: getattr(options, name) for name in names}, size=size, crop=crop)
+    print(*report.lines, f"Wrote {options.out}; open {options.out / 'index.html'} before training.", sep="\n")
+
+
+def video_setup(options: argparse.Namespace) -> None:
+    from cvae_lab.data.video import estimator
+
+    folder = estimator.environment()
+    print(f"Installing {estimator.MEDIAPIPE} in {folder}; about 140 MB are downloaded.", flush=True)
+    estimator.install(options.python)
+    print(f"The pose estimator is ready in {folder}.")
 
 
 def train(options: argparse.Namespace) -> None:

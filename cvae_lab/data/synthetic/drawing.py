@@ -90,18 +90,37 @@ def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 def labels(
     places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"]
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw labels: thin coloured limbs on white. A limb with a joint in `lost` is left out."""
-    seen = project(places)[..., :2] * FINE
-    ends = [(JOINTS.index(a), JOINTS.index(b), colour) for a, b, colour in LIMBS]
-    drawn = np.empty((len(seen), 3, HEIGHT, WIDTH), np.uint8)
-    for picture, points, missing in zip(drawn, seen.tolist(), lost.tolist(), strict=True):
-        canvas = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), "white")
+    """Draw the pose labels of joints in metres; a limb with a lost joint is missing."""
+    return draw_limbs(project(places)[..., :2], lost)
+
+
+def draw_limbs(
+    points: Float[np.ndarray, "n joints 2"],
+    lost: Bool[np.ndarray, "n joints"],
+    joints: tuple[str, ...] = JOINTS,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> UInt8[np.ndarray, "n 3 h w"]:
+    """Draw pose labels from joints in pixels (column, row): thin coloured limbs on white.
+
+    A limb with a lost joint is missing. Lines are 2/3 pixel wide at a height of 32, and wider in proportion to the
+    height.
+
+    Args:
+        joints: the name of each column of `points`; it must contain every joint of `LIMBS`.
+        size: height and width of the labels in pixels.
+    """
+    height, width = size
+    line = (FINE - 2) * height // HEIGHT
+    ends = [(joints.index(a), joints.index(b), colour) for a, b, colour in LIMBS]
+    pictures = np.empty((len(points), 3, height, width), np.uint8)
+    for picture, drawn, missing in zip(pictures, (points * FINE).tolist(), lost.tolist(), strict=True):
+        canvas = Image.new("RGB", (width * FINE, height * FINE), "white")
         draw = ImageDraw.Draw(canvas)
         for a, b, colour in ends:
             if not (missing[a] or missing[b]):
-                draw.line([*points[a], *points[b]], colour, width=FINE - 2)
+                draw.line([*drawn[a], *drawn[b]], colour, width=line)
         picture[:] = np.asarray(canvas.reduce(FINE)).transpose(2, 0, 1)
-    return drawn
+    return pictures
 
 
 def frames(

@@ -1,0 +1,163 @@
+"""A data set in the course's layout from a video of one person before a fixed camera.
+
+The data flows through the modules in this order: `decode` reads upright frames, `estimator` or `keypoints` gives the
+joints, `tracks` repairs and smooths them, `make_data_set` draws labels, splits and writes, `report` describes and shows
+the result.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cvae_lab.data.clips import Clip, Dataset, Video, find_boundaries
+from cvae_lab.data.folder import write_folder
+from cvae_lab.data.pixels import DataError
+from cvae_lab.data.synthetic.drawing import draw_limbs
+from cvae_lab.data.video import decode, estimator
+from cvae_lab.data.video.decode import DecodedVideo
+from cvae_lab.data.video.keypoints import JOINTS, Keypoints, read_keypoints
+from cvae_lab.data.video.report import Report, Segment, measure, read_report, sentences, write_pages
+from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, clean
+
+__all__ = ["SIZES", "Report", "make_data_set", "read_report"]
+
+SIZES = ((32, 64), (64, 128), (128, 256))  # height, width
+TEST_FRAMES = 630  # as in the course; at most a tenth of the frames per held-out segment
+
+
+def make_data_set(
+    file: str | Path,
+    out: str | Path,
+    pose: str | Path = "mediapipe",
+    size: tuple[int, int] = (32, 64),
+    fps: float | None = None,
+    seconds: float | None = None,
+    crop: tuple[int, int, int, int] | None = None,
+    fit: Literal["letterbox", "crop"] = "letterbox",
+    max_gap: int = 5,
+    smooth: int = 7,
+    progress: bool = True,
+) -> Report:
+    """Make a data set from a video: training and validation part, two test clips with answers, report and pictures.
+
+    `out` must be new or empty. It gets the course's folders, `video.json` (the report), `contact_sheet.png` and
+    `index.html`. Raises DataError for a faulty video, faulty keypoints, or too few frames with a person.
+
+    Args:
+        pose: "mediapipe", or a file or folder of keypoints (see `keypoints`).
+        size: height and width of the pictures, one of `SIZES`.
+        fps: frames per second to choose by their time stamps; None keeps every frame.
+        seconds: use the video's first seconds only.
+        crop: left, top, width and height in pixels of the upright video, applied first.
+        fit: "letterbox" adds black bars; "crop" cuts to the aspect of `size`, around the person.
+        max_gap: the longest gap in a joint's track, in frames, that is interpolated.
+        smooth: window of the Savitzky-Golay filter in frames, odd; 0 does not smooth.
+    """
+    settings = {
+        "pose": str(pose),
+        "size": list(size),
+        "fps": fps,
+        "seconds": seconds,
+        "crop": crop,
+        "fit": fit,
+    }
+    settings |= {"max_gap": max_gap, "smooth": smooth}
+    _check_settings(Path(out), size, fit, str(pose))
+    with tempfile.TemporaryDirectory(prefix="cvae-lab-video-") as scratch:
+        video = decode.read_video(file, scratch, fps, seconds, crop, progress)
+        keypoints, crowded = _keypoints(video, pose, scratch, progress)
+        whole = decode.letterbox(video.frames.shape[1:3], size)
+        cuts = find_boundaries(torch.from_numpy(decode.fit(video.frames, whole, size)))
+        tracks = clean(keypoints, video.times, cuts, max_gap, smooth)
+        parts = split(file, tracks)
+        box = (
+            whole if fit == "letterbox" else decode.crop_around(video.frames.shape[1:3], size, tracks.points)
+        )
+        dataset = _dataset(Path(file).stem, video, tracks, parts, box, size)
+        write_folder(dataset, out)
+        measured = {"file": Path(file).name, "frames_with_several_persons": crowded}
+        measured |= measure(video, tracks, parts, box)
+        report = Report(settings, measured, tuple(sentences(settings, measured)))
+        write_pages(Path(out), report, video, tracks, parts, dataset)
+    return report
+
+
+def _check_settings(out: Path, size: tuple[int, int], fit: str, pose: str) -> None:
+    """Refuse before the long work what would be refused after it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: already holds something; choose a new or empty folder, or remove it first")
+    if tuple(size) not in SIZES:
+        raise ValueError(f"size is {size}; choose from {', '.join(f'{h}x{w}' for h, w in SIZES)}")
+    if fit not in ("letterbox", "crop"):
+        raise ValueError(f"fit is {fit!r}; choose 'letterbox' or 'crop'")
+    if pose == "mediapipe":
+        estimator.check_installed()
+
+
+def _keypoints(video: DecodedVideo, pose: str | Path, scratch: str, progress: bool) -> tuple[Keypoints, int]:
+    """Joints in pixels of the working frames, and the number of frames with several persons."""
+    if str(pose) == "mediapipe":
+        return estimator.estimate(video, scratch, progress), 0
+    keypoints, crowded = read_keypoints(pose, video.numbers)
+    keypoints[..., :2] = video.from_source(keypoints[..., :2])
+    return keypoints, crowded
+
+
+def split(file: str | Path, tracks: Tracks) -> dict[str, list[Segment]]:
+    """Hold out whole segments: test clips 1 and 0, then the validation part; the rest is for training.
+
+    Each held-out segment is the end of the recording that is longest at that point. Its length is a tenth of all
+    frames, at least 16 and at most 630.
+    """
+    left = list(tracks.recordings)
+    total = sum(stop - start for start, stop in left)
+    if total < 5 * MIN_FRAMES:
+        raise DataError(
+            f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of them lie in "
+            f"recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or one with "
+            "the whole person in view"
+        )
+    held = min(TEST_FRAMES, max(MIN_FRAMES, total // 10))
+    parts: dict[str, list[Segment]] = {}
+    for name in ("test 1", "test 0", "val"):
+        start, stop = max(left, key=lambda segment: segment[1] - segment[0])
+        edge = max(start, stop - held)
+        edge = edge if edge - start >= MIN_FRAMES else start  # what would be left is too short to train on
+        parts[name] = [(edge, stop)]
+        left = [s for s in left if s != (start, stop)] + ([(start, edge)] if edge > start else [])
+    parts["train"] = sorted(left)
+    if not left:
+        raise DataError(
+            f"{file}: nothing is left to train on after three held-out segments; use a longer video"
+        )
+    return parts
+
+
+def _dataset(
+    name: str,
+    video: DecodedVideo,
+    tracks: Tracks,
+    parts: dict[str, list[Segment]],
+    box: decode.Box,
+    size: tuple[int, int],
+) -> Dataset:
+    """Frames and labels of every part at `size`, through the same box."""
+    left, top, wide, high = box
+    points = (tracks.points - [left, top]) * [size[1] / wide, size[0] / high]
+
+    def pictures(segments: list[Segment]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+        frames = np.concatenate([decode.fit(video.frames[a:b], box, size) for a, b in segments])
+        chosen = np.concatenate([points[a:b] for a, b in segments])
+        labels = draw_limbs(np.nan_to_num(chosen), np.isnan(chosen[..., 0]), JOINTS, size)
+        edges = np.cumsum([b - a for a, b in segments])[:-1].tolist()
+        return torch.from_numpy(frames), torch.from_numpy(labels), tuple(edges)
+
+    train, val = (Video(*pictures(parts[part]), name=part) for part in ("train", "val"))
+    tests = []
+    for k in range(2):
+        frames, labels, _ = pictures(parts[f"test {k}"])
+        tests.append(Clip(str(k), frames[0].clone(), labels, frames))
+    return Dataset(name, train, val, tuple(tests))

@@ -1,0 +1,197 @@
+"""From raw keypoints to smooth tracks: left and right, outliers, short gaps, recordings, smoothing."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.signal import savgol_filter
+
+from cvae_lab.data.synthetic.drawing import LIMBS
+from cvae_lab.data.video.keypoints import JOINTS, Keypoints
+
+MIN_CONFIDENCE = 0.3
+MIN_JOINTS = 8  # a frame with fewer known joints has no pose
+JUMP = 0.25  # of the body's size: a joint further than this from the median of 5 frames is an outlier
+PAUSE = 0.5  # seconds: a longer gap between frames separates recordings
+MIN_FRAMES = 16  # a shorter recording is left out: a training clip has 16 frames
+SIDES = (("shoulder", "elbow", "wrist", "ear"), ("hip", "knee", "ankle", "toe"))
+
+Points = Float[np.ndarray, "n joints 2"]
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Smooth positions of `JOINTS` in pixels (NaN where missing), the recordings, and what was repaired.
+
+    `found` tells which frames had a pose before short gaps were filled. `recordings` holds first frame and end (one
+    past the last frame) of each unbroken recording of the person. `exchanged` counts frames whose left and right arms
+    or legs were exchanged, `jumps` and `filled` count joint positions.
+    """
+
+    points: Points
+    found: Bool[np.ndarray, " n"]
+    recordings: tuple[tuple[int, int], ...]
+    exchanged: int
+    jumps: int
+    filled: int
+
+    def lost_limbs(self) -> dict[str, float]:
+        """Fraction of the recordings' frames in which each limb is missing, for limbs that are ever missing."""
+        missing = np.isnan(self.points[..., 0])
+        inside = np.zeros(len(missing), bool)
+        for start, stop in self.recordings:
+            inside[start:stop] = True
+        lost = {
+            f"{a} to {b}": float((missing[:, JOINTS.index(a)] | missing[:, JOINTS.index(b)])[inside].mean())
+            for a, b, _ in LIMBS
+        }
+        return {limb: fraction for limb, fraction in lost.items() if fraction > 0}
+
+
+def clean(
+    keypoints: Keypoints,
+    times: Float[np.ndarray, " n"],
+    boundaries: tuple[int, ...] = (),
+    max_gap: int = 5,
+    smooth: int = 7,
+) -> Tracks:
+    """Repair and smooth the keypoints of one person, and find the recordings.
+
+    Args:
+        boundaries: first frame after every cut in the video; a gap of more than `PAUSE` in `times` is one as well.
+        max_gap: the longest gap, in frames, that is filled by linear interpolation.
+        smooth: frames in the window of the Savitzky-Golay filter (order 2), odd; 0 does not smooth.
+    """
+    if smooth and (smooth < 5 or smooth % 2 == 0):
+        raise ValueError(f"smooth is {smooth}; give 0 or an odd number of frames from 5")
+    points = np.where(keypoints[..., 2:] >= MIN_CONFIDENCE, keypoints[..., :2], np.nan)
+    found = _has_pose(points)
+    points[~found] = np.nan
+    pauses = np.flatnonzero(np.diff(times) > PAUSE) + 1
+    edges = sorted({0, *boundaries, *pauses.tolist(), len(points)})
+    exchanged = jumps = filled = 0
+    recordings = []
+    for start, stop in pairwise(edges):
+        piece = points[start:stop]  # a view: the repairs change `points`
+        exchanged += _exchange_sides(piece, max_gap)
+        jumps += _remove_jumps(piece)
+        filled += _fill_gaps(piece, max_gap)
+        inside = _has_pose(piece)
+        piece[~inside] = np.nan
+        recordings += [(start + a, start + b) for a, b in _runs(inside) if b - a >= MIN_FRAMES]
+    if smooth:
+        for start, stop in recordings:
+            _smooth(points[start:stop], smooth)
+    return Tracks(points, found, tuple(recordings), exchanged, jumps, filled)
+
+
+def boxes(points: Points, margin: float = 0.2) -> Float[np.ndarray, "n 4"]:
+    """Left, top, right and bottom of the person, widened on every side by `margin` of the height; NaN without pose."""
+    result = np.full((len(points), 4), np.nan)
+    known = _has_pose(points)
+    low, high = np.nanmin(points[known], axis=1), np.nanmax(points[known], axis=1)
+    extra = margin * (high - low)[:, 1:]
+    result[known] = np.concatenate([low - extra, high + extra], axis=1)
+    return result
+
+
+def _has_pose(points: Points) -> Bool[np.ndarray, " n"]:
+    return (~np.isnan(points[..., 0])).sum(1) >= MIN_JOINTS
+
+
+def _runs(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
+    """First index and end of every run of True."""
+    change = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    return [(int(a), int(b)) for a, b in change.reshape(-1, 2)]
+
+
+def _body_size(points: Points) -> float:
+    """Median diagonal of the box around the joints, in pixels; NaN without any pose."""
+    known = points[_has_pose(points)]
+    if not len(known):
+        return np.nan
+    return float(np.median(np.hypot(*(np.nanmax(known, axis=1) - np.nanmin(known, axis=1)).T)))
+
+
+def _exchange_sides(points: Points, max_gap: int) -> int:
+    """Keep left and right arms, and left and right legs, where they were in the frame before; count changed frames.
+
+    A side is exchanged where that at least halves the distance to the frame before. Within a run without longer gaps,
+    the estimator's own sides in most frames decide which side is left.
+    """
+    size, changed = _body_size(points), np.zeros(len(points), bool)
+    for parts in SIDES:
+        left, right = ([JOINTS.index(f"{part}_{side}") for part in parts] for side in "lr")
+        known = np.flatnonzero(~np.isnan(points[:, left + right, 0]).all(1))
+        for run in np.split(known, np.flatnonzero(np.diff(known) > max_gap + 1) + 1):
+            swapped = np.zeros(len(run), bool)
+            for k in range(1, len(run)):
+                before = points[run[k - 1]]
+                before = before if not swapped[k - 1] else _swapped(before, left, right)
+                swapped[k] = _nearer_swapped(before, points[run[k]], left, right, size)
+            if swapped.mean() > 0.5 if len(run) else False:
+                swapped = ~swapped
+            for i in run[swapped]:
+                points[i] = _swapped(points[i], left, right)
+            changed[run[swapped]] = True
+    return int(changed.sum())
+
+
+def _swapped(
+    person: Float[np.ndarray, "joints 2"], left: list[int], right: list[int]
+) -> Float[np.ndarray, "joints 2"]:
+    person = person.copy()
+    person[left + right] = person[right + left]
+    return person
+
+
+def _nearer_swapped(
+    before: Float[np.ndarray, "joints 2"],
+    now: Float[np.ndarray, "joints 2"],
+    left: list[int],
+    right: list[int],
+    size: float,
+) -> bool:
+    """Whether exchanging the sides of `now` brings it clearly nearer to the frame before."""
+    keep = np.hypot(*(now - before)[left + right].T)
+    swap = np.hypot(*(_swapped(now, left, right) - before)[left + right].T)
+    both = ~np.isnan(keep) & ~np.isnan(swap)
+    return bool(both.sum() >= 4 and swap[both].mean() < 0.5 * keep[both].mean() - 0.01 * size)
+
+
+def _remove_jumps(points: Points) -> int:
+    """Mark as missing each joint far from its median over 5 frames; return how many."""
+    if len(points) < 5:
+        return 0
+    padded = np.pad(points, ((2, 2), (0, 0), (0, 0)), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 5, axis=0)
+    known = ~np.isnan(windows).all(-1)
+    middle = np.full(points.shape, np.nan)
+    middle[known] = np.nanmedian(windows[known], axis=-1)
+    with np.errstate(invalid="ignore"):
+        far = np.hypot(*np.moveaxis(points - middle, -1, 0)) > JUMP * _body_size(points)
+    points[far] = np.nan
+    return int(far.sum())
+
+
+def _fill_gaps(points: Points, max_gap: int) -> int:
+    """Interpolate each joint linearly over gaps of at most `max_gap` frames; return how many positions."""
+    filled = 0
+    for joint in range(points.shape[1]):
+        track = points[:, joint]
+        for a, b in _runs(np.isnan(track[:, 0])):
+            if a > 0 and b < len(track) and b - a <= max_gap:
+                weight = (np.arange(1, b - a + 1) / (b - a + 1))[:, None]
+                track[a:b] = (1 - weight) * track[a - 1] + weight * track[b]
+                filled += b - a
+    return filled
+
+
+def _smooth(points: Points, window: int) -> None:
+    """Filter every unbroken run of each joint; the window shrinks in runs shorter than it, down to 5 frames."""
+    for joint in range(points.shape[1]):
+        for a, b in _runs(~np.isnan(points[:, joint, 0])):
+            width = min(window, (b - a - 1) // 2 * 2 + 1)
+            if width >= 5:
+                points[a:b, joint] = savgol_filter(points[a:b, joint], width, 2, axis=0)
