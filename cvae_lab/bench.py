@@ -28,7 +28,7 @@ from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device, precision_of, reduced_precision
 from cvae_lab.objective import kl_standard_normal, squared_error
 from cvae_lab.rollout import Feedback, evaluating, predict, reference_predict, reference_unroll, unroll
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.training.optimizer import make_optimizer
 
 HEAD = (

@@ -8,10 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
-
 Progress = float | Fraction
 Stage = tuple[str, int | float, int]
 
@@ -165,29 +161,3 @@ def lr_factor_at(
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * float((progress - warmup) / (1 - warmup)))
     return 1.0
-
-
-def sample_teacher_forcing(
-    ratio: float,
-    clips: int,
-    steps: int,
-    per: str,
-    generator: torch.Generator,
-    epoch_is_forced: bool | None = None,
-) -> Bool[Tensor, "b s"]:
-    """Draw the teacher-forcing mask: which steps get the true previous frame, each with probability `ratio`.
-
-    The first step of every clip is always teacher-forced, because its previous frame is the first frame.
-
-    Args:
-        per: what one random decision covers: a `batch`, a `clip` or a `step`. For `epoch`, the caller decides and
-            passes `epoch_is_forced`.
-        generator: a CPU generator.
-    """
-    if per == "epoch":
-        mask = torch.full((clips, steps), bool(epoch_is_forced))
-    else:
-        shape = {"batch": (1, 1), "clip": (clips, 1), "step": (clips, steps)}[per]
-        mask = (torch.rand(shape, generator=generator) < ratio).expand(clips, steps).clone()
-    mask[:, 0] = True
-    return mask

@@ -67,7 +67,9 @@ def test_carry_is_the_distance_of_blurred_labels_pixel_by_pixel():
                 window = (..., slice(max(y - 2, 0), y + 3), slice(max(x - 2, 0), x + 3))
                 means = (p[t][window] - p[0][window]).mean((-2, -1))
                 total += float(means.abs().max())
-        assert float(correction_weights(p)[t - 1]) == pytest.approx(math.exp(-total / 42 / LABEL_DISTANCE), rel=1e-4)
+        assert float(correction_weights(p)[t - 1]) == pytest.approx(
+            math.exp(-total / 42 / LABEL_DISTANCE), rel=1e-4
+        )
 
 
 def test_carry_is_one_for_the_given_label_and_nothing_for_another():

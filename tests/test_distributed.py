@@ -12,8 +12,8 @@ import torch
 from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch, Dataset, Video
 from cvae_lab.rollout import Feedback
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.runs.folder import RunFolder
-from cvae_lab.schedules import sample_teacher_forcing
 from cvae_lab.training import checkpoint, distributed, fit, loop, train_step
 from cvae_lab.training.state import TrainingForward, TrainState
 

@@ -208,9 +208,7 @@ def pictures_per_second(page, seconds=3):
 
 def frame_of(player):
     """Return the frame that the first scrubber's canvas shows, and the frame that its text names."""
-    level = player.locator("canvas").last.evaluate(
-        "c => c.getContext('2d').getImageData(3, 3, 1, 1).data[0]"
-    )
+    level = player.locator("canvas").last.evaluate("c => c.getContext('2d').getImageData(3, 3, 1, 1).data[0]")
     return level // 2 + 1, int(player.locator("output").inner_text().split()[1])
 
 

@@ -23,7 +23,7 @@ from cvae_lab.rollout import (
     unroll,
     zero_latents,
 )
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 
 SMALL = {
     "handout": {},

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cvae_lab import schedules
-from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, sample_teacher_forcing, tf_ratio_at
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, tf_ratio_at
 
 QUARTER_COSINE = (1 - math.sqrt(0.5)) / 2
 QUARTER_SIGMOID = (1 / (1 + math.exp(3)) - 1 / (1 + math.exp(6))) / (1 - 2 / (1 + math.exp(6)))

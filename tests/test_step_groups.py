@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cvae_lab import CVAE, ModelConfig
 from cvae_lab.rollout import Feedback, predict, unroll
 from cvae_lab.rollout.step_groups import StepGroups, by_step
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 
 BATCH, STEPS = 3, 9
 

@@ -25,14 +25,13 @@ class CVAE(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        build = _handout if config.name == "handout" else _compact
         (
             self.frame_transformation,
             self.label_transformation,
             self.Gaussian_Predictor,
             self.Decoder_Fusion,
             self.Generator,
-        ) = build(config)
+        ) = NETWORKS[config.name](config)
         self.Prior_Predictor = _prior(config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -119,16 +118,16 @@ def _prior(c: ModelConfig) -> nn.Module | None:
 
 def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:
     frame, label, fused = c.width, c.label_width, c.decoder_width
-    generator = modules.Generator(fused, 3)
-    if c.output == "sigmoid":
-        generator.append(nn.Sigmoid())  # it has no weights, so the names of all tensors stay the course's
-    return (
+    built = (
         modules.RGB_Encoder(3, frame),
         modules.Label_Encoder(3, label),
         modules.Gaussian_Predictor(frame + label, c.latents),
         modules.Decoder_Fusion(frame + label + c.latents, fused),
-        generator,
+        modules.Generator(fused, 3),
     )
+    if c.output == "sigmoid":
+        built[-1].append(nn.Sigmoid())  # it has no weights, so the names of all tensors stay the course's
+    return built
 
 
 def _compact(c: ModelConfig) -> tuple[nn.Module, ...]:
@@ -142,3 +141,7 @@ def _compact(c: ModelConfig) -> tuple[nn.Module, ...]:
         compact.Decoder_Fusion(joined, c.latents, widths, c.norm, c.dropout, c.extra_levels),
         compact.Generator(widths, c.norm, c.output, c.dropout, c.extra_levels),
     )
+
+
+NETWORKS = {"handout": _handout, "compact": _compact}
+"""How each preset builds its five modules; `config.model.Preset` lists the names."""

@@ -16,7 +16,8 @@ from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import reduced_precision
 from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_error
 from cvae_lab.rollout import Feedback
-from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, sample_teacher_forcing, tf_ratio_at
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, tf_ratio_at
 from cvae_lab.training import distributed
 from cvae_lab.training.augment import augment
 from cvae_lab.training.meter import EpochMeter

@@ -96,7 +96,9 @@ def _curve(
         return None
     values = np.asarray(values, float)
     if values.shape != (n,):
-        raise ValueError(f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each.")
+        raise ValueError(
+            f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each."
+        )
     finite = [round(float(value), 3) if np.isfinite(value) else None for value in values]
     return {"name": name, "prefix": prefix, "values": finite, "color": color, "dash": dash}
 
