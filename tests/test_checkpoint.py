@@ -385,6 +385,16 @@ def test_a_course_checkpoint_gives_initial_weights_to_either_output(course, outp
     )
 
 
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, content, caplog, threads):
+    """Files of earlier versions do not hold the number."""
+    path = tmp_path / "last.pt"
+    torch.save(content | {"threads": threads}, path)
+    resume(path, config_of())
+    expected = ["The run used 2 CPU threads and resumes with 1"] if threads == 2 else []
+    assert [message.split(":")[0] for message in caplog.messages] == expected
+
+
 # -- a full disk ---------------------------------------------------------------------------------------------
 
 
