@@ -141,7 +141,8 @@ def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ..
             f"Nothing is left to select checkpoints on: {reason}, and the data set has no validation video; "
             "set holdout above 0, use shorter clips (n_frames), or add a validation video."
         )
-    _log.warning(f"Checkpoints are selected by their PSNR on the validation clips, because {reason}.")
+    if not distributed.rank():
+        _log.warning(f"Checkpoints are selected by their PSNR on the validation clips, because {reason}.")
     return data.train, ()
 
 

@@ -162,7 +162,7 @@ class TrainState:
                     "in another folder"
                 ) from error
         threads = state.get("threads")
-        if threads and threads != torch.get_num_threads():
+        if threads and threads != torch.get_num_threads() and not distributed.rank():
             _log.warning(
                 f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}: sums are rounded "
                 "differently, so its numbers will differ slightly from those of an uninterrupted run."
