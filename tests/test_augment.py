@@ -60,9 +60,9 @@ def test_mirroring_real_labels_twice_gives_them_back():
     twice = palette.mirror_labels(palette.mirror_labels(labels))
     assert (twice - labels).abs().mean() < 1e-3
     assert ((twice - labels).abs().amax(1) > 0.1).float().mean() < 1e-2
-    ink = (1 - labels).amax(1) > 0.2
+    drawn = (1 - labels).amax(1) > 0.2
     moved = (palette.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
-    assert 0.02 < moved.sum() / ink.sum() < 0.9
+    assert 0.02 < moved.sum() / drawn.sum() < 0.9
 
 
 def test_shift_moves_frames_and_labels_of_a_clip_equally():
