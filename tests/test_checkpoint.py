@@ -256,7 +256,7 @@ REPLACEMENTS = (
 )
 
 
-HARMLESS = ("format", "optimizer", "kl_weight", "history")
+HARMLESS = ("format", "threads", "optimizer", "kl_weight", "history")
 """Parts in which a change may still be a valid checkpoint: an older format, another number in its range, and the
 settings of the optimizer, which are not read from the file."""
 
