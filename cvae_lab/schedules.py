@@ -68,17 +68,28 @@ def beta_at(
     return beta_max * KL_STRATEGIES[strategy](progress, n_cycles, ratio, shape)
 
 
-def controlled_beta(beta: float, kl: float, target: float, rate: float = 0.02) -> float:
-    """The KL weight after one step of a controller that holds KL at `target` nats.
+def controlled_beta(
+    beta: float,
+    kl: float,
+    target: float,
+    rate: float = 0.02,
+    bounds: tuple[float, float] = (0.0, math.inf),
+) -> float:
+    """Return the KL weight after one step of a controller that holds the KL at `target` nats.
 
-    Up where KL is over, down where under, by a factor of at most exp(rate), in proportion to log(kl / target)
-    (after Rezende & Viola 2018, algorithm 1).
+    The weight rises where the KL is above the target and falls where it is below, by a factor of at most exp(rate), in
+    proportion to log(kl / target). This is the integral term of ControlVAE (Shao et al. 2020, algorithm 1), applied to
+    log(beta). As there, the weight stays within bounds and nothing accumulates beyond them (anti-windup): a weight at
+    a bound leaves it at the first step whose KL is on the other side of the target.
 
     >>> controlled_beta(1e-4, 30.0, 30.0), controlled_beta(1.0, 60.0, 1.0, rate=0.1) == math.exp(0.1)
     (0.0001, True)
+    >>> controlled_beta(1.0, 60.0, 1.0, bounds=(0.1, 1.0)), controlled_beta(1.0, 1.0, 60.0, bounds=(0.1, 1.0)) < 1
+    (1.0, True)
     """
-    over = math.log(max(kl, 1e-9) / target)
-    return beta * math.exp(rate * min(1.0, max(-1.0, over)))
+    error = math.log(max(kl, 1e-9) / target)
+    low, high = bounds
+    return min(high, max(low, beta * math.exp(rate * min(1.0, max(-1.0, error)))))
 
 
 def _stage_at(progress: Progress, stages: Sequence[Stage]) -> tuple[Stage, Progress]:
