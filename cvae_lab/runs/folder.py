@@ -22,7 +22,7 @@ from cvae_lab.runs.provenance import provenance
 from cvae_lab.training import TrainState, checkpoint
 from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
 
-SSIM_EVERY = 8  # SSIM is slow, so it is computed on every eighth frame
+SSIM_EVERY = 1  # SSIM of every frame
 
 
 class RunError(ValueError):
