@@ -91,8 +91,15 @@ class CVAE(nn.Module):
         """Predict the current frame as `decode` does, from features of the previous frame."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        z = z.to(label.dtype)  # float32 z would make the concatenation with bfloat16 features float32
+        # A z of another dtype or memory layout would change that of the whole concatenation.
+        z = z.to(label.dtype, memory_format=_layout(label))
         return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Return channels-last where x has this memory layout, and the default layout otherwise."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _full(x: Tensor) -> Tensor:
