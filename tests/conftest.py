@@ -1,4 +1,4 @@
-"""Small data that several test files share."""
+"""Fixtures that several test files use."""
 
 import shutil
 from pathlib import Path
@@ -8,30 +8,32 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(1)  # tests run side by side, and threads that share cores are slower than one
+torch.set_num_threads(
+    1
+)  # several test processes run at once, and threads that compete for cores are slower than one
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Every test begins at one seed, its fixtures too, whatever ran before it in the same process."""
+    """Every test and its fixtures start from the same seed, whatever ran before in the same process."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """Every test has a cache of its own, never the user's."""
+    """Every test has its own cache and never uses the user's."""
     monkeypatch.setenv("CVAE_LAB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def picture():
-    """A picture of one grey level, 32 x 64, so that a test knows which one it sees."""
+    """Return a function that makes a picture of one grey level, so that a test can recognise it."""
     return lambda level, size=(32, 64): Image.fromarray(np.full((*size, 3), level, np.uint8))
 
 
 @pytest.fixture
-def handout(tmp_path, picture):
-    """The handout's folders: 20 training and 4 validation pairs, two test clips of 3 labels.
+def data_folder(tmp_path, picture):
+    """The assignment's folders: 20 training and 4 validation pairs, two test clips of 3 labels.
 
     Clip 0 has answers. Picture k of a folder is grey level k, plus 100 in label folders.
     """
@@ -50,8 +52,14 @@ def handout(tmp_path, picture):
 
 
 @pytest.fixture
+def handout(data_folder):
+    """The former name of `data_folder`."""
+    return data_folder
+
+
+@pytest.fixture
 def real_data():
-    """Real clips of the course beside the repository; they are not part of it."""
+    """Real clips of the course, which lie beside the repository and are not part of it."""
     root = Path(__file__).parents[2] / "shared/data/lab4-real"
     if not root.is_dir():
         pytest.skip("real clips are not here (../shared/data/lab4-real)")

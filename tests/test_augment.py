@@ -30,7 +30,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("strength", [1.0, 0.6, 0.2])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_mirroring_a_label_swaps_left_and_right(strength, pair):
+def test_mirroring_a_label_exchanges_left_and_right_colours(strength, pair):
     right, left = (strength * (1 - torch.tensor(colour)[:, None, None] / 255) for colour in pair)
     label = torch.ones(3, H, W)
     label[:, :, 1:2], label[:, :, 5:6] = 1 - right, 1 - left
@@ -41,28 +41,27 @@ def test_mirroring_a_label_swaps_left_and_right(strength, pair):
     torch.testing.assert_close(palette.mirror_labels(mirrored), label)
 
 
-def test_mirroring_leaves_the_middle_line():
+def test_mirroring_keeps_the_colour_of_the_trunk():
     label = torch.ones(3, H, W)
     label[:, :, 4] = torch.tensor(palette.TRUNK)[:, None] / 255
     torch.testing.assert_close(palette.mirror_labels(label), label.flip(-1))
 
 
-def test_blank_paper_may_be_skipped_or_not():
-    """A CPU skips it, a GPU does not."""
+def test_skipping_white_pixels_does_not_change_the_result():
     label = load("tiny", progress=False).train.labels[:3].float() / 255
-    assert (label == 1).all(1).float().mean() > 0.5  # much to skip
-    all_of_it = 1 - palette.exchange_limbs(1 - label.flip(-1).movedim(-3, -1)).movedim(-1, -3)
-    torch.testing.assert_close(palette.mirror_labels(label), all_of_it)
+    assert (label == 1).all(1).float().mean() > 0.5  # most pixels are skipped
+    without_skipping = 1 - palette.exchange_limbs(1 - label.flip(-1).movedim(-3, -1)).movedim(-1, -3)
+    torch.testing.assert_close(palette.mirror_labels(label), without_skipping)
 
 
-def test_mirroring_real_labels_twice_gives_them_back():
+def test_mirroring_labels_twice_restores_them():
     labels = load("tiny", progress=False).train.labels[::8].float() / 255
     twice = palette.mirror_labels(palette.mirror_labels(labels))
     assert (twice - labels).abs().mean() < 1e-3
     assert ((twice - labels).abs().amax(1) > 0.1).float().mean() < 1e-2
-    ink = (1 - labels).amax(1) > 0.2
+    drawn = (1 - labels).amax(1) > 0.2
     moved = (palette.mirror_labels(labels) - labels.flip(-1)).abs().amax(1) > 0.1
-    assert 0.02 < moved.sum() / ink.sum() < 0.9
+    assert 0.02 < moved.sum() / drawn.sum() < 0.9
 
 
 def test_shift_moves_frames_and_labels_of_a_clip_equally():

@@ -1,3 +1,5 @@
+"""Videos with recording boundaries, clips sampled from them, and finding the boundaries."""
+
 import pytest
 import torch
 
@@ -6,9 +8,9 @@ from cvae_lab.data.clips import find_boundaries, frame_changes
 
 
 def numbered(n, boundaries=(), name="v"):
-    """Frame k has grey level k, its label k + 100: a test reads the index off the picture."""
+    """Frame k has grey level k, its label k + 100, so that a test can read the index from the pixels."""
     frames = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 2, 4).contiguous()
-    return Video(frames, frames + 100, cuts, name)
+    return Video(frames, frames + 100, boundaries, name)
 
 
 def levels(pictures):
@@ -16,18 +18,18 @@ def levels(pictures):
 
 
 def sampler(video, seed=0, **options):
-    options = {"n_frames": 4, "batch_size": 3, "given": "first"} | options
+    options = {"n_frames": 4, "batch_size": 3, "reference_frame": "first"} | options
     return ClipSampler(video, generator=torch.Generator().manual_seed(seed), **options)
 
 
-def test_takes_are_the_stretches_between_cuts():
+def test_recordings_are_the_frames_between_boundaries():
     assert numbered(10, (3, 7)).recordings == [(0, 3), (3, 7), (7, 10)]
     assert numbered(10).recordings == [(0, 10)]
     empty = torch.zeros(0, 3, 2, 4, dtype=torch.uint8)
     assert Video(empty, empty).recordings == []
 
 
-def test_clip_starts_are_exactly_those_inside_a_take():
+def test_clip_starts_are_exactly_those_inside_a_recording():
     video = numbered(40, (3, 17, 20))
     inside = [
         s
@@ -38,51 +40,51 @@ def test_clip_starts_are_exactly_those_inside_a_take():
     assert video.clip_starts(5).tolist() == inside
 
 
-def test_clip_starts_names_the_longest_take():
-    with pytest.raises(ValueError, match=r"clip of 8 frames, the longest take has 7; ask for 7"):
+def test_a_clip_too_long_for_every_recording_is_refused():
+    with pytest.raises(ValueError, match=r"clip of 8 frames, the longest recording has 7; ask for 7"):
         numbered(10, (7,)).clip_starts(8)
 
 
-@pytest.mark.parametrize("cuts", [(0,), (10,), (5, 5), (6, 4), (-1,)])
-def test_cuts_must_rise_inside_the_video(cuts):
-    with pytest.raises(ValueError, match=r"cuts .* must rise and lie strictly between 0 and 10"):
-        numbered(10, cuts)
+@pytest.mark.parametrize("boundaries", [(0,), (10,), (5, 5), (6, 4), (-1,)])
+def test_boundaries_must_increase_inside_the_video(boundaries):
+    with pytest.raises(ValueError, match=r"boundaries .* must increase, from 1 to 9"):
+        numbered(10, boundaries)
 
 
 def test_video_refuses_unequal_lengths_and_floats():
     frames = numbered(10).frames
-    # TypeError: the shape annotations, on in tests alone, may speak first.
+    # TypeError comes from the shape annotations, which are checked in tests only.
     with pytest.raises((ValueError, TypeError), match="frames"):
         Video(frames, frames[:9])
     with pytest.raises((ValueError, TypeError), match="frames"):
         Video(frames.float(), frames.float())
 
 
-def test_hold_out_shares_no_frame_and_keeps_the_cuts():
+def test_hold_out_splits_every_recording_and_keeps_the_boundaries():
     video = numbered(100, (40, 50))
     kept, held = video.hold_out(0.25, min_frames=8)
-    # Oracle: takes 0-40, 40-50, 50-100; a quarter is 10 and 12; the take of 10 cannot give 8 and keep 8.
+    # Recordings 0-40, 40-50, 50-100. A quarter is 10 and 12 frames; the recording of 10 cannot give 8 and keep 8.
     assert kept.frames[:, 0, 0, 0].tolist() == [*range(30), *range(40, 50), *range(50, 88)]
     assert held.frames[:, 0, 0, 0].tolist() == [*range(30, 40), *range(88, 100)]
     assert (kept.boundaries, held.boundaries) == ((30, 40), (10,))
     assert torch.equal(held.labels, held.frames + 100)
 
 
-def test_hold_out_refuses_what_it_cannot_split():
-    with pytest.raises(ValueError, match="no take is long enough to hold out 16 frames"):
+def test_hold_out_refuses_a_video_that_is_too_short():
+    with pytest.raises(ValueError, match="no recording is long enough to hold out 16 frames"):
         numbered(30).hold_out()
     with pytest.raises(ValueError, match="fraction between 0 and 1"):
         numbered(90).hold_out(1.5)
 
 
-def test_as_clips_gives_one_task_per_take():
+def test_as_clips_returns_one_task_per_recording():
     first, second = numbered(10, (4,), "val").as_clips()
     assert (first.name, second.name, len(first), len(second)) == ("val0", "val1", 4, 6)
     assert torch.equal(second.answer[0], second.first)
     assert second.labels[:, 0, 0, 0].tolist() == list(range(104, 110))
 
 
-def test_clip_checks_its_parts():
+def test_a_clip_needs_two_labels_and_an_answer_that_begins_with_its_first_frame():
     v = numbered(5)
     with pytest.raises(ValueError, match="two labels or more"):
         Clip("3", v.frames[0], v.labels[:1])
@@ -90,7 +92,7 @@ def test_clip_checks_its_parts():
         Clip("3", v.frames[1], v.labels, v.frames)
 
 
-def test_an_epoch_of_all_clips_reaches_every_start_once_and_crosses_no_cut():
+def test_an_epoch_of_all_clips_has_every_start_once_and_crosses_no_boundary():
     video = numbered(30, (11, 19))
     starts = video.clip_starts(4)
     batches = list(sampler(video, clips_per_epoch=len(starts)).epoch())
@@ -101,7 +103,7 @@ def test_an_epoch_of_all_clips_reaches_every_start_once_and_crosses_no_cut():
     assert not any(c in clip[1:] for clip in levels(x).tolist() for c in video.boundaries)
 
 
-def test_default_epoch_shows_each_frame_about_once_in_whole_batches():
+def test_a_default_epoch_shows_each_frame_about_once_in_whole_batches():
     s = sampler(numbered(90))
     batches = list(s.epoch())
     assert len(batches) == len(s) == 10  # 90 / 3 new frames = 30 clips in batches of 3
@@ -109,13 +111,13 @@ def test_default_epoch_shows_each_frame_about_once_in_whole_batches():
     assert levels(torch.cat([b.x for b in batches]))[:, 0].unique().numel() == 30
 
 
-def test_order_comes_from_the_generator_alone_and_resumes_between_epochs():
+def test_the_order_depends_on_the_generator_only_and_resumes_between_epochs():
     def epoch(s):
         return torch.cat([torch.cat([levels(b.x)[:, 0], levels(b.x)[:, 1]]) for b in s.epoch()])
 
     a, b, other = sampler(numbered(90)), sampler(numbered(90)), sampler(numbered(90), seed=1)
     first = epoch(a)
-    torch.rand(3)  # the global generator plays no part
+    torch.rand(3)  # the global generator has no influence
     assert torch.equal(first, epoch(b))
     assert not torch.equal(first, epoch(other))
     state = a.generator.get_state()
@@ -125,32 +127,32 @@ def test_order_comes_from_the_generator_alone_and_resumes_between_epochs():
     assert torch.equal(second, epoch(b))
 
 
-def test_given_frames_come_from_the_clips_own_take_and_cover_it():
+def test_random_reference_frames_come_from_the_same_recording_and_cover_it():
     video = numbered(30, (11, 19))
-    s = sampler(video, clips_per_epoch=len(video.clip_starts(4)), given="random")
+    s = sampler(video, clips_per_epoch=len(video.clip_starts(4)), reference_frame="random")
     seen = set()
     for _ in range(20):
         for batch in s.epoch():
-            for given, first, *_ in levels(batch.x).tolist():
-                assert any(a <= given < b and a < first < b for a, b in video.recordings)
-                seen.add(given)
+            for reference, first, *_ in levels(batch.x).tolist():
+                assert any(a <= reference < b and a < first < b for a, b in video.recordings)
+                seen.add(reference)
             assert torch.equal(levels(batch.p), levels(batch.x) + 100)
             assert torch.equal(levels(batch.x)[:, 1:].diff(), torch.ones(len(batch.x), 2).to(levels(batch.x)))
     assert seen == set(range(30))
 
 
-def test_a_first_given_frame_is_the_one_before():
-    for batch in sampler(numbered(30), given="first").epoch():
+def test_a_first_reference_frame_is_the_one_before():
+    for batch in sampler(numbered(30), reference_frame="first").epoch():
         assert (levels(batch.x).diff() == 1).all()
 
 
-def test_sampler_refuses_more_clips_than_there_are():
+def test_the_sampler_refuses_more_clips_than_there_are():
     with pytest.raises(ValueError, match="choose 1 to 27"):
         sampler(numbered(30), clips_per_epoch=28)
 
 
 def walker(columns):
-    """A dark square on grey, its left edge at the given (fractional) columns, edges anti-aliased."""
+    """A dark square on grey with its left edge at fractional columns, anti-aliased."""
     x, left = torch.arange(64.0), torch.as_tensor(columns, dtype=torch.float)[:, None]
     cover = (torch.minimum(x + 1, left + 8) - torch.maximum(x, left)).clamp(0, 1)
     frames = torch.full((len(left), 3, 32, 64), 180.0)
@@ -158,32 +160,32 @@ def walker(columns):
     return frames.round().byte()
 
 
-def test_a_jump_is_a_cut_and_a_fast_move_is_not():
+def test_a_jump_is_a_boundary_and_fast_motion_is_not():
     slow, fast = torch.arange(40) / 4, torch.arange(0, 54, 3)
     assert find_boundaries(walker(torch.cat([slow, 10 + fast]))) == ()
     assert find_boundaries(walker(torch.cat([slow, slow + 40, slow]))) == (40, 80)
     assert (
         find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
-    )  # one odd frame, no new take
+    )  # one odd frame, no new recording
     assert find_boundaries(walker([0.0])) == ()
 
 
-def test_cuts_of_the_embedded_set_are_found():
+def test_boundaries_of_the_synthetic_set_are_found():
     dataset = load("tiny")
     assert find_boundaries(dataset.train.frames) == dataset.train.boundaries != ()
     assert [find_boundaries(clip.answer) for clip in dataset.tests] == [()] * len(dataset.tests)
 
 
-def test_real_takes_lack_frames_where_the_figure_jumps(real_data):
-    # Seen by eye: the figure jumps, frames are missing. The joins at 629 and 1258 lose one frame and no one
-    # sees a jump there.
+def test_boundaries_of_real_clips_are_where_frames_are_missing(real_data):
+    # Checked by eye: the person jumps at these frames, so frames are missing. At the joins 629 and 1258 only one
+    # frame is missing, and no jump is visible.
     dataset = read_folder(real_data, progress=False)
     assert dataset.train.boundaries == (697, 729, 1425, 1470)
     assert dataset.val.boundaries == ()
     assert read_folder(real_data, boundaries=(629, 1258), progress=False).train.boundaries == (629, 1258)
 
 
-def test_frame_changes_over_many_pieces():
+def test_frame_changes_equal_a_direct_computation():
     frames = torch.randint(
         256, (1300, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

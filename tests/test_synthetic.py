@@ -1,4 +1,4 @@
-"""The embedded data set: repeatable, lively, labelled, with hidden factors of the strength it states."""
+"""The synthetic data set: repeatable, in motion, labelled, with hidden factors of the documented strength."""
 
 import math
 
@@ -6,30 +6,28 @@ import numpy as np
 import pytest
 import torch
 
-from cvae_lab.data.synthetic import dataset as stage
-from cvae_lab.data.synthetic import drawing
-from cvae_lab.data.synthetic import motion as moves
-from cvae_lab.data.synthetic import skeleton as body
+from cvae_lab.data.synthetic import dataset as synthetic
+from cvae_lab.data.synthetic import drawing, motion, skeleton
 
-EVERY_MOVE = moves.TRAVELS | {"turn": moves.turn} | moves.GESTURES
+EVERY_MOVE = motion.TRAVELS | {"turn": motion.turn} | motion.GESTURES
 BONES = [
-    ("hip", "knee", body.THIGH),
-    ("knee", "ankle", body.SHIN),
-    ("shoulder", "elbow", body.UPPER_ARM),
-    ("elbow", "wrist", body.FOREARM),
+    ("hip", "knee", skeleton.THIGH),
+    ("knee", "ankle", skeleton.SHIN),
+    ("shoulder", "elbow", skeleton.UPPER_ARM),
+    ("elbow", "wrist", skeleton.FOREARM),
 ]
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return stage.render("tiny")
+    return synthetic.render("tiny")
 
 
 @pytest.fixture(scope="module")
 def small_tests():
     """The six test clips of `small`, without its training part."""
-    takes = [take for take in stage._takes("small", 0) if take.key[1] == 2]
-    return stage._render_takes(takes, workers=1)
+    recordings = [one for one in synthetic._recordings("small", 0) if one.key[1] == 2]
+    return synthetic._render_recordings(recordings, workers=1)
 
 
 def mean_psnr(truth, guess):
@@ -39,27 +37,27 @@ def mean_psnr(truth, guess):
 
 
 def standing(**changes):
-    return body.joints(moves.pose(x=0.0, z=5.0, **changes)[None])
+    return skeleton.joints(motion.pose(x=0.0, z=5.0, **changes)[None])
 
 
 # --- the data set -----------------------------------------------------------------------------------------
 
 
-def test_sizes_are_those_promised():
-    assert sum(stage.SIZES["small"].train) == 1536
-    assert sum(stage.SIZES["full"].train) == 23410
+def test_sizes_are_those_documented():
+    assert sum(synthetic.SIZES["small"].train) == 1536
+    assert sum(synthetic.SIZES["full"].train) == 23410
     for size in ("small", "full"):
-        assert stage.SIZES[size].val == 630
-        assert stage.SIZES[size].tests == (630,) * 6
+        assert synthetic.SIZES[size].val == 630
+        assert synthetic.SIZES[size].tests == (630,) * 6
 
 
-def test_unknown_size_is_refused_with_the_choices():
-    for ask in (stage.render, stage.hidden_factors):
+def test_an_unknown_size_is_refused_and_the_choices_are_named():
+    for function in (synthetic.render, synthetic.hidden_factors):
         with pytest.raises(ValueError, match=r"'huge'.*tiny, small, full"):
-            ask("huge")
+            function("huge")
 
 
-def test_tiny_has_the_stated_shapes(tiny):
+def test_tiny_has_the_documented_shapes(tiny):
     assert tiny.train.frames.shape == tiny.train.labels.shape == (192, 3, 32, 64)
     assert tiny.train.boundaries == (96,)
     assert tiny.val.frames.shape == tiny.val.labels.shape == (96, 3, 32, 64)
@@ -70,8 +68,8 @@ def test_tiny_has_the_stated_shapes(tiny):
         assert clip.answer.dtype == clip.labels.dtype == torch.uint8
 
 
-def test_same_seed_same_bytes_other_seed_other_pictures(tiny):
-    again, other = stage.render("tiny"), stage.render("tiny", seed=1)
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny):
+    again, other = synthetic.render("tiny"), synthetic.render("tiny", seed=1)
     for one, two in ((tiny.train, again.train), (tiny.val, again.val)):
         assert torch.equal(one.frames, two.frames)
         assert torch.equal(one.labels, two.labels)
@@ -79,21 +77,29 @@ def test_same_seed_same_bytes_other_seed_other_pictures(tiny):
     assert not torch.equal(tiny.train.labels, other.train.labels)
 
 
-def test_takes_differ_from_each_other(tiny):
-    takes = [tiny.train.labels[:96], tiny.train.labels[96:], tiny.val.labels, *(c.labels for c in tiny.tests)]
-    assert len({take.numpy().tobytes() for take in takes}) == len(takes)
+def test_recordings_differ_from_each_other(tiny):
+    labels = [
+        tiny.train.labels[:96],
+        tiny.train.labels[96:],
+        tiny.val.labels,
+        *(c.labels for c in tiny.tests),
+    ]
+    assert len({one.numpy().tobytes() for one in labels}) == len(labels)
 
 
-def test_number_of_processes_changes_nothing():
-    takes = [stage.Take(12, (0, 0, k)) for k in range(3)]
-    alone, shared = stage._render_takes(takes, workers=1), stage._render_takes(takes, workers=2)
-    for (frames, labels), (frames2, labels2) in zip(alone, shared, strict=True):
+def test_the_number_of_processes_does_not_change_the_result():
+    recordings = [synthetic.Recording(12, (0, 0, k)) for k in range(3)]
+    one_process, two_processes = (
+        synthetic._render_recordings(recordings, workers=1),
+        synthetic._render_recordings(recordings, workers=2),
+    )
+    for (frames, labels), (frames2, labels2) in zip(one_process, two_processes, strict=True):
         assert torch.equal(frames, frames2)
         assert torch.equal(labels, labels2)
 
 
-def test_a_short_take_is_the_beginning_of_a_long_one():
-    short, long = (stage._render_take(stage.Take(n, (0, 1, 0))) for n in (33, 60))
+def test_a_short_recording_is_the_beginning_of_a_long_one():
+    short, long = (synthetic._render_recording(synthetic.Recording(n, (0, 1, 0))) for n in (33, 60))
     assert torch.equal(short[0], long[0][:33])
     assert torch.equal(short[1], long[1][:33])
 
@@ -132,18 +138,18 @@ def test_labels_are_thin_coloured_limbs_on_white(small_tests):
 
 
 def test_each_side_has_its_colours():
-    """Seen from the front, the right leg is green on the left of the picture, the left leg orange."""
-    found = np.zeros((1, len(body.JOINTS)), bool)
+    """From the front, the right leg is green in the left half of the label, the left leg orange in the right half."""
+    found = np.zeros((1, len(skeleton.JOINTS)), bool)
     red, green, _ = drawing.labels(standing(side_l=20, side_r=20), found)[0].astype(int)[:, 20:26]
     assert (green - red)[:, :31].max() > 50
     assert (red - green)[:, 33:].max() > 50
     assert (red - green)[:, :31].max() <= 5
 
 
-def test_a_lost_joint_takes_its_limbs_along():
-    whole, knee = np.zeros((2, len(body.JOINTS)), bool), np.zeros((1, len(body.JOINTS)), bool)
+def test_a_missed_joint_removes_its_limbs():
+    whole, knee = np.zeros((2, len(skeleton.JOINTS)), bool), np.zeros((1, len(skeleton.JOINTS)), bool)
     whole[1] = True
-    knee[0, body.JOINTS.index("knee_l")] = True
+    knee[0, skeleton.JOINTS.index("knee_l")] = True
     place = standing(side_l=20, side_r=20)
     all_there, nothing = drawing.labels(place.repeat(2, axis=0), whole)
     assert (nothing == 255).all()
@@ -152,55 +158,58 @@ def test_a_lost_joint_takes_its_limbs_along():
     assert not gone[:, :31].any()
 
 
-def test_the_detector_fails_where_it_should():
+def test_the_detector_misses_joints_at_the_border_outside_and_in_close_ups():
     rng = np.random.default_rng(0)
     middle, edge, out, near = ((32, 16, 14), (63, 16, 14), (66, 16, 14), (32, 16, 50))
     seen = np.tile(np.array([middle, edge, out, near], float), (5000, 1, 1))
-    share = stage._lost(seen, rng).mean(0)
-    assert 0.002 < share[0] < 0.03
-    assert 0.2 < share[1] < 0.4
-    assert share[2] == 1
-    assert 0.25 < share[3] < 0.5
+    missed = synthetic._lost(seen, rng).mean(0)
+    assert 0.002 < missed[0] < 0.03
+    assert 0.2 < missed[1] < 0.4
+    assert missed[2] == 1
+    assert 0.25 < missed[3] < 0.5
 
 
 # --- the hidden factors -----------------------------------------------------------------------------------
 
 
 def test_hidden_factors_cover_every_frame():
-    factors = stage.hidden_factors("small")
+    factors = synthetic.hidden_factors("small")
     assert {name: len(value) for name, value in factors.items()} == {
         "train": 1536,
         "val": 630,
         **{f"test{k}": 630 for k in range(6)},
     }
-    pooled = np.concatenate(list(stage.hidden_factors("full").values()))
+    pooled = np.concatenate(list(synthetic.hidden_factors("full").values()))
     assert np.abs(pooled.mean(0)).max() < 0.15
     assert np.abs(pooled.std(0) - 1).max() < 0.1
 
 
-def test_the_light_flickers_as_recorded(small_tests):
-    """A corner of the wall that nothing covers brightens by FLICKER per unit."""
-    factors = stage.hidden_factors("small")
+def test_brightness_follows_the_recorded_flicker(small_tests):
+    """A corner of the wall that is never covered becomes brighter by FLICKER per unit."""
+    factors = synthetic.hidden_factors("small")
     slopes = []
     for k, (frames, _) in enumerate(small_tests):
         corner = frames[:, :, 0, :4].double().mean((1, 2)).numpy()
         slopes.append(np.polyfit(factors[f"test{k}"][:, 1], corner / np.median(corner), 1)[0])
-    assert np.mean(slopes) == pytest.approx(stage.FLICKER, rel=0.15)
+    assert np.mean(slopes) == pytest.approx(synthetic.FLICKER, rel=0.15)
 
 
-def test_the_hem_sways_by_as_many_metres_as_stated():
-    """In the row of the hem, with the arms out of the way, the middle of the figure moves with it."""
+def test_the_hem_sways_by_the_documented_number_of_metres():
+    """In the row of the hem, the centre of the figure moves with the hem; the arms are raised and do not interfere."""
     row = math.floor(drawing.HORIZON - (0.70 - drawing.EYE) * drawing.FOCAL / 5.0)
     place = standing(out_l=100.0, out_r=100.0).repeat(2, axis=0)
-    rows = drawing.frames(place, np.array([0.0, stage.SWAY]), np.ones(2))[:, :, row].astype(float)
+    rows = drawing.frames(place, np.array([0.0, synthetic.SWAY]), np.ones(2))[:, :, row].astype(float)
     cover = np.clip(rows[:, :, :1] - rows[:, :, 20:44], 0, None).sum(1)
     middle = (cover * np.arange(24)).sum(1) / cover.sum(1)
-    assert middle[1] - middle[0] == pytest.approx(stage.SWAY * drawing.FOCAL / 5.0, rel=0.3)
+    assert middle[1] - middle[0] == pytest.approx(synthetic.SWAY * drawing.FOCAL / 5.0, rel=0.3)
 
 
-def test_without_the_factors_pictures_change_and_labels_do_not():
-    take = stage.Take(200, (0, 2, 0))
-    (frames, labels), (plain, labels2) = stage._render_take(take), stage._render_take(take, hidden=False)
+def test_hidden_factors_change_frames_and_not_labels():
+    recording = synthetic.Recording(200, (0, 2, 0))
+    (frames, labels), (plain, labels2) = (
+        synthetic._render_recording(recording),
+        synthetic._render_recording(recording, hidden=False),
+    )
     assert torch.equal(labels, labels2)
     assert 33 < mean_psnr(frames, plain) < 42
 
@@ -209,23 +218,23 @@ def test_without_the_factors_pictures_change_and_labels_do_not():
 
 
 @pytest.mark.parametrize("name", EVERY_MOVE)
-def test_moves_are_those_of_a_body(name):
-    """Bones keep their length, feet stay on or above the floor, nothing leaps, all ends at ease."""
-    start = moves.pose(x=-0.5, z=4.9, yaw=30.0)
+def test_moves_are_physically_possible(name):
+    """Bones keep their length, feet stay on or above the floor, joints move smoothly, the last pose is neutral."""
+    start = motion.pose(x=-0.5, z=4.9, yaw=30.0)
     poses = EVERY_MOVE[name](start, np.random.default_rng(3))
-    places = body.joints(np.concatenate([start[None], poses]))
-    at = {name: places[:, i] for i, name in enumerate(body.JOINTS)}
+    places = skeleton.joints(np.concatenate([start[None], poses]))
+    at = {name: places[:, i] for i, name in enumerate(skeleton.JOINTS)}
     for a, b, length in BONES:
         for side in "lr":
             bone = np.linalg.norm(at[f"{a}_{side}"] - at[f"{b}_{side}"], axis=1)
             np.testing.assert_allclose(bone, length, atol=1e-9)
-    assert min(at[f"ankle_{side}"][:, 1].min() for side in "lr") >= body.ANKLE - 1e-9
+    assert min(at[f"ankle_{side}"][:, 1].min() for side in "lr") >= skeleton.ANKLE - 1e-9
     assert np.linalg.norm(np.diff(places, axis=0), axis=2).max() < 0.3
-    np.testing.assert_allclose(poses[-1], moves.pose(poses[-1]), atol=1e-9)
+    np.testing.assert_allclose(poses[-1], motion.pose(poses[-1]), atol=1e-9)
 
 
-def test_the_gallery_shows_every_move():
-    gallery = stage.moves_gallery()
+def test_the_gallery_has_every_move():
+    gallery = synthetic.moves_gallery()
     assert list(gallery) == list(EVERY_MOVE)
     assert all(15 <= len(frames) == len(labels) for frames, labels in gallery.values())
     _, labels = gallery["walk out"]
@@ -237,10 +246,12 @@ def test_the_gallery_shows_every_move():
     assert covered.max() > 0.25
 
 
-def test_the_small_training_takes_show_every_gesture(monkeypatch):
+def test_the_small_training_recordings_show_every_gesture(monkeypatch):
     shown = set()
-    for name, move in moves.GESTURES.items():
-        monkeypatch.setitem(moves.GESTURES, name, lambda *given, n=name, m=move: (shown.add(n), m(*given))[1])
-    for take in stage._takes("small", 0)[:3]:
-        moves.routine(take.frames, take.generators()[0])
-    assert shown == set(moves.GESTURES)
+    for name, move in motion.GESTURES.items():
+        monkeypatch.setitem(
+            motion.GESTURES, name, lambda *arguments, n=name, m=move: (shown.add(n), m(*arguments))[1]
+        )
+    for recording in synthetic._recordings("small", 0)[:3]:
+        motion.routine(recording.frames, recording.generators()[0])
+    assert shown == set(motion.GESTURES)

@@ -87,14 +87,13 @@ def read_palette(file: Path) -> Palette:
     return Palette.from_pairs(pairs)
 
 
-def _colour(value: str | Sequence[int]) -> RGB:
-    if isinstance(value, str):
-        if not re.fullmatch("#[0-9a-fA-F]{6}", value):
-            raise ValueError(f"{value!r} is not a colour")
+def _colour(value: object) -> RGB:
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         return tuple(bytes.fromhex(value[1:]))
-    if len(value) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in value):
+    levels = value if isinstance(value, list) and len(value) == 3 else [None]
+    if not all(type(level) is int and 0 <= level <= 255 for level in levels):
         raise ValueError(f"{value!r} is not a colour")
-    return tuple(value)
+    return tuple(levels)
 
 
 def mirror_labels(p: Float[Tensor, "*b 3 h w"], palette: Palette = STANDARD) -> Float[Tensor, "*b 3 h w"]:

@@ -1,9 +1,9 @@
-"""The embedded data set: one clothed figure on a lit stage, rendered with its pose labels from a seed.
+"""The synthetic data set: a person in a lit room, rendered together with the pose labels from a seed.
 
-Everything is made here, from `motion.routine` to the last pixel, so that the lab runs with no download. Two
-things in the pictures are not in the labels, so that a latent has something true to learn: sway moves hair
-and hem sideways by `SWAY` metres per unit, flicker scales all light by `FLICKER` per unit. A predictor that
-knew everything but these two would score about 36 dB.
+The lab runs without a download because everything is made here, from `motion.routine` to the last pixel. Two hidden
+factors change the frames but not the labels, so that there is something for a latent to learn: sway moves hair and hem
+sideways by `SWAY` metres per unit, flicker scales the brightness by `FLICKER` per unit. A predictor that knows
+everything except these two scores about 36 dB.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cvae_lab.data.clips import Clip, Dataset, Video
 from cvae_lab.data.synthetic import drawing, motion, skeleton
 
-SWAY, FLICKER = 0.07, 0.015  # strength of one unit of each hidden factor: metres; share of the light
+SWAY, FLICKER = 0.07, 0.015  # strength of one unit of each hidden factor: metres; fraction of the brightness
 SWAY_FRAMES, FLICKER_FRAMES = 4.0, 12.0  # time constants of the two processes
 
 
@@ -43,38 +43,38 @@ SIZES = {
 
 
 class Recording(NamedTuple):
-    """One unbroken recording: its length, and the three numbers that everything in it is drawn from."""
+    """One recording: its length, and the three numbers that seed everything in it."""
 
     frames: int
     key: tuple[int, int, int]  # seed; 0 train, 1 val, 2 test; number of the recording
 
     def generators(self) -> tuple[Generator, ...]:
-        """Independent generators for the motion, the hidden factors and the detector's faults."""
+        """Return independent generators for the motion, the hidden factors and the joints that the detector misses."""
         return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(3))
 
 
 def render(size: str = "small", seed: int = 0, progress: bool = False) -> Dataset:
-    """The whole data set. On one machine the same seed gives the same bytes, on any number of processes.
+    """Render the data set. On one machine the same seed gives the same bytes, with any number of processes.
 
-    Takes of two sizes agree as far as they are long: `small` and `full` share validation and tests.
-    Raises ValueError for an unknown size.
+    `small` and `full` have the same validation video and test clips. A shorter training recording equals the beginning
+    of a longer one. Raises ValueError for an unknown size.
     """
     recordings = _recordings(size, seed)
-    shot = _render_recordings(recordings, workers=2 if size == "full" else 1, progress=progress)
+    rendered = _render_recordings(recordings, workers=2 if size == "full" else 1, progress=progress)
     n = len(SIZES[size].train)
     boundaries = tuple(accumulate(SIZES[size].train[:-1]))
     train = Video(
-        torch.cat([f for f, _ in shot[:n]]), torch.cat([p for _, p in shot[:n]]), boundaries, "train"
+        torch.cat([f for f, _ in rendered[:n]]), torch.cat([p for _, p in rendered[:n]]), boundaries, "train"
     )
-    val = Video(*shot[n], name="val")
-    tests = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(shot[n + 1 :]))
+    val = Video(*rendered[n], name="val")
+    tests = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(rendered[n + 1 :]))
     return Dataset(f"synthetic {size}, seed {seed}", train, val, tests)
 
 
 def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.ndarray, "n 2"]]:
-    """Sway and flicker of every frame in units of their spread; keys "train", "val", "test0" and so on.
+    """Return sway and flicker of every frame in standard deviations; keys "train", "val", "test0" and so on.
 
-    These are the values the pictures were made with, got without making pictures.
+    These are the values that `render` uses. No frame is rendered here.
     """
     values = [_factors(recording) for recording in _recordings(size, seed)]
     n = len(SIZES[size].train)
@@ -83,23 +83,25 @@ def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.nda
 
 
 def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]]:
-    """Frames and labels of every move on its own, for film strips."""
+    """Return frames and labels of every move on its own, for figures."""
     every = motion.TRAVELS | {"turn": motion.turn} | motion.GESTURES
     strips = {}
     for number, (name, move) in enumerate(every.items()):
         recording = Recording(0, (0, 3, number))
-        # A turn shows best from the side, all else from the front.
+        # A turn is clearest from the side, every other move from the front.
         start = motion.pose(x=-0.5, z=4.9, yaw=90.0 if name == "turn" else -15.0)
         poses = move(start, recording.generators()[0])
         recording = recording._replace(frames=len(poses))
-        strips[name] = _shoot(recording, poses)
+        strips[name] = _render_poses(recording, poses)
     return strips
 
 
 def _recordings(size: str, seed: int) -> list[Recording]:
-    """Every recording of a data set: train, val, tests."""
+    """Every recording of a data set, in the order train, val, tests."""
     if size not in SIZES:
-        raise ValueError(f"There is no embedded data set of size {size!r}; choose one of {', '.join(SIZES)}.")
+        raise ValueError(
+            f"There is no synthetic data set of size {size!r}; choose one of {', '.join(SIZES)}."
+        )
     frames = SIZES[size]
     splits = (frames.train, (frames.val,), frames.tests)
     return [
@@ -110,19 +112,19 @@ def _recordings(size: str, seed: int) -> list[Recording]:
 def _render_recordings(
     recordings: list[Recording], workers: int, progress: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """Frames and labels of each recording, in order. A process that may have no children works alone."""
+    """Frames and labels of each recording, in order. A daemonic process, which may not start others, works alone."""
     bar = partial(
         tqdm, total=len(recordings), desc="rendering recordings", disable=None if progress else True
     )
     if workers == 1 or current_process().daemon:
         return list(bar(map(_render_recording, recordings)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        shot = list(bar(pool.map(_render_arrays, recordings)))
-    return [(torch.from_numpy(frames), torch.from_numpy(labels)) for frames, labels in shot]
+        rendered = list(bar(pool.map(_render_arrays, recordings)))
+    return [(torch.from_numpy(frames), torch.from_numpy(labels)) for frames, labels in rendered]
 
 
 def _render_arrays(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
-    """A recording as arrays: they travel between processes by value, tensors by open files."""
+    """A recording as NumPy arrays, which are copied between processes; tensors would need an open file each."""
     frames, labels = _render_recording(recording)
     return frames.numpy(), labels.numpy()
 
@@ -131,10 +133,10 @@ def _render_recording(
     recording: Recording, hidden: bool = True
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     """Frames and labels of a recording; without `hidden`, sway and flicker are held at zero."""
-    return _shoot(recording, motion.routine(recording.frames, recording.generators()[0]), hidden)
+    return _render_poses(recording, motion.routine(recording.frames, recording.generators()[0]), hidden)
 
 
-def _shoot(
+def _render_poses(
     recording: Recording, poses: Float[np.ndarray, "n dof"], hidden: bool = True
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     places = skeleton.joints(poses)
@@ -146,7 +148,7 @@ def _shoot(
 
 
 def _factors(recording: Recording) -> Float[np.ndarray, "n 2"]:
-    """Sway and flicker, each a slow process of mean 0 and variance 1."""
+    """Sway and flicker, each a slow random process of mean 0 and variance 1."""
     sway, flicker = recording.generators()[1].spawn(2)
     return np.stack(
         [_slow(recording.frames, SWAY_FRAMES, sway), _slow(recording.frames, FLICKER_FRAMES, flicker)], axis=1
@@ -154,22 +156,22 @@ def _factors(recording: Recording) -> Float[np.ndarray, "n 2"]:
 
 
 def _slow(n: int, frames: float, rng: Generator) -> Float[np.ndarray, " n"]:
-    """White noise through two equal leaky averages: smooth, stationary, of variance 1."""
+    """White noise through two equal first-order low-pass filters: smooth, stationary, of variance 1."""
     a = np.exp(-1 / frames)
-    start = round(12 * frames)  # long enough to forget that it began at zero
+    start = round(12 * frames)  # long enough for the filter's initial zeros to have no influence
     spread = np.sqrt((1 + a**2) / (1 - a**2) ** 3)
     return lfilter([1 / spread], [1, -2 * a, a**2], rng.standard_normal(start + n))[start:]
 
 
 def _lost(seen: Float[np.ndarray, "n joints 3"], rng: Generator) -> Bool[np.ndarray, "n joints"]:
-    """Which joints the detector misses, given as `drawing.project` gives them.
+    """Which joints the pose detector misses; `seen` holds column, row and scale from `drawing.project`.
 
-    All outside the picture, many near its border, many in close-ups, a few at any time; one draw of luck
-    lasts five frames.
+    It misses all joints outside the frame, many near its border, many in close-ups, and a few at any time. The same
+    random number decides for five frames in a row.
     """
     n, count, _ = seen.shape
-    luck = rng.random((n // 5 + 1, count)).repeat(5, axis=0)[:n]
+    draw = rng.random((n // 5 + 1, count)).repeat(5, axis=0)[:n]
     u, v, scale = np.moveaxis(seen, -1, 0)
     inside = np.minimum(np.minimum(u, drawing.WIDTH - u), np.minimum(v, drawing.HEIGHT - v))
     chance = 0.01 + 0.3 * (inside < 1.5) + 0.35 * np.clip((scale - 22) / 12, 0, 1) + (inside < 0)
-    return luck < chance
+    return draw < chance

@@ -1,4 +1,4 @@
-"""Pictures of the figure and of its pose: fixed camera, lit wall and floor, soft shadow; thin limbs."""
+"""Draw the frames (fixed camera, lit wall and floor, soft shadow) and the labels (thin coloured limbs on white)."""
 
 import math
 
@@ -10,20 +10,21 @@ from cvae_lab.data import palette
 from cvae_lab.data.synthetic.skeleton import JOINTS
 
 HEIGHT, WIDTH = 32, 64
-FINE, COARSE = 6, 3  # a pixel is the mean of FINE x FINE drawn ones, of COARSE x COARSE in the shadow
+# Supersampling: a pixel is the mean of FINE x FINE drawn ones, in the shadow of COARSE x COARSE.
+FINE, COARSE = 6, 3
 FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0  # camera: pixels, row, metres up; metres to the wall
-SHADOW, CAST = (
-    0.55,
-    0.3,
-)  # how dark; metres a shadow falls back per metre of height: lamps hang over the camera
+SHADOW = 0.55  # fraction of the light that a shadow removes
+CAST = (
+    0.3  # metres that a shadow falls backwards per metre of height, because the lamps hang above the camera
+)
 
 SKIN, HAIR, TOP, SLEEVE, SKIRT = (222, 164, 134), (62, 36, 28), (168, 42, 54), (140, 32, 46), (128, 28, 46)
 TROUSERS, SHOE = (38, 46, 78), (30, 26, 30)
 
 EXTRA = ("hem_l", "hem_r", "tail")
 POINTS = JOINTS + EXTRA
-# What the figure is made of: a hull over round ends ((point, radius in metres), ...), its colour, and by how
-# many metres it is taken to be nearer than its points when parts cover each other.
+# The parts of the figure. Each is the hull of circles ((point, radius in metres), ...) with a colour. The last number
+# brings a part forward by as many metres when parts cover each other.
 PARTS = (
     *(
         part
@@ -80,7 +81,7 @@ Circles = list[tuple[float, float, float]]
 
 
 def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
-    """Column, row (pixels from the upper left corner) and scale (pixels per metre) of places in metres."""
+    """Project positions in metres to column, row (pixels from the upper left corner) and scale (pixels per metre)."""
     x, y, z = np.moveaxis(places, -1, 0)
     scale = FOCAL / np.maximum(z, 0.3)
     return np.stack([WIDTH / 2 + x * scale, HORIZON - (y - EYE) * scale, scale], axis=-1)
@@ -89,40 +90,40 @@ def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 def labels(
     places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"]
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Thin coloured limbs on white; a limb with a lost joint is missing."""
+    """Draw labels: thin coloured limbs on white. A limb with a joint in `lost` is left out."""
     seen = project(places)[..., :2] * FINE
     ends = [(JOINTS.index(a), JOINTS.index(b), colour) for a, b, colour in LIMBS]
-    shot = np.empty((len(seen), 3, HEIGHT, WIDTH), np.uint8)
-    for picture, points, missing in zip(shot, seen.tolist(), lost.tolist(), strict=True):
+    drawn = np.empty((len(seen), 3, HEIGHT, WIDTH), np.uint8)
+    for picture, points, missing in zip(drawn, seen.tolist(), lost.tolist(), strict=True):
         canvas = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), "white")
         draw = ImageDraw.Draw(canvas)
         for a, b, colour in ends:
             if not (missing[a] or missing[b]):
                 draw.line([*points[a], *points[b]], colour, width=FINE - 2)
         picture[:] = np.asarray(canvas.reduce(FINE)).transpose(2, 0, 1)
-    return shot
+    return drawn
 
 
 def frames(
     places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"], light: Float[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """The figure on the stage, with its hair and hem moved by `sway` metres under `light` (1 is normal)."""
+    """Draw frames: the figure in the room, hair and hem moved by `sway` metres, brightness scaled by `light`."""
     dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
     seen, fallen = project(dressed), project(_cast(dressed))
     room = _room()
-    shot = np.empty((len(places), 3, HEIGHT, WIDTH), np.uint8)
+    drawn = np.empty((len(places), 3, HEIGHT, WIDTH), np.uint8)
     for i, depth in enumerate(dressed[..., 2]):
         dark = _shadow(fallen[i].tolist())
         colour, cover = _figure(seen[i].tolist(), depth)
         picture = light[i] * (room * (1 - SHADOW * dark) * (1 - cover) + colour * cover)
-        shot[i] = np.rint(np.clip(picture, 0, 255)).transpose(2, 0, 1)
-    return shot
+        drawn[i] = np.rint(np.clip(picture, 0, 255)).transpose(2, 0, 1)
+    return drawn
 
 
 def _cloth(
     places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n 3 3"]:
-    """Where hem and hair end (`EXTRA`): they hang from thighs and nape, and sway."""
+    """Positions of the points in `EXTRA`, where hem and hair end; they follow thighs and head, and sway."""
     at = {name: places[:, i] for i, name in enumerate(JOINTS)}
     aside = np.stack([sway, 0 * sway, 0 * sway], axis=1)
     flare = 0.35 * (at["hip_l"] - at["hip_r"])
@@ -135,13 +136,13 @@ def _cloth(
 
 
 def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n points 3"]:
-    """Where the light throws each point on the floor."""
+    """Position of each point's shadow on the floor."""
     x, y, z = np.moveaxis(places, -1, 0)
     return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
 
 
 def _room() -> Float[np.ndarray, "h w 3"]:
-    """The empty stage, 0 to 255: a wall with two pools of lamp light, and a floor lit in the middle."""
+    """The empty room, 0 to 255: a wall with the light of two lamps, and a floor that is brightest in the middle."""
     v, u = (np.mgrid[: HEIGHT * FINE, : WIDTH * FINE] + 0.5) / FINE
     corner = HORIZON + FOCAL * EYE / WALL
     lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
@@ -154,7 +155,7 @@ def _room() -> Float[np.ndarray, "h w 3"]:
 
 
 def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
-    """How much of the light each pixel loses, 0 to 1, with soft edges."""
+    """Shadow of each pixel, 0 (none) to 1 (full), with soft edges."""
     canvas = Image.new("L", (WIDTH * COARSE, HEIGHT * COARSE))
     draw = ImageDraw.Draw(canvas)
     for ends, _, _ in _PARTS:
@@ -166,7 +167,7 @@ def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
 def _figure(
     points: list[list[float]], depth: Float[np.ndarray, " points"]
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
-    """Colour (0 to 255) and cover (0 to 1) of the figure, its parts drawn from far to near."""
+    """Colour (0 to 255) and coverage (0 to 1) of the figure. Its parts are drawn from far to near."""
     canvas = Image.new("RGBA", (WIDTH * FINE, HEIGHT * FINE))
     draw = ImageDraw.Draw(canvas)
     distance = [sum(depth[i] for i, _ in ends) / len(ends) - nearer for ends, _, nearer in _PARTS]
@@ -181,12 +182,12 @@ def _figure(
 
 
 def _circles(points: list[list[float]], ends: tuple[tuple[int, float], ...], fine: int) -> Circles:
-    """The round ends of a part in drawn pixels: column, row, radius."""
+    """The circles of a part in supersampled pixels: column, row, radius."""
     return [(fine * points[i][0], fine * points[i][1], fine * points[i][2] * r) for i, r in ends]
 
 
 def _hull(draw: ImageDraw.ImageDraw, circles: Circles, colour: Colour | int, flat: float = 1.0) -> None:
-    """Fill the shape that a rope around the circles would enclose; `flat` shrinks them upright."""
+    """Fill the convex hull of neighbouring circles; `flat` scales their height."""
     for u, v, r in circles:
         draw.ellipse((u - r, v - flat * r, u + r, v + flat * r), colour)
     for (u, v, r), (u2, v2, r2) in zip(circles, circles[1:] + circles[:1], strict=True):

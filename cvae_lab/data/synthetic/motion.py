@@ -1,6 +1,7 @@
-"""The moves of the figure in the embedded data set, and how they follow one another in a take.
+"""The moves of the figure in the synthetic data set, and the order in which a recording shows them.
 
-A move takes the pose it starts from and a generator, and gives the poses after it. It ends at ease.
+A move is a function of the current pose and a random generator that returns the poses after it. Every move ends in the
+neutral standing pose (`pose`).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ Move = Callable[[Pose, Generator], Poses]
 
 
 def pose(at: Pose | None = None, **changes: float | int) -> Pose:
-    """Standing at ease at the place and heading of `at`, with the named changes."""
+    """Return the neutral standing pose at the position and heading of `at`, with the named values changed."""
     new = np.zeros(len(DOF))
     for name in ("out_l", "out_r", "elbow_l", "elbow_r"):
         new[DOF.index(name)] = 8.0
@@ -36,7 +37,7 @@ def _ease(u: np.ndarray) -> np.ndarray:
 
 
 def _through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
-    """Glide from pose to pose, each reached after its number of frames times the tempo."""
+    """Interpolate from pose to pose. Each takes its number of frames times `tempo`."""
     parts = []
     for goal, frames in keys:
         n = max(1, round(frames * tempo))
@@ -46,7 +47,7 @@ def _through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
 
 
 def _gait(phase: np.ndarray, strength: np.ndarray) -> Poses:
-    """What walking adds to standing; one period of `phase` (radians) is two steps."""
+    """The changes of a standing pose that make it walk. One period of `phase` (radians) is two steps."""
     swing, change = np.sin(phase), np.zeros((len(phase), len(DOF)))
     for sign, side, other in ((1, "l", "r"), (-1, "r", "l")):
         knee = 8 + 50 * np.maximum(0, sign * np.cos(phase)) ** 1.5
@@ -62,7 +63,7 @@ def _gait(phase: np.ndarray, strength: np.ndarray) -> Poses:
 
 
 def walk(at: Pose, x: float, z: float, speed: float, backwards: bool = False) -> Poses:
-    """Go straight to (x, z) at up to `speed` metres per frame, turning on the way."""
+    """Walk in a straight line to (x, z) at up to `speed` metres per frame, and turn on the way."""
     dx, dz = x - at[0], z - at[1]
     distance = np.hypot(dx, dz)
     n = max(16, round(distance / speed) + 10)
@@ -91,17 +92,18 @@ def _side(rng: Generator) -> str:
 
 
 def _place(at: Pose, rng: Generator) -> tuple[float, float]:
-    """A spot in view at least 1 m to the left or right of where the figure stands."""
+    """A visible position at least 1 m to the left or right of the current one."""
     x = rng.choice([place for place in np.linspace(-1.7, 1.7, 18) if abs(place - at[0]) > 1.0])
     return float(x), float(rng.uniform(4.4, 5.8))
 
 
 def walk_across(at: Pose, rng: Generator) -> Poses:
+    """Walk to another visible position."""
     return walk(at, *_place(at, rng), rng.uniform(0.028, 0.045))
 
 
 def walk_out(at: Pose, rng: Generator) -> Poses:
-    """Leave the picture on the nearer side (its edge is at 0.46 of the depth), wait there, come back."""
+    """Walk out of the frame on the nearer side (its edge is at 0.46 times the depth), wait there, come back."""
     z = float(rng.uniform(4.4, 5.6))
     gone = walk(at, float(np.copysign(0.46 * z + 0.6, at[0])), z, rng.uniform(0.032, 0.045))
     wait = _through(gone[-1], 1.0, (pose(gone[-1]), int(rng.integers(4, 16))))
@@ -110,23 +112,25 @@ def walk_out(at: Pose, rng: Generator) -> Poses:
 
 
 def come_close(at: Pose, rng: Generator) -> Poses:
-    """Walk up to the camera until larger than the picture, then back away from it, or turn and go."""
+    """Walk to the camera until larger than the frame, then walk backwards, or turn and walk away."""
     near = walk(at, float(rng.uniform(-0.25, 0.25)), float(rng.uniform(1.5, 2.3)), rng.uniform(0.035, 0.05))
     wait = _through(near[-1], 1.0, (pose(near[-1]), int(rng.integers(3, 12))))
     x, z = float(rng.uniform(-1, 1)), float(rng.uniform(4.4, 5.4))
     speed, backwards = rng.uniform(0.035, 0.05), bool(rng.random() < 0.6)
-    if not backwards:  # turn before the first step: so near, a turn while walking would look like a cut
+    if (
+        not backwards
+    ):  # turn first: this near, turning while walking changes a frame as much as a boundary does
         wait = np.concatenate([wait, turn_to(wait[-1], 180 + rng.normal(0, 6))])
     return np.concatenate([near, wait, walk(wait[-1], x, z, speed, backwards)])
 
 
 def turn(at: Pose, rng: Generator) -> Poses:
-    """Turn on the spot to the front, a quarter, a profile or the back."""
+    """Turn on the spot to the front, by 45 or 90 degrees to a side, or to the back."""
     return turn_to(at, rng.choice([0, 0, 0, -45, 45, -90, 90, 180]) + rng.normal(0, 6))
 
 
 def turn_to(at: Pose, yaw: float) -> Poses:
-    """Turn on the spot with two small steps, the shorter way round."""
+    """Turn on the spot by the smaller angle, with two small steps."""
     by = _shortest(yaw - at[2])
     n = round(12 + abs(by) / 8)
     t = np.arange(1, n + 1) / n
@@ -136,6 +140,7 @@ def turn_to(at: Pose, yaw: float) -> Poses:
 
 
 def raise_arms(at: Pose, rng: Generator) -> Poses:
+    """Raise both arms to the sides or to the front, and lower them."""
     size = rng.uniform(0.6, 1.0)
     up = _both(out=165 * size) if rng.random() < 0.6 else _both(arm=165 * size, out=4)
     return _through(
@@ -144,6 +149,7 @@ def raise_arms(at: Pose, rng: Generator) -> Poses:
 
 
 def wave(at: Pose, rng: Generator) -> Poses:
+    """Wave with one hand, two or three times."""
     s, reach = _side(rng), rng.uniform(75, 110)
     inner, outer = (
         pose(at, **{f"out_{s}": reach, f"curl_{s}": curl, f"elbow_{s}": 0, "lean": 0}) for curl in (110, 40)
@@ -153,13 +159,14 @@ def wave(at: Pose, rng: Generator) -> Poses:
 
 
 def squat(at: Pose, rng: Generator) -> Poses:
+    """Squat with the arms forward, and stand up."""
     depth = rng.uniform(50, 72)
     low = pose(at, **_both(leg=depth, knee=2 * depth, arm=rng.uniform(10, 85), side=12), bow=0.55 * depth)
     return _through(at, _tempo(rng), (low, 22), (low, 5), (pose(at), 22))
 
 
 def lunge(at: Pose, rng: Generator) -> Poses:
-    """A long step forward, down, and back again."""
+    """Step far forward, go down, and return."""
     front, depth = _side(rng), rng.uniform(0.75, 1.0)
     back = "r" if front == "l" else "l"
     legs = {f"leg_{front}": 74, f"knee_{front}": 82, f"leg_{back}": -26, f"knee_{back}": 52}
@@ -170,18 +177,20 @@ def lunge(at: Pose, rng: Generator) -> Poses:
 
 
 def bow(at: Pose, rng: Generator) -> Poses:
+    """Bow, and stand up."""
     low = pose(at, bow=rng.uniform(50, 95), nod=10, **_both(arm=rng.uniform(-20, 15), leg=-4))
     return _through(at, _tempo(rng), (low, 20), (low, 6), (pose(at), 20))
 
 
 def jump(at: Pose, rng: Generator) -> Poses:
+    """Crouch, jump up, land."""
     crouch = pose(at, **_both(leg=38, knee=76, arm=-20), bow=24)
     high = pose(at, **_both(arm=rng.uniform(30, 110), leg=6, knee=12), lift=rng.uniform(0.18, 0.32))
     return _through(at, 1.0, (crouch, 13), (high, 11), (crouch, 11), (pose(at), 14))
 
 
 def star(at: Pose, rng: Generator) -> Poses:
-    """Jumping jack: arms and legs open and close."""
+    """Jumping jack: open and close arms and legs."""
     wide = pose(at, **_both(out=rng.uniform(105, 150), side=rng.uniform(20, 30), elbow=0), lift=0.02)
     flight = pose(at, **_both(out=60, side=12), lift=0.12)
     return _through(at, _tempo(rng), (flight, 11), (wide, 9), (wide, 4), (flight, 9), (pose(at), 11))
@@ -209,10 +218,10 @@ GESTURES: dict[str, Move] = {
 
 
 def routine(n: int, rng: Generator) -> Poses:
-    """A take of n frames: again and again go somewhere, turn, and make two or three gestures.
+    """Return the poses of a recording of n frames: walk somewhere, turn, make two or three gestures, and repeat.
 
-    Gestures are dealt like cards, so that every one comes up before any comes twice. A shorter take is the
-    beginning of a longer one made with the same generator.
+    Gestures come in a random order without replacement, so that all appear before one appears again. With the same
+    generator, a shorter recording is the beginning of a longer one.
     """
     side = 1 if rng.random() < 0.5 else -1
     place = {
@@ -220,12 +229,12 @@ def routine(n: int, rng: Generator) -> Poses:
         "z": rng.uniform(4.4, 5.6),
         "yaw": rng.choice([0.0, -90.0, 90.0]),
     }
-    parts, cards, length = [pose(**place)[None]], [], 1
+    parts, waiting, length = [pose(**place)[None]], [], 1
     while length < n:
         travel = rng.choice(list(TRAVELS), p=[0.6, 0.22, 0.18])
-        cards = cards or list(rng.permutation(list(GESTURES)))
-        hand, cards = cards[:3], cards[3:]
-        for move in (TRAVELS[travel], turn, *(GESTURES[name] for name in hand)):
+        waiting = waiting or list(rng.permutation(list(GESTURES)))
+        gestures, waiting = waiting[:3], waiting[3:]
+        for move in (TRAVELS[travel], turn, *(GESTURES[name] for name in gestures)):
             parts.append(move(parts[-1][-1], rng))
             length += len(parts[-1])
     return np.concatenate(parts)[:n]
