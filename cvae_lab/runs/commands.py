@@ -139,6 +139,7 @@ def predict(options: argparse.Namespace) -> None:
         out=options.out,
         plain=options.plain,
         answers=options.answers,
+        output=options.output,
     )
 
 

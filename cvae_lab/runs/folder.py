@@ -154,7 +154,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} has no {name}, so it cannot be finished; no epoch had a finite held-out score."
             )
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"][-1]
+        return checkpoint.read_history(file)[-1]
 
     def _predict(
         self, name: str, clips: list[Clip], config: RunConfig, seed: int
