@@ -161,6 +161,7 @@ def predict(options: argparse.Namespace) -> None:
         out=options.out,
         plain=options.plain,
         answers=options.answers,
+        output=options.output,
     )
 
 

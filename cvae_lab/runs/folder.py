@@ -154,7 +154,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} has no {name}, so it cannot be finished; no epoch had a finite held-out score."
             )
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"][-1]
+        return checkpoint.read_history(file)[-1]
 
     def _predict(
         self, name: str, clips: list[Clip], config: RunConfig, seed: int
@@ -214,14 +214,9 @@ class RunFolder:
             table = pd.DataFrame()
         if missing := {"epoch", "step", "loss", "mse", "kl_nats", "heldout_psnr", "seconds"} - set(table):
             raise RunError(f"{file} is damaged: it has no readable column {min(missing)}.")
-        if (
-            not text.endswith("\n")
-            or len(widths) > 1
-            or table["epoch"].tolist() != [*range(1, len(table) + 1)]
-        ):
-            raise RunError(
-                f"{file} is cut off or has lost rows; run the training command again to restore it."
-            )
+        epochs = table["epoch"].tolist()
+        if not epochs or not text.endswith("\n") or len(widths) > 1 or epochs != [*range(1, len(epochs) + 1)]:
+            raise RunError(f"{file} is cut off or lost rows; run the training command again to restore it.")
         return table.astype({"epoch": int, "step": int})
 
     @cached_property

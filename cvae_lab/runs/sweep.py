@@ -263,7 +263,7 @@ def _assigned(cell: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def notebook_run(run_dir: str) -> RunFolder:
+def notebook_run(run_dir: str | int) -> RunFolder:
     """Return the run folder of a notebook, with an absolute path; a temporary one where `run_dir` is empty.
 
     A relative path counts from the working directory. Raises RunError where papermill turned a name of digits into a
