@@ -22,6 +22,7 @@ from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
 SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300  # how many frames are shown, shown with label, compared
+NAMED_LIMBS = 6
 MOVED = 0.01  # of the width: a larger shift of the background is camera movement
 COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
 Segment = tuple[int, int]
@@ -104,9 +105,7 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     )
     if m["frames_with_several_persons"]:
         yield f"Warning: {m['frames_with_several_persons']} frames hold several persons; one was followed."
-    lost = sorted(m["lost_limbs"].items(), key=lambda item: -item[1])
-    named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in lost if fraction >= 0.0005)
-    yield f"Missing limbs, in fractions of the frames used: {named or 'none'}."
+    yield _limb_sentence(m["lost_limbs"])
     yield (
         f"Recordings of {MIN_FRAMES} frames or more with a person: {len(m['recordings'])}, with "
         f"{m['frames_in_recordings']} frames; {frames - m['frames_in_recordings']} frames are not used."
@@ -114,6 +113,14 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     yield "Parts: " + ", ".join(f"{part} {n} frames" for part, n in m["part_frames"].items()) + "."
     yield from _fit_sentences(settings, m)
     yield _camera_sentence(m["camera"])
+
+
+def _limb_sentence(lost: dict[str, float]) -> str:
+    """Name the limbs that are missing most often."""
+    order = sorted(lost.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in order[:NAMED_LIMBS]) or "none"
+    more = f", and {len(order) - NAMED_LIMBS} others less often" if len(order) > NAMED_LIMBS else ""
+    return f"Missing limbs, in fractions of the frames used: {named}{more}."
 
 
 def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]:
