@@ -52,6 +52,12 @@ DOCUMENTED = {
 NAMES = {name: text.split() for name, text in DOCUMENTED.items()}
 
 
+@pytest.fixture(autouse=True)
+def _no_estimator(monkeypatch):
+    """Tests do not depend on an estimator that the user has installed."""
+    monkeypatch.delenv("CVAE_LAB_MEDIAPIPE", raising=False)
+
+
 def write_video(file, frames, times=None, rate=25, **options):
     """Encode RGB frames with H.264 (or FFV1 in .mkv); `times` in seconds are the frames' time stamps."""
     with av.open(str(file), "w", options={k: str(v) for k, v in options.items()}) as container:
@@ -263,6 +269,14 @@ def test_letterbox_shows_the_whole_picture_and_crop_has_no_bars():
     box = decode.crop_around((60, 60), (32, 64), np.array([[10.0, 5.0], [50.0, 9.0]]))
     assert box == (0, 0, 60, 30)  # around the person at the top
     assert (decode.fit(frames, box, (32, 64)) == 200).all()
+
+
+def test_a_crop_leaves_room_for_the_head_above_the_joints():
+    joints = np.stack([np.full(1001, 50.0), np.linspace(20, 40, 1001)], axis=1)
+    left, top, wide, high = decode.crop_around((100, 100), (32, 64), joints)
+    assert (left, wide, high) == (0, 100, 50)
+    # Between the percentiles lie 19.2 pixels around row 30; the centre is raised by half of 15 % of them.
+    assert top == pytest.approx(30 - 0.075 * 19.2 - 25)
 
 
 # --- keypoints ---
@@ -659,7 +673,8 @@ def test_the_real_estimator_finds_a_real_person(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "fit"), [((32, 64), "letterbox"), ((32, 64), "crop"), ((64, 128), "crop"), ((128, 256), "letterbox")]
+    ("size", "fit"),
+    [((32, 64), "letterbox"), ((32, 64), "crop"), ((64, 128), "crop"), ((128, 256), "letterbox")],
 )
 def test_a_video_becomes_a_data_set_whose_labels_lie_on_the_person(tmp_path, clip, size, fit):
     file, keypoints, _ = clip
@@ -746,6 +761,15 @@ def test_a_moving_camera_several_recordings_and_lost_limbs_are_said(tmp_path):
     assert "Pose: found in 110 frames (91.7%) by k.npz." in text
     assert "a person: 2, with 110 frames; 10 frames are not used" in text
     assert "ankle_l to toe_l 100.0%" in text
+
+
+def test_uneven_frames_are_said_with_the_option_that_helps(tmp_path, clip):
+    frames, points = scene(clip[2][:100]), clip[2][:100]
+    times = np.arange(100) / 25 + 0.2 * (np.arange(100) >= 50)
+    file = write_video(tmp_path / "uneven.mp4", frames, times)
+    keypoints = save_npz(tmp_path / "k.npz", points)
+    text = make_data_set(file, tmp_path / "out", keypoints, progress=False).lines[2]
+    assert text == "Warning: frames are unevenly spaced, by up to 0.24 s; the option fps chooses them evenly."
 
 
 def test_a_video_without_a_person_is_refused_and_leaves_nothing(tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]]
         "width": video.size[0], "height": video.size[1], "rotation": video.rotation,
         "frames": len(video.frames), "seconds": float(video.times[-1]),
         "longest_pause": float(np.diff(video.times).max(initial=0)),
+        "median_pause": float(np.median(np.diff(video.times))),
         "frames_with_pose": int(tracks.found.sum()),
         "recordings": [[int(video.numbers[a]), int(video.numbers[b - 1])] for a, b in tracks.recordings],
         "frames_in_recordings": sum(b - a for a, b in tracks.recordings),
@@ -95,8 +96,10 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     m, frames = measured, measured["frames"]
     turned = f", turned by its rotation flag of {m['rotation']} degrees" if m["rotation"] else ""
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
-    pause = f", the longest pause is {m['longest_pause']:.2f} s" if frames > 1 else ""
-    yield f"Frames: {frames} in {m['seconds']:.1f} s{pause}."
+    yield f"Frames: {frames} in {m['seconds']:.1f} s, {m['median_pause']:.3f} s apart (median)."
+    if m["longest_pause"] > 1.5 * m["median_pause"]:
+        advice = "" if settings["fps"] else "; the option fps chooses them evenly"
+        yield f"Warning: frames are unevenly spaced, by up to {m['longest_pause']:.2f} s{advice}."
     by = "mediapipe, on this machine" if settings["pose"] == "mediapipe" else Path(settings["pose"]).name
     yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%}) by {by}."
     yield (

@@ -13,9 +13,7 @@ from cvae_lab.data.video.keypoints import JOINTS, Keypoints
 MIN_CONFIDENCE = 0.3
 MIN_JOINTS = 8  # a frame with fewer known joints has no pose
 JUMP = 0.25  # of the body's size: a joint further than this from the median of 5 frames is an outlier
-EXCHANGE_COST = (
-    0.005  # of the body's size: how much longer the tracks may be before sides are exchanged in a frame
-)
+EXCHANGE_COST = 0.005  # of the body's size: what an exchanged frame must save in the length of the tracks
 PAUSE = 0.5  # seconds: a longer gap between frames separates recordings
 MIN_FRAMES = 16  # a shorter recording is left out: a training clip has 16 frames
 SIDES = (("shoulder", "elbow", "wrist", "ear"), ("hip", "knee", "ankle", "toe"))
