@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# imageio's two video plug-ins disagree on a video with a rotation flag, as phones write it.
-# Input: 12 frames of 64 x 48 pixels with a white upper left quarter; ffmpeg sets a display rotation of 90 degrees.
-# Seen: the FFMPEG plug-in returns the turned picture (48 x 64, white quarter lower left). The PyAV plug-in returns
-# the stored picture (64 x 48). PyAV gives the angle as frame.rotation, counter-clockwise.
-# Exit 0: still so. Exit 1: the behaviour has changed.
+# imageio 2.38.1: its two video plug-ins disagree on a video with a rotation flag, as phones write it.
+# Frames of 64 x 48 pixels with a white upper left quarter get a display rotation of 90 degrees from ffmpeg.
+# The FFMPEG plug-in returns the turned picture (48 x 64, white lower left), the PyAV plug-in the stored one (64 x 48).
+# PyAV 18.1.0 gives the angle as frame.rotation, counter-clockwise.
+# Consequence here: data.video.decode turns each frame by frame.rotation.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# mediapipe 1.2.3 has no `solutions` API and no pose model in its wheel; 0.10.21 has both.
-# Seen: `mediapipe.solutions` raises AttributeError in 1.2.3, and no file of the wheel ends in .tflite, .task or
-# .binarypb. In 0.10.21, `mediapipe.solutions.pose.Pose(model_complexity=1)` processes a picture without the network
-# (checked in a network namespace without interfaces, where `unshare` allows it).
-# Exit 0: still so. Exit 1: the behaviour has changed.
+# mediapipe 1.2.3: the package has no `solutions` API, and its wheel holds no model (.tflite, .task or .binarypb).
+# mediapipe 0.10.21 has both: `solutions.pose.Pose(model_complexity=1)` processes a picture without the network.
+# That is run in a network namespace without interfaces where `unshare` allows it.
+# Consequence here: data.video.estimator installs 0.10.21 in an environment of its own, because it needs numpy below 2.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

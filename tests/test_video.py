@@ -25,6 +25,8 @@ from cvae_lab.data.synthetic import motion as moves
 from cvae_lab.data.video import decode, estimator, make_data_set, read_report, split
 from cvae_lab.data.video.keypoints import FORMATS, JOINTS, read_keypoints, to_joints
 from cvae_lab.data.video.tracks import Tracks, boxes, clean
+from cvae_lab.teaching.check import CHECKS
+from cvae_lab.teaching.sample_video import exchange_sides, sample_joints, write_sample_video
 
 HEIGHT, WIDTH, COUNT = 120, 160, 200
 # The keypoint names in the order that each format's own documentation gives.
@@ -48,6 +50,12 @@ DOCUMENTED = {
     ),
 }
 NAMES = {name: text.split() for name, text in DOCUMENTED.items()}
+
+
+@pytest.fixture(autouse=True)
+def _no_estimator(monkeypatch):
+    """Tests do not depend on an estimator that the user has installed."""
+    monkeypatch.delenv("CVAE_LAB_MEDIAPIPE", raising=False)
 
 
 def write_video(file, frames, times=None, rate=25, **options):
@@ -263,6 +271,14 @@ def test_letterbox_shows_the_whole_picture_and_crop_has_no_bars():
     assert (decode.fit(frames, box, (32, 64)) == 200).all()
 
 
+def test_a_crop_leaves_room_for_the_head_above_the_joints():
+    joints = np.stack([np.full(1001, 50.0), np.linspace(20, 40, 1001)], axis=1)
+    left, top, wide, high = decode.crop_around((100, 100), (32, 64), joints)
+    assert (left, wide, high) == (0, 100, 50)
+    # Between the percentiles lie 19.2 pixels around row 30; the centre is raised by half of 15 % of them.
+    assert top == pytest.approx(30 - 0.075 * 19.2 - 25)
+
+
 # --- keypoints ---
 
 
@@ -412,6 +428,22 @@ def test_exchanged_sides_are_put_back(parts):
     assert tracks.exchanged == 15
 
 
+def test_most_exchanged_sides_of_a_walking_person_are_put_back_despite_noise():
+    rng = np.random.default_rng(0)
+    remaining = injected = 0
+    for seed in range(6):
+        true = person(200, seed) * 3
+        noisy = true + rng.normal(0, 0.01 * np.ptp(true[0, :, 1]), true.shape)  # 1 % of the body's height
+        parts = ("hip", "knee", "ankle", "toe")
+        faulty = exchanged(noisy, [*range(40, 48), 90, *range(150, 153)], parts)
+        far = np.abs(faulty - noisy).max((1, 2)) > 0.05 * np.ptp(true[0, :, 1])
+        left = np.abs(clean(sure(faulty), seconds(200), smooth=0).points - noisy).max((1, 2))
+        injected += far.sum()
+        remaining += (left > 0.05 * np.ptp(true[0, :, 1])).sum()
+    assert injected > 40
+    assert remaining < 0.25 * injected
+
+
 def test_the_sides_of_most_frames_count_when_the_first_are_exchanged():
     true = np.repeat(person(1), 60, axis=0)
     tracks = clean(sure(exchanged(true, range(10), ("hip", "knee", "ankle", "toe"))), seconds(60), smooth=0)
@@ -521,6 +553,30 @@ def test_a_plain_background_gives_no_camera_path():
     assert np.isnan(path[1:]).all()
 
 
+# --- the sample video of notebook 10 ---
+
+
+def test_the_sample_video_has_its_joints_and_one_fixed_camera(tmp_path):
+    file, keypoints = write_sample_video(tmp_path, frames=120)
+    points = np.load(keypoints)["keypoints"]
+    video = read(file, tmp_path)
+    assert video.frames.shape == (120, 256, 512, 3)
+    assert points.shape == (120, len(JOINTS), 3)
+    inside = points[~np.isnan(points[..., 0])]
+    assert ((inside[:, :2] >= 0) & (inside[:, :2] <= [512, 256])).all()
+    top = points[0, JOINTS.index("neck"), :2] * 0.4 + points[0, JOINTS.index("pelvis"), :2] * 0.6
+    red, green, _ = video.frames[0][int(top[1]), int(top[0])].astype(int)
+    assert red > green + 60  # the figure's top is red
+
+
+def test_exchanging_sides_twice_changes_nothing():
+    joints = sample_joints(30)
+    once = exchange_sides(joints, 5, 9)
+    assert not np.array_equal(once, joints, equal_nan=True)
+    np.testing.assert_array_equal(once[5, JOINTS.index("knee_l")], joints[5, JOINTS.index("knee_r")])
+    np.testing.assert_array_equal(exchange_sides(once, 5, 9), joints)
+
+
 # --- labels ---
 
 
@@ -616,8 +672,10 @@ def test_the_real_estimator_finds_a_real_person(tmp_path, monkeypatch):
 # --- the data set ---
 
 
-@pytest.mark.parametrize("fit", ["letterbox", "crop"])
-@pytest.mark.parametrize("size", [(32, 64), (64, 128), (128, 256)])
+@pytest.mark.parametrize(
+    ("size", "fit"),
+    [((32, 64), "letterbox"), ((32, 64), "crop"), ((64, 128), "crop"), ((128, 256), "letterbox")],
+)
 def test_a_video_becomes_a_data_set_whose_labels_lie_on_the_person(tmp_path, clip, size, fit):
     file, keypoints, _ = clip
     out = tmp_path / "out"
@@ -705,6 +763,15 @@ def test_a_moving_camera_several_recordings_and_lost_limbs_are_said(tmp_path):
     assert "ankle_l to toe_l 100.0%" in text
 
 
+def test_uneven_frames_are_said_with_the_option_that_helps(tmp_path, clip):
+    frames, points = scene(clip[2][:100]), clip[2][:100]
+    times = np.arange(100) / 25 + 0.2 * (np.arange(100) >= 50)
+    file = write_video(tmp_path / "uneven.mp4", frames, times)
+    keypoints = save_npz(tmp_path / "k.npz", points)
+    text = make_data_set(file, tmp_path / "out", keypoints, progress=False).lines[2]
+    assert text == "Warning: frames are unevenly spaced, by up to 0.24 s; the option fps chooses them evenly."
+
+
 def test_a_video_without_a_person_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     file = write_video(tmp_path / "empty.mp4", [background()] * 90)
     nobody = np.full((90, len(JOINTS), 3), np.nan)
@@ -730,3 +797,40 @@ def test_the_command_refuses_a_faulty_video_with_one_line(tmp_path, clip, capsys
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "text.mp4" in error
+
+
+# --- exercises of notebook 10 ---
+
+
+def test_exercise_1_accepts_the_rule_of_read_video_and_refuses_near_misses():
+    from cvae_lab.teaching import exercises_10  # noqa: F401  # registers its checks
+
+    def right(times, fps):
+        kept, instant = [], 0
+        for index, time in enumerate(times):
+            if time * fps >= instant - 1e-6:
+                kept.append(index)
+                instant = int(time * fps + 1e-6) + 1
+        return kept
+
+    check = CHECKS["check_10_1"]
+    assert check(right).right
+    assert not check(lambda times, fps: None).right
+    assert not check(lambda times, fps: list(range(len(times)))).right
+    instants = lambda times, fps: np.arange(0, times[-1] + 1e-6, 1 / fps)  # noqa: E731
+    doubled = check(lambda times, fps: [int(np.searchsorted(times, t - 1e-6)) for t in instants(times, fps)])
+    assert doubled.line.endswith("a frame is chosen twice.")
+
+
+def test_exercise_2_accepts_the_area_and_names_known_mistakes():
+    from cvae_lab.teaching import exercises_10  # noqa: F401
+
+    def right(height, width, target_height, target_width):
+        scale = min(target_height / height, target_width / width)
+        return 1 - scale**2 * height * width / (target_height * target_width)
+
+    check = CHECKS["check_10_2"]
+    assert check(right).right
+    assert "covers" in check(lambda *a: 1 - right(*a)).line
+    assert not check(lambda *a: None).right
+    assert not check(lambda *a: 0.0).right

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cvae_lab.data.pixels import DataError
 
 WORKING_SIDE = 640  # pixels: decoded frames are kept with no longer side than this
+HEAD = 0.15  # of the joints' height: how far the head and hair reach above the joints
 TEXTURE = 3  # grey levels: a block with a smaller standard deviation is too plain to compare
 CAMERA_WIDTH = 256  # pixels: width of the grey frames for camera movement
 
@@ -199,12 +200,13 @@ def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.
     """The largest box with the aspect of `size` inside a picture of `shape`, centred on `points` as far as possible.
 
     `points` are positions (column, row); NaN is ignored. The centre is the middle between their 2nd and 98th
-    percentiles.
+    percentiles, the upper one raised by `HEAD` of the distance, because the head reaches above its joints.
     """
     (h, w), (height, width) = shape, size
     wide = min(w, h * width / height)
     high = wide * height / width
-    middle = np.nanpercentile(points.reshape(-1, 2), [2, 98], axis=0).mean(0)
+    low, high_end = np.nanpercentile(points.reshape(-1, 2), [2, 98], axis=0)
+    middle = (low + high_end) / 2 - [0, HEAD / 2 * (high_end - low)[1]]
     left, top = np.clip(middle - np.array([wide, high]) / 2, 0, np.array([w - wide, h - high]))
     return float(left), float(top), wide, high
 

@@ -22,6 +22,7 @@ from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
 SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300  # how many frames are shown, shown with label, compared
+NAMED_LIMBS = 6
 MOVED = 0.01  # of the width: a larger shift of the background is camera movement
 COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
 Segment = tuple[int, int]
@@ -57,6 +58,7 @@ def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]]
         "width": video.size[0], "height": video.size[1], "rotation": video.rotation,
         "frames": len(video.frames), "seconds": float(video.times[-1]),
         "longest_pause": float(np.diff(video.times).max(initial=0)),
+        "median_pause": float(np.median(np.diff(video.times))),
         "frames_with_pose": int(tracks.found.sum()),
         "recordings": [[int(video.numbers[a]), int(video.numbers[b - 1])] for a, b in tracks.recordings],
         "frames_in_recordings": sum(b - a for a, b in tracks.recordings),
@@ -94,8 +96,10 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     m, frames = measured, measured["frames"]
     turned = f", turned by its rotation flag of {m['rotation']} degrees" if m["rotation"] else ""
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
-    pause = f", the longest pause is {m['longest_pause']:.2f} s" if frames > 1 else ""
-    yield f"Frames: {frames} in {m['seconds']:.1f} s{pause}."
+    yield f"Frames: {frames} in {m['seconds']:.1f} s, {m['median_pause']:.3f} s apart (median)."
+    if m["longest_pause"] > 1.5 * m["median_pause"]:
+        advice = "" if settings["fps"] else "; the option fps chooses them evenly"
+        yield f"Warning: frames are unevenly spaced, by up to {m['longest_pause']:.2f} s{advice}."
     by = "mediapipe, on this machine" if settings["pose"] == "mediapipe" else Path(settings["pose"]).name
     yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%}) by {by}."
     yield (
@@ -104,9 +108,7 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     )
     if m["frames_with_several_persons"]:
         yield f"Warning: {m['frames_with_several_persons']} frames hold several persons; one was followed."
-    lost = sorted(m["lost_limbs"].items(), key=lambda item: -item[1])
-    named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in lost if fraction >= 0.0005)
-    yield f"Missing limbs, in fractions of the frames used: {named or 'none'}."
+    yield _limb_sentence(m["lost_limbs"])
     yield (
         f"Recordings of {MIN_FRAMES} frames or more with a person: {len(m['recordings'])}, with "
         f"{m['frames_in_recordings']} frames; {frames - m['frames_in_recordings']} frames are not used."
@@ -114,6 +116,14 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     yield "Parts: " + ", ".join(f"{part} {n} frames" for part, n in m["part_frames"].items()) + "."
     yield from _fit_sentences(settings, m)
     yield _camera_sentence(m["camera"])
+
+
+def _limb_sentence(lost: dict[str, float]) -> str:
+    """Name the limbs that are missing most often."""
+    order = sorted(lost.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in order[:NAMED_LIMBS]) or "none"
+    more = f", and {len(order) - NAMED_LIMBS} others less often" if len(order) > NAMED_LIMBS else ""
+    return f"Missing limbs, in fractions of the frames used: {named}{more}."
 
 
 def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]:

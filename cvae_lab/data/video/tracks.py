@@ -13,6 +13,7 @@ from cvae_lab.data.video.keypoints import JOINTS, Keypoints
 MIN_CONFIDENCE = 0.3
 MIN_JOINTS = 8  # a frame with fewer known joints has no pose
 JUMP = 0.25  # of the body's size: a joint further than this from the median of 5 frames is an outlier
+EXCHANGE_COST = 0.005  # of the body's size: what an exchanged frame must save in the length of the tracks
 PAUSE = 0.5  # seconds: a longer gap between frames separates recordings
 MIN_FRAMES = 16  # a shorter recording is left out: a training clip has 16 frames
 SIDES = (("shoulder", "elbow", "wrist", "ear"), ("hip", "knee", "ankle", "toe"))
@@ -115,49 +116,51 @@ def _body_size(points: Points) -> float:
 
 
 def _exchange_sides(points: Points, max_gap: int) -> int:
-    """Keep left and right arms, and left and right legs, where they were in the frame before; count changed frames.
+    """Exchange left and right arms, or legs, in the frames where that makes the tracks smoother; count the frames.
 
-    A side is exchanged where that at least halves the distance to the frame before. Within a run without longer gaps,
-    the estimator's own sides in most frames decide which side is left.
+    Of all ways to exchange the sides in some frames, the one with the shortest tracks is taken, found by dynamic
+    programming. Each exchanged frame costs `EXCHANGE_COST` of the body's size, so the estimator's own sides stay where
+    both are equally smooth. Longer gaps separate the tracks.
     """
-    size, changed = _body_size(points), np.zeros(len(points), bool)
+    cost, changed = EXCHANGE_COST * _body_size(points), np.zeros(len(points), bool)
     for parts in SIDES:
         left, right = ([JOINTS.index(f"{part}_{side}") for part in parts] for side in "lr")
         known = np.flatnonzero(~np.isnan(points[:, left + right, 0]).all(1))
         for run in np.split(known, np.flatnonzero(np.diff(known) > max_gap + 1) + 1):
-            swapped = np.zeros(len(run), bool)
-            for k in range(1, len(run)):
-                before = points[run[k - 1]]
-                before = before if not swapped[k - 1] else _swapped(before, left, right)
-                swapped[k] = _nearer_swapped(before, points[run[k]], left, right, size)
-            if swapped.mean() > 0.5 if len(run) else False:
-                swapped = ~swapped
-            for i in run[swapped]:
-                points[i] = _swapped(points[i], left, right)
-            changed[run[swapped]] = True
+            own = points[run][:, left + right]
+            exchanged = run[_shortest(own, points[run][:, right + left], cost)]
+            points[np.ix_(exchanged, left + right)] = points[np.ix_(exchanged, right + left)]
+            changed[exchanged] = True
     return int(changed.sum())
 
 
-def _swapped(
-    person: Float[np.ndarray, "joints 2"], left: list[int], right: list[int]
-) -> Float[np.ndarray, "joints 2"]:
-    person = person.copy()
-    person[left + right] = person[right + left]
-    return person
+def _shortest(
+    own: Float[np.ndarray, "n k 2"], other: Float[np.ndarray, "n k 2"], cost: float
+) -> Bool[np.ndarray, " n"]:
+    """Choose `other` over `own`, at `cost` per frame, where that makes the tracks shortest; return where."""
+    own_or_other = np.array([0.0, cost])
+    total, origins = own_or_other, []
+    for k in range(1, len(own)):
+        same, crossed = _step_lengths(own[k - 1], own[k], other[k])
+        steps = total[:, None] + [[same, crossed], [crossed, same]]
+        origins.append(steps.argmin(0))
+        total = steps.min(0) + own_or_other
+    state = [int(total.argmin())]
+    for origin in reversed(origins):
+        state.append(int(origin[state[-1]]))
+    return np.array(state[::-1][: len(own)], bool)
 
 
-def _nearer_swapped(
-    before: Float[np.ndarray, "joints 2"],
-    now: Float[np.ndarray, "joints 2"],
-    left: list[int],
-    right: list[int],
-    size: float,
-) -> bool:
-    """Whether exchanging the sides of `now` brings it clearly nearer to the frame before."""
-    keep = np.hypot(*(now - before)[left + right].T)
-    swap = np.hypot(*(_swapped(now, left, right) - before)[left + right].T)
-    both = ~np.isnan(keep) & ~np.isnan(swap)
-    return bool(both.sum() >= 4 and swap[both].mean() < 0.5 * keep[both].mean() - 0.01 * size)
+def _step_lengths(
+    before: Float[np.ndarray, "k 2"], own: Float[np.ndarray, "k 2"], other: Float[np.ndarray, "k 2"]
+) -> tuple[float, float]:
+    """Mean distance to the frame before with own sides and with exchanged sides.
+
+    Only joints count that are known on both sides in both frames; without any, both distances are 0.
+    """
+    same, crossed = (np.hypot(*(now - before).T) for now in (own, other))
+    known = ~np.isnan(same) & ~np.isnan(crossed)
+    return (float(same[known].mean()), float(crossed[known].mean())) if known.any() else (0.0, 0.0)
 
 
 def _remove_jumps(points: Points) -> int:
