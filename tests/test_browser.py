@@ -208,7 +208,9 @@ def test_embedded_frame_is_as_tall_as_its_content(page, clip_file):
     assert not page.locator(".cvae-static").is_visible()
 
 
-@pytest.mark.parametrize(("n", "height", "width"), [(10_000, 8, 16), (50, 128, 256), (3, 64, 64), (1, 32, 64)])
+@pytest.mark.parametrize(
+    ("n", "height", "width"), [(10_000, 8, 16), (50, 128, 256), (3, 64, 64), (1, 32, 64)]
+)
 def test_clips_of_other_lengths_and_sizes_play(page, tmp_path, n, height, width):
     grey, path = grey_clip(n, height, width), tmp_path / "player.html"
     scores = np.linspace(30, 20, n)

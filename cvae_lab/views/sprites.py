@@ -23,6 +23,7 @@ from cvae_lab.views import GREY, PALETTE
 SCALE = 4  # screen pixels per frame pixel in a GIF
 PANEL_WIDTH = 256  # screen pixels of a panel in a player
 GAP = 1  # frame pixels between panels
+STRIP_PIXELS = 64  # greatest width of a frame in a film strip, frame pixels
 SHEET = 4096  # greatest width and height of a sprite sheet: phones refuse larger pictures
 INVITATION = "Run this cell for the interactive player."
 
@@ -96,7 +97,9 @@ def _curve(
         return None
     values = np.asarray(values, float)
     if values.shape != (n,):
-        raise ValueError(f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each.")
+        raise ValueError(
+            f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each."
+        )
     finite = [round(float(value), 3) if np.isfinite(value) else None for value in values]
     return {"name": name, "prefix": prefix, "values": finite, "color": color, "dash": dash}
 
@@ -147,9 +150,11 @@ def film_strip_html(
 
     It stands in for the player where a notebook is only read: on GitHub, in an export, in an untrusted JupyterLab.
     """
+    every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames lose pixels
+    parts = [part[:, ::every, ::every] for part in parts]
     n, height, width, _ = parts[0].shape
     picked = np.unique(np.linspace(0, n - 1, columns).round().astype(int))
-    scale = max(1, 120 // width)
+    scale = max(1, 2 * STRIP_PIXELS // width)
     sheet = np.full((len(parts) * (height + 1) - 1, len(picked) * (width + 1) - 1, 3), 225, np.uint8)
     for row, part in enumerate(parts):
         for column, i in enumerate(picked):
