@@ -250,12 +250,12 @@ def test_strategy_bars_put_the_best_on_top(with_std):
     ],
 )
 def test_title_of_strategy_bars_says_the_result(columns, title):
-    assert figures.strategy_bars(strategies(**columns), 22).axes[0].get_title("left") == title
+    assert figures.strategy_bars(strategies(**columns), 22).get_suptitle() == title
 
 
 def test_title_of_a_single_strategy_compares_it_with_the_baseline():
     figure = figures.strategy_bars(strategies().iloc[:1], 22)
-    assert figure.axes[0].get_title("left") == "low: -2.00 dB against the static baseline"
+    assert figure.get_suptitle() == "low: -2.00 dB against the static baseline"
 
 
 def test_band_lies_between_low_and_high():

@@ -124,12 +124,17 @@ def histories(
         label = "fraction of training" if several else "epoch"
         quiet(ax).set(xlabel=label, title=COLUMN_LABELS.get(column, column))
         ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
-    ends = [ax.get_xlim() for ax in figure.axes]  # one time axis, though some columns start late
-    for ax in figure.axes:
-        ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
+    _same_time_axis(figure)
     _legend_below(figure, columns=1 if len(histories) >= MANY else 5)
     shown = ", ".join(COLUMN_LABELS.get(column, column) for column in columns)
     return described(figure, f"Training histories of {', '.join(groups)}. Panels: {shown}.")
+
+
+def _same_time_axis(figure: Figure) -> None:
+    """Give all panels one range of epochs, because some columns start late."""
+    ends = [ax.get_xlim() for ax in figure.axes]
+    for ax in figure.axes:
+        ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _legend_below(figure: Figure, columns: int) -> None:
@@ -248,11 +253,10 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
     figure.legend(loc="outside lower center")
-    ax.set_title(_result(names, means, spread, baseline))
+    title = _result(names, means, spread, baseline)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     listed = "; ".join(f"{name} {text} dB" for name, text in zip(names[::-1], texts[::-1], strict=True))
-    return described(
-        figure, f"{ax.get_title('left')}. Mean PSNR: {listed}; static baseline {baseline:.2f} dB."
-    )
+    return described(figure, f"{title}. Mean PSNR: {listed}; static baseline {baseline:.2f} dB.")
 
 
 def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baseline: int | float) -> str:
