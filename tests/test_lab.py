@@ -273,7 +273,7 @@ def test_second_view_of_an_output_shows_the_same_frame_and_does_not_double_the_s
     running.wait_for_timeout(2000)
     running.keyboard.press(" ")
     assert frame_of(view) == frame_of(player)
-    assert 30 <= frame_of(view)[0] <= 55  # two seconds at 20 frames per second
+    assert 25 <= frame_of(view)[0] <= 60  # two seconds at 20 frames per second; twice the speed would give 80
 
 
 @pytest.mark.parametrize("width", [1400, 900])
@@ -314,7 +314,7 @@ def test_slider_linked_in_the_browser_moves_the_scrubber_while_the_kernel_is_bus
 
 
 @pytest.mark.parametrize("kernel", ["idle", "busy", "restarted"])
-def test_scrubber_draws_thirty_pictures_per_second(running, kernel, record_property):
+def test_scrubber_draws_thirty_pictures_per_second(running, kernel):
     page = running
     if kernel == "busy":
         make_busy(page)
@@ -326,7 +326,6 @@ def test_scrubber_draws_thirty_pictures_per_second(running, kernel, record_prope
         page.wait_for_timeout(3000)
         kernel_is_ready(page)
     rate = pictures_per_second(page)
-    record_property("pictures_per_second", rate)
     assert rate >= 30, f"{rate:.0f} pictures per second"
     shown, named = frame_of(page.locator(".cvae-player").first)
     assert shown == named > 1
@@ -385,7 +384,7 @@ def test_opening_a_notebook_does_not_change_it(lab, opened):
     page.locator(".jp-Cell").nth(1).click()
     page.keyboard.press("Escape")
     page.keyboard.press("b")
-    for _ in range(20):
+    for _ in range(80):
         if file.read_bytes() != before:
             break
         page.wait_for_timeout(500)

@@ -43,7 +43,7 @@ def pixels(picture):
 
 
 def frames_of(sheets, clip):
-    """The frames on the sheets of one panel, read by the layout that the browser is told."""
+    """The frames on the sheets of one panel, read by the layout that the browser gets."""
     height, width = clip["height"], clip["width"]
     for t in range(clip["frames"]):
         sheet, cell = divmod(t, clip["per_sheet"])
@@ -116,6 +116,18 @@ def test_scrubber_frame_is_synchronised_and_stays_inside_the_clip(clips):
         widget.frame = frame
     assert seen == [2, T, 1]
     assert {"frame", "playing", "speed", "clip", "sheets"} <= set(widget.keys)
+
+
+def test_kernel_does_not_echo_the_frame_that_the_browser_sends(clips):
+    """An echo that arrives late would move the clip back."""
+    labels, prediction, _ = clips
+    widget, sent = player.scrubber(labels, prediction), []
+    widget.comm.send = lambda data=None, **_: sent.append(data)
+    widget.set_state({"frame": 3})
+    assert widget.frame == 3
+    assert not [message for message in sent if "frame" in message["state"]]
+    widget.frame = 4
+    assert sent[-1]["state"] == {"frame": 4}
 
 
 def test_player_is_given_curves_captions_and_numbers(clips):
@@ -334,8 +346,8 @@ def test_clip_player_has_scores_where_truth_is_known(tmp_path, size):
     clip = grey_clip("a", 60, 4, size, True)
     prediction = torch.full((3, 3, *size), 85 / 255)
     clip_views.write_clip_player(tmp_path / "player.html", clip, prediction)
-    given = clip_of((tmp_path / "player.html").read_text(encoding="utf-8"))
-    assert given["curves"][0]["values"] == pytest.approx([20 * np.log10(255 / 25)] * 3, abs=1e-3)
+    shown = clip_of((tmp_path / "player.html").read_text(encoding="utf-8"))
+    assert shown["curves"][0]["values"] == pytest.approx([20 * np.log10(255 / 25)] * 3, abs=1e-3)
     unknown = grey_clip("b", 60, 4, size, False)
     clip_views.write_clip_player(tmp_path / "player.html", unknown, prediction)
     assert clip_of((tmp_path / "player.html").read_text(encoding="utf-8"))["curves"] == []

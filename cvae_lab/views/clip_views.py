@@ -31,7 +31,7 @@ def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None
     A GIF counts time in hundredths of a second. The rounding error is carried from frame to frame, so at 30 frames
     per second they last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second some frames are left out. Equal
     neighbours become one frame that lasts as long as both. One palette of 256 colours serves all frames, so a
-    constant background does not flicker and takes no space.
+    constant background does not flicker and adds no bytes.
     """
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
