@@ -1,7 +1,7 @@
 """Execute a committed notebook in place, so that the file depends on its code and on nothing else of this machine.
 
 Widget views are removed, because their ids change from run to run and point to no widget after the run. Static
-content takes their place. The metadata is what JupyterLab writes, so opening the file does not change it.
+content replaces them. The metadata is what JupyterLab writes, so opening the file does not change it.
 """
 
 import base64

@@ -42,7 +42,7 @@ def html_player(
     """A page that plays the clip; the arguments are those of `scrubber`, and so are keys and buttons.
 
     Each panel keeps 256 colours, so pixels are approximate: 44 dB against the true frames of the first test
-    clip of `small` (629 frames), 49 dB against real frames. 629 frames with truth take 1 to 2 MB.
+    clip of `small` (629 frames), 49 dB against real frames. A page of 629 frames with truth has 1 to 2 MB.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title or "Predicted clip", fps, horizon, numbers)

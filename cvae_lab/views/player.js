@@ -42,7 +42,7 @@ function legend(clip) {
   }));
 }
 
-// The PSNR curve as SVG text for a given width, so that its letters keep their size on a narrow screen.
+// The PSNR curve as SVG text for a given width, so that its text has the same size on a narrow screen.
 function curveSvg(clip, width) {
   const n = clip.frames, inner = width - LEFT - RIGHT;
   const finite = clip.curves.flatMap(({ values }) => values.filter((value) => value !== null));

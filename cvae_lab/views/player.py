@@ -1,6 +1,6 @@
 """Frame players under one name, for notebooks: widget, stand-alone page, GIF."""
 
-from cvae_lab.views.gif import write_gif
+from cvae_lab.views.clip_views import write_gif
 from cvae_lab.views.html_player import embed, html_player, write_html
 from cvae_lab.views.scrubber import Scrubber, scrubber
 from cvae_lab.views.sprites import panels

@@ -31,9 +31,10 @@ class Scrubber(anywidget.AnyWidget):
     _css = source("player.css")
     clip = traitlets.Dict().tag(sync=True)
     sheets = traitlets.List().tag(sync=True)
-    frame = traitlets.Int(1).tag(sync=True)
-    playing = traitlets.Bool(False).tag(sync=True)
-    speed = traitlets.Float(1.0).tag(sync=True)
+    # The kernel does not echo what the browser sends: an echo that arrives late would undo a newer change.
+    frame = traitlets.Int(1).tag(sync=True, echo_update=False)
+    playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
+    speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
 
     def __init__(self, clip: dict[str, Any], sheets: list[list[bytes]], static: str) -> None:
         super().__init__(clip=clip, sheets=sheets)

@@ -23,6 +23,8 @@ from cvae_lab.views import GREY, PALETTE
 SCALE = 4  # screen pixels per frame pixel in a GIF
 PANEL_WIDTH = 256  # screen pixels of a panel in a player
 GAP = 1  # frame pixels between panels
+STRIP_PIXELS = 64  # greatest width of a frame in a film strip, frame pixels
+PALETTE_SAMPLE = 2_000_000  # pixels that choose the colours of a sheet; a larger sheet is sampled
 SHEET = 4096  # greatest width and height of a sprite sheet: phones refuse larger pictures
 INVITATION = "Run this cell for the interactive player."
 
@@ -132,8 +134,13 @@ def encode(picture: UInt8[np.ndarray, "_ _ 3"], colours: int | None = None) -> b
     """Encode a picture as lossless WebP, with at most `colours` colours where that is given."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     if colours:
-        image = image.quantize(colours, kmeans=1, dither=Image.Dither.NONE).convert("RGB")
-    image.save(buffer, "WEBP", lossless=True, method=3, quality=50)
+        every = math.ceil(math.sqrt(picture.size / 3 / PALETTE_SAMPLE))
+        sample = Image.fromarray(np.ascontiguousarray(picture[::every, ::every]))
+        palette = sample.quantize(colours, kmeans=1, dither=Image.Dither.NONE)
+        if every > 1:
+            palette = image.quantize(palette=palette, dither=Image.Dither.NONE)
+        image = palette.convert("RGB")
+    image.save(buffer, "WEBP", lossless=True, method=3 if colours else 0, quality=50)
     return buffer.getvalue()
 
 
@@ -149,9 +156,11 @@ def film_strip_html(
 
     It stands in for the player where a notebook is only read: on GitHub, in an export, in an untrusted JupyterLab.
     """
+    every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames lose pixels
+    parts = [part[:, ::every, ::every] for part in parts]
     n, height, width, _ = parts[0].shape
     picked = np.unique(np.linspace(0, n - 1, columns).round().astype(int))
-    scale = max(1, 120 // width)
+    scale = max(1, 2 * STRIP_PIXELS // width)
     sheet = np.full((len(parts) * (height + 1) - 1, len(picked) * (width + 1) - 1, 3), 225, np.uint8)
     for row, part in enumerate(parts):
         for column, i in enumerate(picked):
