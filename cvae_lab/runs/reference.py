@@ -159,7 +159,7 @@ PRETRAINED = {
     "minutes": 25.0,
     "threads": 1,
 }  # on the synthetic data set `full`, for the study of the course's clips
-TABLES = ("ablation", "minutes", "course")  # studies whose tables the README shows
+TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
 RUN_OVERHEAD = 0.5  # minutes of data, evaluation and files per run
 
 
@@ -271,11 +271,11 @@ def _write_record(name: str, runs: Sequence[RunFolder], figures_dir: Path) -> li
 
 
 def write_tables(root: Path) -> list[Path]:
-    """Write the README's tables and pictures from the committed records; return the files."""
+    """Write the tables and pictures of README.md and figures/README.md from the records; return the files."""
     runs = find_runs(root / "figures" / "reference")
-    readme = root / "README.md"
+    readme, more = root / "README.md", root / "figures" / "README.md"
     tables.into_markdown(readme, "results", tables.markdown(tables.runs_table(runs), tables.RESULTS))
     for name in TABLES:
         table = pd.read_csv(root / "figures" / "studies" / f"{name}.csv")
-        tables.into_markdown(readme, name, tables.markdown(table, tables.STUDY))
-    return [readme, *write_pictures(root / "figures", best_run(root / "figures" / "reference"))]
+        tables.into_markdown(more, name, tables.markdown(table, tables.STUDY))
+    return [readme, more, *write_pictures(root / "figures", best_run(root / "figures" / "reference"))]

@@ -30,6 +30,8 @@ class Column(NamedTuple):
     form: str = ""
 
 
+SMALL_KL = 0.001  # nats per frame; below it the latent has collapsed, and the digits say nothing
+
 COLUMNS = {
     "variant": Column("run"),
     "preset": Column("preset"),
@@ -40,7 +42,7 @@ COLUMNS = {
     "worst_clip": Column("worst clip (dB)", ".2f"),
     "baseline_static": Column("static baseline (dB)", ".2f"),
     "ssim_mean": Column("SSIM" if SSIM_EVERY == 1 else f"SSIM (every {SSIM_EVERY}th frame)", ".3f"),
-    "kl_nats": Column("KL (nats/frame)", ".2g"),
+    "kl_nats": Column("KL (nats/frame)", ".3g"),
     "parameters": Column("parameters", ",d"),
     "minutes": Column("minutes", ".1f"),
 }
@@ -144,6 +146,8 @@ def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
 
 def _cell(row: pd.Series, name: str) -> str:
     text = format(row[name], COLUMNS[name].form) if name in COLUMNS else str(row[name])
+    if name == "kl_nats" and row[name] < SMALL_KL:
+        text = f"< {SMALL_KL}"
     if name == "psnr_mean" and row["psnr_std"] == row["psnr_std"]:
         text += f" ± {row['psnr_std']:.2f}"
     return text
