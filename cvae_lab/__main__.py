@@ -92,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _video_commands(commands)
     _training_commands(commands)
-    _evaluation_commands(commands)
+    _predict_command(commands)
+    _comparison_commands(commands)
     _record_commands(commands)
     return root
 
@@ -213,7 +214,7 @@ def _training_commands(commands: Any) -> None:  # noqa: ANN401
     _parameters(study)
 
 
-def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
+def _predict_command(commands: Any) -> None:  # noqa: ANN401
     predict = _command(
         commands, "predict", "predict the test clips: GIFs, HTML players, the file to hand in, scores",
         "runs/first", "runs/first/cyclical-seed0 --plain", "epoch=6.ckpt --data data/LAB4_Dataset --out prediction",
@@ -229,17 +230,24 @@ def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
         help="folder of the files; default: test in the run folder, NAME-test beside a checkpoint file NAME.pt",
     )  # fmt: skip
     predict.add_argument("--seed", type=int, default=0, help="seed of z")
+    predict.add_argument(
+        "--answers", type=Path, metavar="PATH",
+        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: those in or beside DATA",
+    )  # fmt: skip
+    predict.add_argument(
+        "--output", choices=("auto", "linear", "sigmoid"), default="auto",
+        help="last activation of a network that another trainer saved; auto tries both on known frames",
+    )  # fmt: skip
     predict.add_argument("--plain", action="store_true", help="without the test-time corrections")
     predict.add_argument(
         "--csv", choices=("later", "2023"), default="later",
         help="the course's file format: one CSV (later years) or a text file per clip (2023)",
     )  # fmt: skip
 
+
+def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     diagnose = _command(
-        commands,
-        "diagnose",
-        "describe what the latent of each finished run does",
-        "runs/first --out latent.csv",
+        commands, "diagnose", "describe the latent of finished runs", "runs/a --out latent.csv"
     )
     diagnose.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV; default: print only")
@@ -248,26 +256,14 @@ def _evaluation_commands(commands: Any) -> None:  # noqa: ANN401
         commands, "compare", "print the table of finished runs and draw its pictures",
         "runs/first", "runs/ablation --csv figures/studies/ablation.csv",
     )  # fmt: skip
-    compare.add_argument(
-        "runs", type=Path, metavar="RUNS", help="a folder of runs, or a table of runs that --csv wrote"
-    )
+    compare.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs, or a table by --csv")
     instead = compare.add_mutually_exclusive_group()
+    instead.add_argument("--into", type=Path, metavar="FILE", help="Markdown file; default: draw pictures")
     instead.add_argument(
-        "--into",
-        type=Path,
-        metavar="FILE",
-        help="replace the table in this Markdown file; default: draw pictures",
-    )
-    instead.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="write the table as CSV, a row per run; default: draw pictures",
+        "--csv", type=Path, metavar="FILE", help="CSV, a row per run; default: draw pictures"
     )
 
-    bench = _command(
-        commands, "bench", "time the reference loop and the fast paths on this machine", "--presets compact"
-    )
+    bench = _command(commands, "bench", "time the reference loop and the fast paths", "--presets compact")
     bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
     bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
     bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
@@ -280,7 +276,6 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
-
     pictures = _command(commands, "pictures", "draw the pictures of the README", "figures")
     pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
     pictures.add_argument(
@@ -290,7 +285,7 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     again = _command(
         commands, "reproduce", "make every committed record again: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
-        "--root /tmp/copy --data tiny --seeds 0 -p epochs 1 -p minutes 0 -p width 8",
+        "--root /tmp/copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="print the runs to do and the time they take")
     again.add_argument("--root", type=Path, default=Path(), help="the repository whose records are replaced")
@@ -298,13 +293,8 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
         "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs, one per commit"
     )
     again.add_argument("--workers", type=int, default=0, help=WORKERS)
-    again.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="only these: a study, bench, tables, notebooks; default: all",
-    )
+    names = "studies, bench, tables, notebooks; default: all"
+    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
     again.add_argument(
         "--course", default="", metavar="DATA", help="the course's data; default: leave course.csv"
     )

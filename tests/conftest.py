@@ -32,7 +32,7 @@ def picture():
 
 
 @pytest.fixture
-def handout(tmp_path, picture):
+def data_folder(tmp_path, picture):
     """The assignment's folders: 20 training and 4 validation pairs, two test clips of 3 labels.
 
     Clip 0 has answers. Picture k of a folder is grey level k, plus 100 in label folders.
@@ -49,6 +49,12 @@ def handout(tmp_path, picture):
         for k in range(count):
             picture(base + k).save(root / folder / f"{k}.png")
     return root
+
+
+@pytest.fixture
+def handout(data_folder):
+    """The former name of `data_folder`."""
+    return data_folder
 
 
 @pytest.fixture

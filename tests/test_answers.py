@@ -13,9 +13,9 @@ def read(root, **options):
 
 
 @pytest.fixture
-def truth(handout):
+def truth(data_folder):
     """Test clip 1, which has no answers in the fixture: its frames are grey levels 0, 50, 60."""
-    shutil.rmtree(handout / "test/test_answer")
+    shutil.rmtree(data_folder / "test/test_answer")
     return [
         torch.stack([torch.full((3, 32, 64), v, dtype=torch.uint8) for v in (0, 50 + k, 60 + k)])
         for k in (0, 1)
@@ -38,66 +38,66 @@ def write_later(folder, truth):
 
 @pytest.mark.parametrize(("write", "year"), [(write_2023, "2023"), (write_later, "later")])
 @pytest.mark.parametrize("place", [".", "test", "Demo_Test", "../Demo_Test"])
-def test_answers_are_found_in_the_data_folder_or_beside_it(handout, truth, write, year, place):
-    assert read(handout).answer_format == "none"
-    write(handout / place, truth)
+def test_answers_are_found_in_the_data_folder_or_beside_it(data_folder, truth, write, year, place):
+    assert read(data_folder).answer_format == "none"
+    write(data_folder / place, truth)
     for _ in range(2):  # the second time from the cache
-        dataset = read(handout)
+        dataset = read(data_folder)
         assert dataset.answer_format == year
         assert all(torch.equal(clip.answer, one) for clip, one in zip(dataset.tests, truth, strict=True))
 
 
-def test_answers_are_read_again_after_an_edit(handout, truth):
-    write_later(handout, truth)
-    read(handout)
+def test_answers_are_read_again_after_an_edit(data_folder, truth):
+    write_later(data_folder, truth)
+    read(data_folder)
     truth[0][1] = 77
-    write_later(handout, truth)
-    assert read(handout).tests[0].answer[1, 0, 0, 0] == 77
+    write_later(data_folder, truth)
+    assert read(data_folder).tests[0].answer[1, 0, 0, 0] == 77
 
 
-def test_answers_given_by_path_come_first(handout, truth, tmp_path):
-    write_later(handout, truth)
+def test_answers_given_by_path_come_first(data_folder, truth, tmp_path):
+    write_later(data_folder, truth)
     other = [clip.clone() for clip in truth]
     other[1][2] = 99
     write_2023(tmp_path / "elsewhere", other)
-    dataset = load(handout, progress=False, answers=tmp_path / "elsewhere")
+    dataset = load(data_folder, progress=False, answers=tmp_path / "elsewhere")
     assert dataset.answer_format == "2023"
     assert torch.equal(dataset.tests[1].answer, other[1])
 
 
-def test_a_folder_of_pictures_may_be_given_as_answers(handout, truth, tmp_path, picture):
+def test_a_folder_of_pictures_may_be_given_as_answers(data_folder, truth, tmp_path, picture):
     for k, clip in enumerate(truth):
         (tmp_path / f"answers/{k}").mkdir(parents=True)
         for n, frame in enumerate(clip):
             picture(int(frame[0, 0, 0])).save(tmp_path / f"answers/{k}/{n}.png")
-    dataset = read(handout, answers=tmp_path / "answers")
+    dataset = read(data_folder, answers=tmp_path / "answers")
     assert dataset.answer_format == "folder"
     assert torch.equal(dataset.tests[0].answer, truth[0])
 
 
-def test_picture_answers_of_the_data_folder_come_before_found_text(handout, truth, picture):
-    write_later(handout, truth)
-    (handout / "test/test_answer/0").mkdir(parents=True)
+def test_picture_answers_of_the_data_folder_come_before_found_text(data_folder, truth, picture):
+    write_later(data_folder, truth)
+    (data_folder / "test/test_answer/0").mkdir(parents=True)
     for n in range(3):
-        picture(n).save(handout / f"test/test_answer/0/{n}.png")
-    dataset = read(handout)
+        picture(n).save(data_folder / f"test/test_answer/0/{n}.png")
+    dataset = read(data_folder)
     assert dataset.answer_format == "folder"
     assert dataset.tests[0].answer[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert dataset.tests[1].answer is None
 
 
-def test_found_answers_that_do_not_fit_are_left_out_and_given_ones_refused(handout, truth, caplog):
-    write_later(handout, truth[:1])
-    dataset = read(handout)
+def test_found_answers_that_do_not_fit_are_left_out_and_given_ones_refused(data_folder, truth, caplog):
+    write_later(data_folder, truth[:1])
+    dataset = read(data_folder)
     assert (dataset.answer_format, dataset.tests[0].answer) == ("none", None)
     assert "gt.csv has 3 rows; a submission has 6 rows" in caplog.text
     with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 6 rows"):
-        read(handout, answers=handout / "gt.csv")
+        read(data_folder, answers=data_folder / "gt.csv")
     with pytest.raises(DataError, match=r"nowhere: holds no answers"):
-        read(handout, answers=handout / "nowhere")
+        read(data_folder, answers=data_folder / "nowhere")
 
 
-def test_a_data_set_without_test_clips_needs_no_answers(handout, truth):
-    write_later(handout, truth)
-    shutil.rmtree(handout / "test")
-    assert read(handout).answer_format == "none"
+def test_a_data_set_without_test_clips_needs_no_answers(data_folder, truth):
+    write_later(data_folder, truth)
+    shutil.rmtree(data_folder / "test")
+    assert read(data_folder).answer_format == "none"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cvae_lab.data import DataError, folder, load, read_folder, write_folder
+from cvae_lab.data import DataError, Dataset, Video, folder, load, read_folder, write_folder
 from cvae_lab.data.check import report
 
 IMG, LABEL = "train/train_img", "train/train_label"
@@ -27,8 +27,8 @@ def grey(pictures):
     return pictures[:, 0, 0, 0].tolist()
 
 
-def test_reads_every_part_in_the_order_of_numbers(handout):
-    dataset = read(handout)
+def test_reads_every_part_in_the_order_of_numbers(data_folder):
+    dataset = read(data_folder)
     assert dataset.name == "data"
     assert grey(dataset.train.frames) == list(range(20))  # as text, 10 would come before 2
     assert grey(dataset.train.labels) == list(range(100, 120))
@@ -40,10 +40,10 @@ def test_reads_every_part_in_the_order_of_numbers(handout):
     assert dataset.train.frames.shape[1:] == (3, 32, 64)
 
 
-def test_channels_rows_and_columns_are_not_mixed_up(handout):
+def test_channels_rows_and_columns_are_not_mixed_up(data_folder):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(handout / "train/train_img/7.png")
-    assert torch.equal(read(handout).train.frames[7], torch.from_numpy(pixels).permute(2, 0, 1))
+    Image.fromarray(pixels).save(data_folder / "train/train_img/7.png")
+    assert torch.equal(read(data_folder).train.frames[7], torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 NAMES = [
@@ -59,39 +59,39 @@ NAMES += ["clip2_{}_rgb.png", "étape {}.png", "{}.jpeg"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_naming_with_one_number_per_frame_is_read(handout, name):
+def test_any_naming_with_one_number_per_frame_is_read(data_folder, name):
     for part in ("train/train_img", "train/train_label"):
-        for file in list((handout / part).iterdir()):
-            file.rename(handout / part / name.format(int(file.stem) + 5))
-    assert grey(read(handout).train.frames) == list(range(20))
+        for file in list((data_folder / part).iterdir()):
+            file.rename(data_folder / part / name.format(int(file.stem) + 5))
+    assert grey(read(data_folder).train.frames) == list(range(20))
 
 
-def test_frames_and_labels_may_be_named_differently(handout):
-    for file in list((handout / "train/train_img").iterdir()):
+def test_frames_and_labels_may_be_named_differently(data_folder):
+    for file in list((data_folder / "train/train_img").iterdir()):
         file.rename(file.with_name(f"img_{int(file.stem):04d}.png"))
-    assert grey(read(handout).train.frames) == list(range(20))
+    assert grey(read(data_folder).train.frames) == list(range(20))
 
 
-def test_a_copy_that_replaces_a_missing_file_is_read(handout):
-    (handout / IMG / "3.png").rename(handout / IMG / "3 (1).png")
-    assert grey(read(handout).train.frames) == list(range(20))
+def test_a_copy_that_replaces_a_missing_file_is_read(data_folder):
+    (data_folder / IMG / "3.png").rename(data_folder / IMG / "3 (1).png")
+    assert grey(read(data_folder).train.frames) == list(range(20))
 
 
-def test_clip_folders_may_have_any_name_with_a_number(handout):
+def test_clip_folders_may_have_any_name_with_a_number(data_folder):
     for kind in ("img", "label", "answer"):
-        for file in list((handout / f"test/test_{kind}").iterdir()):
+        for file in list((data_folder / f"test/test_{kind}").iterdir()):
             file.rename(file.with_name(f"seq{file.name}"))
-    dataset = read(handout)
+    dataset = read(data_folder)
     assert [clip.name for clip in dataset.tests] == ["0", "1"]
     assert grey(dataset.tests[0].answer) == [0, 1, 2]
 
 
-def test_larger_pictures_are_resized(handout, picture):
+def test_larger_pictures_are_resized(data_folder, picture):
     for k in range(4):
         left_dark = picture(0, (64, 128))
         left_dark.paste((255, 255, 255), (64, 0, 128, 64))
-        left_dark.save(handout / f"val/val_img/{k}.png")
-    frame = read(handout).val.frames[0]
+        left_dark.save(data_folder / f"val/val_img/{k}.png")
+    frame = read(data_folder).val.frames[0]
     assert frame.shape == (3, 32, 64)
     assert (frame[..., :31] == 0).all()
     assert (frame[..., 33:] == 255).all()
@@ -105,82 +105,82 @@ def part_sizes(dataset):
 
 
 @pytest.mark.parametrize("there", [("test",), ("train",), ("val",), ("train", "test"), ("train", "val")])
-def test_missing_parts_stay_empty(handout, there):
+def test_missing_parts_stay_empty(data_folder, there):
     for part in PART_SIZES.keys() - set(there):
-        shutil.rmtree(handout / part)
-    dataset = read(handout)
+        shutil.rmtree(data_folder / part)
+    dataset = read(data_folder)
     assert part_sizes(dataset) == {part: n if part in there else 0 for part, n in PART_SIZES.items()}
     assert len(report(dataset)) == len(there) + ("test" in there)
 
 
 @pytest.mark.parametrize("part", PART_SIZES)
-def test_a_required_part_must_be_there(handout, part):
-    assert part_sizes(read(handout, required=(part,))) == PART_SIZES
-    shutil.rmtree(handout / part)
+def test_a_required_part_must_be_there(data_folder, part):
+    assert part_sizes(read(data_folder, required=(part,))) == PART_SIZES
+    shutil.rmtree(data_folder / part)
     with pytest.raises(DataError, match=rf"{part}_img: no such folder.*add it"):
-        read(handout, required=(part,))
+        read(data_folder, required=(part,))
     with pytest.raises(DataError, match=rf"{part}_img: no such folder.*add it"):
-        load(handout, progress=False, required=(part,))
+        load(data_folder, progress=False, required=(part,))
 
 
-def test_parts_that_are_not_read_may_be_damaged(handout):
-    (handout / "train/train_img/3.png").write_text("not a picture")
-    assert part_sizes(read(handout, parts=("test",))) == {"train": 0, "val": 0, "test": 2}
+def test_parts_that_are_not_read_may_be_damaged(data_folder):
+    (data_folder / "train/train_img/3.png").write_text("not a picture")
+    assert part_sizes(read(data_folder, parts=("test",))) == {"train": 0, "val": 0, "test": 2}
 
 
-def test_a_part_with_empty_folders_is_left_out_with_one_line(handout, caplog):
+def test_a_part_with_empty_folders_is_left_out_with_one_line(data_folder, caplog):
     for kind in ("img", "label", "answer"):
-        for clip in (handout / f"test/test_{kind}").iterdir():
+        for clip in (data_folder / f"test/test_{kind}").iterdir():
             shutil.rmtree(clip)
-    assert part_sizes(read(handout)) == PART_SIZES | {"test": 0}
+    assert part_sizes(read(data_folder)) == PART_SIZES | {"test": 0}
     assert "both picture folders are empty; the test part is left out" in caplog.text
     with pytest.raises(DataError, match=r"test_img: holds no clip folders; add them"):
-        read(handout, required=("test",))
+        read(data_folder, required=("test",))
 
 
-def test_test_clips_may_have_any_number_and_length(handout, picture):
+def test_test_clips_may_have_any_number_and_length(data_folder, picture):
     for k in range(2, 9):
         for kind, n, level in (("img", 1, 0), ("label", k, 100)):
-            (handout / f"test/test_{kind}/{k}").mkdir()
+            (data_folder / f"test/test_{kind}/{k}").mkdir()
             for frame in range(n):
-                picture(level + frame).save(handout / f"test/test_{kind}/{k}/{frame}.png")
-    assert [len(clip) for clip in read(handout).tests] == [3, 3, 2, 3, 4, 5, 6, 7, 8]
+                picture(level + frame).save(data_folder / f"test/test_{kind}/{k}/{frame}.png")
+    assert [len(clip) for clip in read(data_folder).tests] == [3, 3, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_validation_video_may_be_shorter_than_a_training_clip(handout):
+def test_a_validation_video_may_be_shorter_than_a_training_clip(data_folder):
     for k in (2, 3):
         for kind in ("img", "label"):
-            (handout / f"val/val_{kind}/{k}.png").unlink()
-    assert len(read(handout).val) == 2
+            (data_folder / f"val/val_{kind}/{k}.png").unlink()
+    assert len(read(data_folder).val) == 2
 
 
-def test_boundaries_are_found_or_passed(handout, picture):
+def test_boundaries_are_found_or_passed(data_folder, picture):
     for k in range(10, 20):
-        picture(200).save(handout / f"train/train_img/{k}.png")
-    assert read(handout).train.boundaries == (10,)
-    assert read(handout, boundaries=(4, 6)).train.boundaries == (4, 6)
-    assert read(handout, boundaries=()).train.boundaries == ()
+        picture(200).save(data_folder / f"train/train_img/{k}.png")
+    assert read(data_folder).train.boundaries == (10,)
+    assert read(data_folder, boundaries=(4, 6)).train.boundaries == (4, 6)
+    assert read(data_folder, boundaries=()).train.boundaries == ()
 
 
 @pytest.mark.parametrize(
     ("text", "boundaries"), [("4 6\n", (4, 6)), ("4\n6", (4, 6)), ("\n", ()), ("\ufeff4 6", (4, 6))]
 )
-def test_cuts_txt_names_the_boundaries(handout, picture, text, boundaries):
+def test_cuts_txt_names_the_boundaries(data_folder, picture, text, boundaries):
     for k in range(10, 20):
-        picture(200).save(handout / f"train/train_img/{k}.png")  # a boundary that would be found
-    (handout / "train/cuts.txt").write_text(text, encoding="utf-8")
-    (handout / "val/cuts.txt").write_text("2")
-    dataset = read(handout)
+        picture(200).save(data_folder / f"train/train_img/{k}.png")  # a boundary that would be found
+    (data_folder / "train/cuts.txt").write_text(text, encoding="utf-8")
+    (data_folder / "val/cuts.txt").write_text("2")
+    dataset = read(data_folder)
     assert (dataset.train.boundaries, dataset.val.boundaries) == (boundaries, (2,))
-    assert read(handout, boundaries=(9,)).train.boundaries == (9,)
-    assert read(handout, parts=("test",)).train.boundaries == ()
+    assert read(data_folder, boundaries=(9,)).train.boundaries == (9,)
+    assert read(data_folder, parts=("test",)).train.boundaries == ()
 
 
 @pytest.mark.parametrize("text", ["six", "6 4", "0", "20", "4 4", "-3", "4, 6", "9" * 30])
-def test_a_damaged_cuts_txt_is_refused(handout, text):
-    (handout / "train/cuts.txt").write_text(text)
+def test_a_damaged_cuts_txt_is_refused(data_folder, text):
+    (data_folder / "train/cuts.txt").write_text(text)
     with pytest.raises(DataError, match=r"train/cuts.txt: must hold .* each from 1 to 19; correct it"):
-        read(handout)
+        read(data_folder)
 
 
 def remove(*names):
@@ -306,38 +306,38 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_is_refused_in_one_clear_sentence(handout, fault):
+def test_every_fault_is_refused_in_one_clear_sentence(data_folder, fault):
     spoil, message = FAULTS[fault]
-    read(handout)  # the folder is sound before, and a filled cache must not hide the fault
-    spoil(handout)
+    read(data_folder)  # the folder is sound before, and a filled cache must not hide the fault
+    spoil(data_folder)
     with pytest.raises(DataError, match=message) as caught:
-        read(handout)
+        read(data_folder)
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_of_one_part_is_not_a_data_set(handout):
+def test_the_folder_of_one_part_is_not_a_data_set(data_folder):
     with pytest.raises(DataError, match=r"one part of a data set; use .*data"):
-        read(handout / "train")
+        read(data_folder / "train")
 
 
 @pytest.mark.parametrize("inside", ["lab4", "lab4/LAB4_Dataset", "a/b/c"])
-def test_a_data_set_inside_other_folders_is_read_with_one_line(handout, inside, caplog):
-    (handout / inside).mkdir(parents=True)
-    (handout / "__MACOSX/lab4/train").mkdir(parents=True)
+def test_a_data_set_inside_other_folders_is_read_with_one_line(data_folder, inside, caplog):
+    (data_folder / inside).mkdir(parents=True)
+    (data_folder / "__MACOSX/lab4/train").mkdir(parents=True)
     for part in ("train", "val", "test"):
-        (handout / part).rename(handout / inside / part)
-    assert part_sizes(read(handout)) == PART_SIZES
+        (data_folder / part).rename(data_folder / inside / part)
+    assert part_sizes(read(data_folder)) == PART_SIZES
     assert f"data: the data set is in {inside}, which is read" in caplog.text
 
 
-def test_two_data_sets_inside_a_folder_are_named(handout, tmp_path):
-    shutil.copytree(handout, handout.parent / "second")
+def test_two_data_sets_inside_a_folder_are_named(data_folder, tmp_path):
+    shutil.copytree(data_folder, data_folder.parent / "second")
     with pytest.raises(DataError, match=r"holds several data sets; use one of .*data, .*second"):
         read(tmp_path)
 
 
-def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(handout, tmp_path):
-    shutil.make_archive(tmp_path / "lab4", "zip", handout)
+def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(data_folder, tmp_path):
+    shutil.make_archive(tmp_path / "lab4", "zip", data_folder)
     with pytest.raises(
         DataError, match=r'lab4\.zip: this is a file; unpack it by: python -m zipfile -e ".*lab4\.zip"'
     ):
@@ -355,60 +355,60 @@ def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(hando
     assert part_sizes(read(tmp_path / "only")) == PART_SIZES
 
 
-def test_files_that_systems_leave_behind_are_ignored(handout):
+def test_files_that_systems_leave_behind_are_ignored(data_folder):
     for part in (IMG, LABEL, "test/test_img/0", "test/test_label/0"):
         for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", "notes.txt"):
-            (handout / part / name).write_text("")
+            (data_folder / part / name).write_text("")
     for part in ("test/test_img", "test/test_label", "."):
-        (handout / part / "__MACOSX").mkdir()
-    assert part_sizes(read(handout)) == PART_SIZES
+        (data_folder / part / "__MACOSX").mkdir()
+    assert part_sizes(read(data_folder)) == PART_SIZES
 
 
 def never(*_, **__):
     raise AssertionError("decoded although cached")
 
 
-def test_the_second_read_comes_from_the_cache(handout, monkeypatch):
-    first = read(handout)
+def test_the_second_read_comes_from_the_cache(data_folder, monkeypatch):
+    first = read(data_folder)
     monkeypatch.setattr(folder, "decode", never)
-    again = read(handout)
+    again = read(data_folder)
     assert torch.equal(first.train.labels, again.train.labels)
     assert torch.equal(first.tests[0].answer, again.tests[0].answer)
 
 
-def test_the_cache_follows_every_edit_and_keeps_one_file_per_part(handout, picture, tmp_path):
-    read(handout)
-    file = handout / IMG / "3.png"
+def test_the_cache_follows_every_edit_and_keeps_one_file_per_part(data_folder, picture, tmp_path):
+    read(data_folder)
+    file = data_folder / IMG / "3.png"
     before = file.stat()
     picture(99).save(file)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # even with its old time restored
-    assert grey(read(handout).train.frames)[3] == 99
+    assert grey(read(data_folder).train.frames)[3] == 99
     for part in (IMG, LABEL):
-        picture(77).save(handout / part / "20.png")
-    assert len(read(handout).train) == 21
-    read(handout, fit="crop")
+        picture(77).save(data_folder / part / "20.png")
+    assert len(read(data_folder).train) == 21
+    read(data_folder, fit="crop")
     assert sorted(f.name.split("-")[0] for f in (tmp_path / "cache").iterdir()) == ["test", "train", "val"]
 
 
-def test_a_damaged_cache_is_built_again(handout, tmp_path, caplog):
-    read(handout)
+def test_a_damaged_cache_is_built_again(data_folder, tmp_path, caplog):
+    read(data_folder)
     for file in (tmp_path / "cache").iterdir():
         content = bytearray(file.read_bytes())
         place = content.index(bytes([1] * 64))  # inside a frame of grey level 1
         content[place] ^= 1
         file.write_bytes(content)
-    assert grey(read(handout).train.frames) == list(range(20))
+    assert grey(read(data_folder).train.frames) == list(range(20))
     assert caplog.text.count("this cache file is damaged") == 3
 
 
-def test_a_cache_that_cannot_be_written_only_warns(handout, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_only_warns(data_folder, tmp_path, caplog):
     (tmp_path / "blocked").write_text("")
-    assert len(read(handout, cache=tmp_path / "blocked/cache").train) == 20
+    assert len(read(data_folder, cache=tmp_path / "blocked/cache").train) == 20
     assert caplog.text.count("no cache was written") == 1
 
 
-def test_written_data_is_read_back_as_it_was(handout, tmp_path):
-    dataset = read(handout, boundaries=(4, 6))  # which cannot be found from the frames
+def test_written_data_is_read_back_as_it_was(data_folder, tmp_path):
+    dataset = read(data_folder, boundaries=(4, 6))  # which cannot be found from the frames
     (tmp_path / "out").mkdir()  # an empty folder may exist already
     write_folder(dataset, tmp_path / "out")
     again = read(tmp_path / "out")
@@ -422,14 +422,14 @@ def test_written_data_is_read_back_as_it_was(handout, tmp_path):
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".out")]
 
 
-def test_clip_names_without_a_number_are_not_written(handout, tmp_path):
-    dataset = dataclasses.replace(read(handout), tests=read(handout).val.as_clips())
+def test_clip_names_without_a_number_are_not_written(data_folder, tmp_path):
+    dataset = dataclasses.replace(read(data_folder), tests=read(data_folder).val.as_clips())
     with pytest.raises(DataError, match="test clip 'val0': the name is text"):
         write_folder(dataset, tmp_path / "out")
 
 
-def test_the_report_equals_a_computation_by_hand(handout):
-    table = report(read(handout, boundaries=(8,))).set_index("part")
+def test_the_report_equals_a_computation_by_hand(data_folder):
+    table = report(read(data_folder, boundaries=(8,))).set_index("part")
     assert table.loc["train", ["frames", "recordings", "boundaries"]].tolist() == [20, 2, "8"]
     # Frame k is grey level k: one step is 1/255, and recordings begin at 0 and 8.
     step = 20 * np.log10(255)
@@ -443,10 +443,22 @@ def test_the_report_equals_a_computation_by_hand(handout):
     assert table.loc["test 1", ["static", "copy_previous", "mean_frame"]].isna().all()
 
 
-def test_identical_frames_score_100_db(handout, picture):
+def test_the_report_of_many_frames_stays_readable():
+    """100,000 frames of 2 x 4 pixels in 1,000 recordings: each row is one short line."""
+    count = 100_000
+    frames = (torch.arange(count) % 100).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 4)
+    train = Video(frames, frames, tuple(range(100, count, 100)), "train")
+    table = report(Dataset("many", train, Video(frames[:0], frames[:0]), ()))
+    (row,) = table.to_dict("records")
+    assert (row["frames"], row["recordings"]) == (count, 1000)
+    assert row["boundaries"] == "100 200 300 400 500 600 700 800 900 1000 1100 1200 and 987 more"
+    assert row["copy_previous"] == pytest.approx(20 * np.log10(255), abs=1e-3)
+
+
+def test_identical_frames_score_100_db(data_folder, picture):
     for k in range(4):
-        picture(9).save(handout / f"val/val_img/{k}.png")
-    assert report(read(handout)).set_index("part").loc["val", "static"] == pytest.approx(100)
+        picture(9).save(data_folder / f"val/val_img/{k}.png")
+    assert report(read(data_folder)).set_index("part").loc["val", "static"] == pytest.approx(100)
 
 
 def test_the_synthetic_set_comes_from_the_cache_the_second_time(monkeypatch):

@@ -22,15 +22,15 @@ def labels_in(colours, count=20):
 
 
 @pytest.fixture
-def folder_with_colours(handout):
+def folder_with_colours(data_folder):
     """Write labels of the colours into the data folder, return the folder."""
 
     def write(*colours):
         for part in ("train/train_label", "val/val_label", "test/test_label/0", "test/test_label/1"):
-            files = sorted((handout / part).iterdir())
+            files = sorted((data_folder / part).iterdir())
             for file, label in zip(files, labels_in(colours, len(files)), strict=True):
                 label.save(file)
-        return handout
+        return data_folder
 
     return write
 
@@ -107,8 +107,8 @@ def test_colours_missing_from_labels_json_make_the_palette_unknown(folder_with_c
         '[["#00ff00", "#ff0000"], ["#00ff00", "#0000ff"]]', "[[1, 2]]", "[" * 100_000, '[["#00ff00"]]',
     ],
 )  # fmt: skip
-def test_a_damaged_labels_json_is_refused_in_one_line(handout, text):
-    (handout / "labels.json").write_text(text)
+def test_a_damaged_labels_json_is_refused_in_one_line(data_folder, text):
+    (data_folder / "labels.json").write_text(text)
     with pytest.raises(DataError, match=r"labels\.json: not a list of colour pairs") as caught:
-        read_folder(handout, progress=False)
+        read_folder(data_folder, progress=False)
     assert "\n" not in str(caught.value)

@@ -64,14 +64,14 @@ def killed_after(write, path, epochs):
 def kill_after_every_write(out):
     """Kill runs of one and of two epochs after file 1, 2, ..., each in its own folder; then run them to the end."""
     torch.set_num_threads(1)
-    for epochs in (1, 2):
-        for write in itertools.count(1):
+    for epochs, first in ((1, 1), (2, 5)):  # the first four files are those of epoch 1
+        for write in itertools.count(first):
             run = out / str(epochs) / str(write)
             status = killed_after(write, run, epochs)
             if status == 0:
                 break
             assert status == 9, status
-            assert killed_after(0, run, epochs) == 0
+            assert RunFolder(run).done or killed_after(0, run, epochs) == 0
 
 
 def deterministic(result):
@@ -83,12 +83,13 @@ def deterministic(result):
 def test_a_run_killed_after_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, cwd=ROOT, env=environment)
-    for epochs, files in (
-        ("1", 7),
-        ("2", 11),
-    ):  # config, best, last, history per epoch; scores, predictions, result
+    # Files of an epoch: config.json, best.pt, last.pt, history.csv. Of the end: scores, predictions, result.
+    for epochs in ("1", "2"):
         *killed, whole = sorted((tmp_path / epochs).iterdir(), key=lambda path: int(path.name))
-        assert len(killed) >= files
+        assert len(killed) == 7 or (epochs, len(killed)) == (
+            "2",
+            6,
+        )  # without best.pt where epoch 2 is not the best
         for folder in killed:
             run, wanted = RunFolder(folder), RunFolder(whole)
             ours, theirs = (one.history.drop(columns=["seconds", "frames_per_s"]) for one in (run, wanted))
@@ -241,6 +242,7 @@ def test_a_second_training_into_one_folder_is_refused_until_the_first_dies(held,
     assert not (folder / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_waits_for_a_run_that_another_process_trains(held, monkeypatch):
     folder, first = held
     jobs = plan("tiny", folder.parent, {"held": {}, "free": {}}, [0], TINY | {"epochs": 1})

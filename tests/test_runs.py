@@ -15,10 +15,11 @@ from cvae_lab.config import ConfigError
 from cvae_lab.data import load
 from cvae_lab.evaluation.metrics import grade
 from cvae_lab.rollout import predict
+from cvae_lab.runs import reference, result
 from cvae_lab.runs.folder import RunFolder, best_run, find_runs
 from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
 from cvae_lab.runs.result import RunError
-from cvae_lab.runs.studies import STUDIES, plan
+from cvae_lab.runs.studies import STUDIES, Study, plan
 from cvae_lab.runs.sweep import execute, injected_parameters, notebook_parameters, notebook_run, sweep
 from cvae_lab.runs.tables import (
     END,
@@ -142,7 +143,8 @@ def test_a_failing_run_says_why_and_stops_no_other(template, tmp_path):
 @pytest.mark.xdist_group("sweep")
 def test_a_notebook_that_fails_is_kept_under_another_name(tmp_path):
     """papermill itself marks the cells of an interrupted notebook as completed, so only result.json decides."""
-    notebook = nbformat.v4.new_notebook()
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(metadata=kernel)
     parameters = nbformat.v4.new_code_cell(
         "data = run_dir = ''\nextra = {}", metadata={"tags": ["parameters"]}
     )
@@ -188,12 +190,10 @@ def test_parameters_that_papermill_injects_are_used_or_refused():
         injected_parameters({"In": ["", own, "# Parameters\nepoch = 3\n"], "epoch": 3})
 
 
-def test_a_notebooks_run_folder_is_printed_as_an_absolute_path(tmp_path, monkeypatch, capsys):
+def test_a_notebooks_run_folder_is_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert notebook_run("runs/mine").path == tmp_path / "runs/mine"
-    assert str(tmp_path / "runs/mine") in capsys.readouterr().out
     assert notebook_run("").path.is_dir()
-    assert capsys.readouterr().out == ""
     with pytest.raises(RunError, match="run_dir = 20261127 is not text"):
         notebook_run(20261127)
 
@@ -230,8 +230,8 @@ def test_the_printed_table_fits_80_columns_and_has_units(swept):
 def test_the_best_run_is_chosen_by_its_held_out_score(swept, tmp_path):
     for name, heldout, test in (("a-seed0", 20.0, 30.0), ("b-seed0", 25.0, 10.0)):
         run = shutil.copytree(swept[0] / "none-seed0", tmp_path / name)
-        result = json.loads((run / "result.json").read_text()) | {"heldout_psnr": heldout, "psnr_mean": test}
-        (run / "result.json").write_text(json.dumps(result))
+        content = json.loads((run / "result.json").read_text()) | {"heldout_psnr": heldout, "psnr_mean": test}
+        (run / "result.json").write_text(json.dumps(content))
     assert best_run(tmp_path).path.name == "b-seed0"
     assert (
         write_pictures(find_runs(tmp_path), runs_table(find_runs(tmp_path)), tmp_path)[-1].parent.name
@@ -333,6 +333,57 @@ def test_committed_tables_name_the_origin_of_every_row(table):
         assert all(f"| {name} |" in head for name in different_origins(rows))
 
 
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder with the committed records, studies of one or two tiny runs, and sweeps in this process."""
+    root = tmp_path / "repository"
+    shutil.copytree(ROOT / "figures/studies", root / "figures/studies")
+    shutil.copytree(ROOT / "figures/reference/none-seed0", root / "figures/reference/none-seed0")
+    studies = {
+        "reference": Study("", TINY, {"none": {"kl_strategy": "none"}}, seeds=(0,), data="tiny"),
+        "ablation": Study("", TINY, {"as-is": {}, "no-flip": {"flip": False}}, seeds=(0,), data="tiny"),
+    }
+    monkeypatch.setattr(reference, "STUDIES", studies)
+    monkeypatch.setattr(reference, "sweep", lambda _, jobs, *__, **___: (execute(None, job) for job in jobs))
+    return root
+
+
+def test_reproduce_makes_records_once_and_skips_what_is_done(repository, tmp_path):
+    out = tmp_path / "out"
+    todo = reference.steps(repository, out, workers=2)
+    assert [(step.name, len(step.to_do), step.workers) for step in todo] == [
+        ("reference", 1, 2),
+        ("ablation", 2, 2),
+    ]
+    recorded = pd.read_csv(ROOT / "figures/studies/ablation.csv")["minutes"].mean()
+    assert todo[1].minutes_left == pytest.approx(2 * (recorded + reference.RUN_OVERHEAD) / 2)
+    reference.reproduce(todo, repository, log=lambda _: None)
+    rows = pd.read_csv(repository / "figures/studies/ablation.csv")
+    assert rows["variant"].tolist() == ["as-is", "no-flip"]
+    assert different_origins(rows) == []
+    (copy,) = find_runs(repository / "figures/reference")
+    assert (copy.path.name, copy.config.train.kl_strategy, copy.result["data"]) == (
+        "none-seed0",
+        "none",
+        "tiny",
+    )
+    assert not list(copy.path.glob("*.pt"))
+    again = reference.steps(repository, out, workers=2)
+    assert [step.to_do for step in again] == [[], []]
+    assert sum(step.minutes_left for step in again) == 0
+
+
+def test_reproduce_refuses_an_unknown_record_and_uncommitted_changes(repository, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="no record 'ablaton'"):
+        reference.steps(repository, tmp_path, 1, ["ablaton"])
+    monkeypatch.setattr(
+        result, "_git", lambda *words: "abc1234" if words[0] == "rev-parse" else " M config.py"
+    )
+    assert result.provenance()["commit"] == "abc1234+changes"
+    with pytest.raises(RunError, match="not at a commit"):
+        result.commit_to_reproduce()
+
+
 @pytest.mark.xdist_group("sweep")
 def test_a_thousand_runs_are_compared_in_one_readable_picture(swept, tmp_path):
     source = swept[0] / "none-seed0"
@@ -342,11 +393,11 @@ def test_a_thousand_runs_are_compared_in_one_readable_picture(swept, tmp_path):
             run.mkdir()
             for name in ("config.json", "history.csv"):
                 shutil.copyfile(source / name, run / name)
-            result = json.loads((source / "result.json").read_text()) | {
+            content = json.loads((source / "result.json").read_text()) | {
                 "heldout_psnr": 20 + variant / 100,
                 "seed": seed,
             }
-            (run / "result.json").write_text(json.dumps(result))
+            (run / "result.json").write_text(json.dumps(content))
     runs = find_runs(tmp_path)
     table = runs_table(runs)
     assert len(table) == 1000

@@ -1,4 +1,4 @@
-"""Decoded pictures and rendered data, kept on disk so that they are made only once."""
+"""Keep decoded pictures and rendered data on disk, so that they are made only once."""
 
 import functools
 import hashlib
@@ -31,11 +31,11 @@ def cache_dir() -> Path:
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `build` makes, from the cache file `name` if its key is `key` and its checksum is right.
+    """Return the value in the cache file `name` if its key and checksum are right; otherwise call `build`.
 
-    The value consists of tensors, numbers and text in dicts, lists and tuples. It is built again when the key changes,
-    or when the file is missing or damaged. Tensors from the file are memory-mapped, so that processes share them.
-    Where the file cannot be written, one warning per folder says so, and the value is returned all the same.
+    The value consists of tensors, numbers and text in dicts, lists and tuples. Tensors from the file are
+    memory-mapped, so that several processes use the same memory. A damaged file is logged and built again. A file
+    that cannot be written is logged once per folder, and the value is returned.
     """
     file = folder / f"{name}.pt"
     value = _read(file, key)

@@ -1,15 +1,15 @@
 """What a data set holds, and what trivial predictions score on it."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data.clips import Clip, Dataset, Video, frame_changes
+from cvae_lab.data.clips import Clip, Dataset, Video
 from cvae_lab.data.palette import STANDARD, Palette, unknown_fraction
 from cvae_lab.data.pixels import to_float
-
-Frames = UInt8[Tensor, "n 3 h w"]
 
 
 def report(dataset: Dataset) -> pd.DataFrame:
@@ -31,10 +31,16 @@ def report(dataset: Dataset) -> pd.DataFrame:
 def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None, palette: Palette) -> dict:
     row = {"part": video.name, "frames": len(video), "recordings": len(video.recordings)}
     row |= {
-        "boundaries": " ".join(map(str, video.boundaries)),
+        "boundaries": _shortened(video.boundaries),
         "unknown_colours": unknown_fraction(video.labels, palette),
     }
     return row | _baselines(video, mean)
+
+
+def _shortened(numbers: Sequence[int], most: int = 12) -> str:
+    """The numbers as text; of many, the first ones, so that a table stays readable."""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return " ".join(map(str, numbers[:most])) + more
 
 
 def _clip_row(clip: Clip, mean: Float[Tensor, "3 h w"] | None, palette: Palette) -> dict:
@@ -45,20 +51,19 @@ def _clip_row(clip: Clip, mean: Float[Tensor, "3 h w"] | None, palette: Palette)
 
 
 def _baselines(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict[str, float]:
-    scores = {"static": [], "copy_previous": [], "mean_frame": []}
-    for start, stop in video.recordings:
-        frames = video.frames[start:stop]
-        scores["static"].append(_error(frames[1:], to_float(frames[0])))
-        scores["copy_previous"].append(frame_changes(frames))
-        scores["mean_frame"].append(_error(frames[1:], mean) if mean is not None else torch.zeros(0))
-    return {name: _mean_psnr(torch.cat(errors)) for name, errors in scores.items()}
-
-
-def _error(frames: Frames, image: Float[Tensor, "3 h w"]) -> Float[Tensor, " n"]:
-    """Mean squared error of each frame against one image, values in [0, 1]."""
-    # A few frames at a time, because as floats they take four times the memory.
-    pieces = [(to_float(piece) - image).square().mean((1, 2, 3)) for piece in frames.split(32)]
-    return torch.cat(pieces)
+    """Mean PSNR of the three baselines over all frames but the first of each recording."""
+    index = torch.arange(len(video))
+    start = torch.cat([torch.full((stop - start,), start) for start, stop in video.recordings])
+    # One array for all errors: many small ones between large temporaries fragment the memory of long videos.
+    errors = torch.full((3, len(video)), torch.nan)
+    for rows in index.split(32):
+        frames = to_float(video.frames[rows])
+        predictions = [to_float(video.frames[start[rows]]), to_float(video.frames[(rows - 1).clamp_min(0)])]
+        for row, prediction in enumerate(predictions if mean is None else [*predictions, mean]):
+            errors[row, rows] = (frames - prediction).square().mean((1, 2, 3))
+    predicted = errors[:, index != start]
+    names = ("static", "copy_previous", "mean_frame")
+    return {name: _mean_psnr(error) for name, error in zip(names, predicted, strict=True)}
 
 
 def _mean_psnr(error: Float[Tensor, " n"]) -> float:

@@ -1,7 +1,7 @@
-"""The course's text formats: clips of 2023, the later years' CSV, and the answers that both gave out.
+"""The course's text formats: one file per clip in 2023, one CSV of all clips in later years, and the answers in both.
 
-Files come from strangers, so reading is bounded: a file much larger than its format needs is refused before it is
-read, and every value is checked.
+These files come from other people, so reading is bounded: a file that is much larger than its format needs is refused
+before it is read, and every value is checked.
 """
 
 import hashlib
@@ -113,7 +113,7 @@ def _are_pixels(values: Float[np.ndarray, " n"]) -> bool:
 
 
 def _row_fault(path: Path, number: int, names: list[str], fields: list[bytes]) -> DataError:
-    """The first fault of a row, found slowly and named exactly."""
+    """Find the first fault of a row, value by value, and name its column."""
     if len(fields) != VALUES + 1:
         return DataError(f"{path}: line {number} has {len(fields)} columns; it needs id and {VALUES} values")
     for name, field in zip(names, fields, strict=False):

@@ -27,8 +27,8 @@ Frames = UInt8[Tensor, "_ 3 _ _"] | Float[Tensor, "_ 3 _ _"]
 Fit = Literal["stretch", "crop", "letterbox"]
 """How a picture of other proportions becomes one of the wanted size.
 
-`stretch` scales width and height independently, as the course's code does; `crop` keeps the proportions and cuts off
-what does not fit; `letterbox` keeps them and adds bars: black in frames, white in labels.
+`stretch` scales width and height independently, as the course's code does. `crop` keeps the proportions and removes
+what does not fit. `letterbox` keeps the proportions and adds bars: black in frames, white in labels.
 """
 
 
@@ -158,7 +158,7 @@ def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
 
 
 def _kind(picture: Image.Image) -> str:
-    """What distinguishes a picture from an 8-bit RGB PNG, in a word."""
+    """Name the property by which a picture differs from an 8-bit RGB PNG; empty where there is none."""
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return "transparency"
     if picture.mode.startswith(("I", "F")) or picture.info.get("is_16_bit"):

@@ -104,13 +104,16 @@ def _prior(c: ModelConfig) -> nn.Module | None:
 
 
 def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:
-    frame, label, fused = 128, 32, 192
+    frame, label, fused = c.width, c.label_width, c.decoder_width
+    generator = modules.Generator(fused, 3)
+    if c.output == "sigmoid":
+        generator.append(nn.Sigmoid())  # it has no weights, so the names of all tensors stay the course's
     return (
         modules.RGB_Encoder(3, frame),
         modules.Label_Encoder(3, label),
         modules.Gaussian_Predictor(frame + label, c.latents),
         modules.Decoder_Fusion(frame + label + c.latents, fused),
-        modules.Generator(fused, 3),
+        generator,
     )
 
 

@@ -132,7 +132,8 @@ def _run_all(
     from cvae_lab.runs.sweep import sweep
 
     jobs = plan(data, options.out, variants, seeds, params)
-    load(data)  # decoded or rendered once, before the workers need it; a faulty folder is refused here
+    # Decoded or rendered once, before the workers need it; a faulty folder is refused here.
+    load(data, required=("train",))
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
     log = _log_line
@@ -152,7 +153,15 @@ def predict(options: argparse.Namespace) -> None:
     from cvae_lab.runs.predict import predict_run
 
     predict_run(
-        options.runs, options.data, options.seed, options.csv, _log_line, out=options.out, plain=options.plain
+        options.runs,
+        options.data,
+        options.seed,
+        options.csv,
+        _log_line,
+        out=options.out,
+        plain=options.plain,
+        answers=options.answers,
+        output=options.output,
     )
 
 

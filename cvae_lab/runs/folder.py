@@ -124,7 +124,7 @@ class RunFolder:
 
         Raises RunError where the run has no checkpoint or a required score is not finite.
         """
-        clips = [*data.val.as_clips()[:1], *data.tests]
+        clips = [*data.tests, *data.val.as_clips()[:1]]
         chosen, last = self._last_record("best.pt"), self._last_record("last.pt")
         model, predictions = self._predict("best.pt", clips, config, seed)
         scores = final = score(clips, predictions)
@@ -140,7 +140,7 @@ class RunFolder:
         with replacing(self.path / "predictions.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
         if pictures and clips:
-            shown = slice(-len(data.tests) if data.tests else 0, None)
+            shown = slice(len(data.tests) or None)
             write_grid_gif(self.path / "predictions.gif", clips[shown], predictions[shown])
             write_clip_player(self.path / "player.html", clips[shown][0], predictions[shown][0])
         write_text(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False))
@@ -154,7 +154,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} has no {name}, so it cannot be finished; no epoch had a finite held-out score."
             )
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["history"][-1]
+        return checkpoint.read_history(file)[-1]
 
     def _predict(
         self, name: str, clips: list[Clip], config: RunConfig, seed: int
@@ -214,14 +214,9 @@ class RunFolder:
             table = pd.DataFrame()
         if missing := {"epoch", "step", "loss", "mse", "kl_nats", "heldout_psnr", "seconds"} - set(table):
             raise RunError(f"{file} is damaged: it has no readable column {min(missing)}.")
-        if (
-            not text.endswith("\n")
-            or len(widths) > 1
-            or table["epoch"].tolist() != [*range(1, len(table) + 1)]
-        ):
-            raise RunError(
-                f"{file} is cut off or has lost rows; run the training command again to restore it."
-            )
+        epochs = table["epoch"].tolist()
+        if not epochs or not text.endswith("\n") or len(widths) > 1 or epochs != [*range(1, len(epochs) + 1)]:
+            raise RunError(f"{file} is cut off or lost rows; run the training command again to restore it.")
         return table.astype({"epoch": int, "step": int})
 
     @cached_property
@@ -280,7 +275,7 @@ def train_run(
         raise RunError(f"{path} holds a run already; give --resume to continue it, or another folder.")
     if run.done and not run.config.difference(config, ignore=("threads",)):
         raise RunError(f"{path} is done; give more epochs or minutes to continue it, or another folder.")
-    data = load(config.data, progress=distributed.rank() == 0)
+    data = load(config.data, progress=distributed.rank() == 0, required=("train",))
     state = run.begin(config)
     try:
         if distributed.rank():

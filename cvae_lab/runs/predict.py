@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import DataError, load
+from cvae_lab.data import load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.pixels import to_float
@@ -19,6 +19,7 @@ from cvae_lab.runs.result import RunError
 from cvae_lab.training import checkpoint
 from cvae_lab.views.clip_views import write_clip_gif, write_clip_player
 
+Output = Literal["auto", "linear", "sigmoid"]
 Form = Literal["later", "2023"]
 Log = Callable[[str], None]
 Videos = list[Float[Tensor, "_ 3 _ _"]]
@@ -40,6 +41,8 @@ def predict_run(
     log: Log = print,
     out: Path | None = None,
     plain: bool = False,
+    answers: Path | None = None,
+    output: Output = "auto",
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
@@ -54,29 +57,44 @@ def predict_run(
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
+        answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
+        output: last activation of a network that another trainer saved (`checkpoint.load_model`).
 
     Raises RunError where the folder cannot be written to, before anything is predicted.
     """
     chosen = [_choose(run) for run in runs]
     out = out or _default_folder(chosen, plain)
     _check_writable(out)
-    source, device = load(data), pick_device()
-    if not source.tests:
-        raise DataError(f"{data} has no test clips, so there is nothing to predict.")
+    source = load(data, parts=("val", "test"), required=("test",), answers=answers)
     has_answers = any(clip.answer is not None for clip in source.tests)
-    clips = [*source.tests, *(() if has_answers else source.val.as_clips())]
-    videos: dict[str, list[Videos]] = {"plain": [], **({} if plain else {"corrected": []})}
+    # As in a run's own result, one validation clip is in the batch, because z of a clip may depend on its batch.
+    clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
+    kinds = ("plain",) if plain else ("plain", "corrected")
+    videos = _predict_all(chosen, clips, kinds, seed, output, log)
+    for line in score_lines(source.tests if has_answers else clips, videos):
+        log(line)
+    _write(out, form, source.tests, videos[kinds[-1]][: len(source.tests)], log)
+    return out
+
+
+def _predict_all(
+    chosen: Sequence[_Chosen],
+    clips: Sequence[Clip],
+    kinds: Sequence[str],
+    seed: int,
+    output: Output,
+    log: Log,
+) -> dict[str, Videos]:
+    """Mean predictions of the checkpoints, by kind: plain, or corrected at test time."""
+    device = pick_device()
+    videos: dict[str, list[Videos]] = {kind: [] for kind in kinds}
     for file, _, reason in chosen:
         log(f"Predicting with {file}{reason}")
-        model, trained = checkpoint.load_model(file, device), checkpoint.train_config(file)
+        model = checkpoint.load_model(file, device, output=output, clips=clips, log=log)
+        trained = checkpoint.train_config(file)
         for kind, found in videos.items():
             found.append(predict_clips(model, clips, trained, seed, corrected=kind == "corrected"))
-    averaged = {kind: _averaged(found) for kind, found in videos.items()}
-    kept = averaged["plain" if plain else "corrected"][: len(source.tests)]
-    for line in score_lines(clips, averaged):
-        log(line)
-    _write(out, form, source.tests, kept, log)
-    return out
+    return {kind: _averaged(found) for kind, found in videos.items()}
 
 
 def _choose(run: Path) -> _Chosen:

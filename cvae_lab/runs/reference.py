@@ -215,9 +215,8 @@ def steps(
     found = []
     for name, study in studies.items():
         if not only or name in only:
-            jobs = plan(
-                data or study.data, out / name, study.variants, seeds or study.seeds, study.base | changes
-            )
+            variants = {key: {**variant, **changes} for key, variant in study.variants.items()}
+            jobs = plan(data or study.data, out / name, variants, seeds or study.seeds, study.base)
             timed = name in ("minutes", "course", "pretrained")  # nothing else may run beside these
             found.append(Step(name, jobs, 1 if timed else max(1, workers), _minutes(root, name, study)))
     return found

@@ -263,8 +263,8 @@ def _assigned(cell: str) -> set[str]:
     return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
-def notebook_run(run_dir: str) -> RunFolder:
-    """Return the run folder of a notebook, a temporary one where `run_dir` is empty, and print its absolute path.
+def notebook_run(run_dir: str | int) -> RunFolder:
+    """Return the run folder of a notebook, with an absolute path; a temporary one where `run_dir` is empty.
 
     A relative path counts from the working directory. Raises RunError where papermill turned a name of digits into a
     number.
@@ -273,10 +273,7 @@ def notebook_run(run_dir: str) -> RunFolder:
         raise RunError(
             f"run_dir = {run_dir!r} is not text; give it to papermill by -r run_dir NAME instead of -p."
         )
-    path = Path(run_dir or tempfile.mkdtemp()).resolve()
-    if run_dir:
-        print(f"This run is kept in {path}.")  # noqa: T201
-    return RunFolder(path)
+    return RunFolder(Path(run_dir or tempfile.mkdtemp()).resolve())
 
 
 def _reason(error: Exception) -> str:

@@ -1,30 +1,96 @@
-"""Save, load and resume checkpoints; the course's checkpoints load too. Files are read with `weights_only=True`."""
+"""Save, load and resume checkpoints; checkpoints of the course and of other trainers of its network load too.
 
-import json
-from dataclasses import replace
+A file is validated before anything is built from it: its kind and checksums (`models.weight_files`), the structure of
+its content (the classes below), every tensor's name, shape and values (`models.weights`).
+"""
+
+import errno
+import io
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
-from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
+from cvae_lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig
+from cvae_lab.data.clips import Clip
 from cvae_lab.data.files import replacing
+from cvae_lab.evaluation.output_activation import choose_output
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.training.state import TrainState
+from cvae_lab.models.weight_files import CheckpointError, read_file
+from cvae_lab.models.weights import build, check_weights, course_config, find_weights
+from cvae_lab.training.state import Record, TrainState
+
+__all__ = ["CheckpointError", "create_state", "load_model", "read_history", "resume", "save", "train_config"]
+
+FORMAT = 2
+"""Version of the file format. Files without a number are of version 1, which has the same content."""
+
+_Content = TypeVar("_Content", bound="_ModelContent")
+_log = logging.getLogger(__name__)
+_Count = Annotated[int, Field(ge=0, le=10**15)]
+_Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-class CheckpointError(ValueError):
-    """A file that is no checkpoint, or not one of this model; the message says which and why."""
+class _ModelContent(BaseModel):
+    """What a checkpoint must hold to build a model."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    format: _Count = 1
+    config: str
+    state_dict: dict[str, Tensor]
+    average: dict[str, Tensor] | None = None
+
+    def run_config(self, path: Path) -> RunConfig:
+        """Return the configuration of the run that wrote the file."""
+        try:
+            return RunConfig.from_json(self.config)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{path} has a configuration that this version cannot use: {error}"
+            ) from error
+
+
+class _RunContent(_ModelContent):
+    """What a checkpoint must hold to continue a run."""
+
+    n_averaged: _Count
+    optimizer: dict[str, Any]
+    generators: dict[str, Tensor]
+    epoch: _Count
+    step: _Count
+    elapsed: _Finite
+    kl_weight: _Finite
+    history: list[dict[str, float | int]]
 
 
 def save(path: Path, state: TrainState, config: RunConfig) -> None:
-    """Write a checkpoint atomically."""
-    with replacing(path) as temporary:
-        torch.save({"config": config.to_json(), **state.state_dict()}, temporary)
+    """Write a checkpoint atomically: after an error, `path` keeps its old content.
+
+    Raises OSError with the file's name and the room it needs where the disk is full.
+    """
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, "config": config.to_json(), **state.state_dict()}, content)
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        needed, free = (size / 1e6 for size in (content.tell(), shutil.disk_usage(path.parent).free))
+        raise OSError(
+            f"The disk is full: {path} needs {needed:.1f} MB, and {free:.1f} MB are free ({error.strerror}). "
+            "Earlier files are unchanged; free some space and resume the run."
+        ) from error
 
 
 def create_state(config: RunConfig) -> TrainState:
-    """Return the state of a new run, with the weights of `init_from` where it is given.
+    """Return the state of a new run, with the weights of `init_from` where it is set.
 
     `init_from` names a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and generators are
     new. Raises CheckpointError where the file holds another network.
@@ -32,15 +98,23 @@ def create_state(config: RunConfig) -> TrainState:
     state = TrainState.create(config.model, config.train)
     if config.train.init_from:
         path = Path(config.train.init_from)
-        source = load_model(path / "best.pt" if path.is_dir() else path)
-        if difference := replace(config, model=source.config).difference(config):
-            raise CheckpointError(
-                f"The weights in {path} do not fit this run: its network has {difference}; "
-                "give the same value, or other initial weights."
-            )
+        file = path / "best.pt" if path.is_dir() else path
+        is_course = config.model.name == "handout"
+        source = load_model(file, output=config.model.output if is_course else "linear")
+        if options := _options(source.config, config.model):
+            raise CheckpointError(f"The weights in {file} do not fit this run's network; give {options}.")
         for model in (state.model, *([] if state.average is None else [state.average.module])):
             model.load_state_dict(source.state_dict())
     return state
+
+
+def _options(wanted: ModelConfig, present: ModelConfig) -> str:
+    """Return the command-line options that change `present` into `wanted`; empty where they are equal."""
+    if wanted.name != present.name:
+        plain = ModelConfig.preset(wanted.name)
+        return " ".join([f"-p preset {wanted.name}", *filter(None, [_options(wanted, plain)])])
+    values, others = asdict(wanted), asdict(present)
+    return " ".join(f"-p {name} {value}" for name, value in values.items() if value != others[name])
 
 
 def resume(path: Path, config: RunConfig) -> TrainState:
@@ -49,64 +123,104 @@ def resume(path: Path, config: RunConfig) -> TrainState:
     `epochs`, `minutes` and `threads` may differ from the interrupted run. Raises CheckpointError where anything else
     differs, because schedules and data would not continue.
     """
-    raw = _read(path)
-    if "config" not in raw:
+    raw = read_file(path)
+    if not _is_own(raw):
         raise CheckpointError(
             f"{path} is not the checkpoint of a run, so it cannot be resumed; give a run's last.pt."
         )
-    if difference := RunConfig.from_json(raw["config"]).difference(
-        config, ignore=("epochs", "minutes", "threads")
-    ):
+    content = _validated(path, raw, _RunContent)
+    if difference := content.run_config(path).difference(config, ignore=("epochs", "minutes", "threads")):
         raise CheckpointError(
             f"{path} was trained with {difference}; "
             "give the same value to resume, or another run folder to start again."
         )
+    check_weights(path, content.state_dict, config.model)
     state = TrainState.create(config.model, config.train)
-    state.load_state_dict(raw)
+    if state.average is not None:
+        check_weights(path, content.average or {}, config.model)
+    try:
+        state.load_state_dict(raw)
+    except (ConfigError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        reason = str(error) if isinstance(error, ConfigError) else "its training state is damaged"
+        raise CheckpointError(f"{path} cannot be resumed: {reason}.") from error
     return state
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", average: bool = True) -> CVAE:
-    """Load a model in eval mode from a run's best.pt or last.pt, or from a course checkpoint.
+def read_history(path: Path) -> list[Record]:
+    """Return the records of all epochs in a run's checkpoint, which are the truth where history.csv differs."""
+    return _validated(path, read_file(path), _RunContent).history
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    average: bool = True,
+    output: Literal["auto", "linear", "sigmoid"] = "auto",
+    clips: Sequence[Clip] = (),
+    log: Callable[[str], None] = _log.warning,
+) -> CVAE:
+    """Load a model in eval mode from a run's best.pt or last.pt, or from a checkpoint of the course's network.
 
     Args:
         average: use the averaged weights where the run kept them.
+        output: last activation of a network that another trainer saved, which its file does not tell. `auto` compares
+            both on `clips` (`evaluation.output_activation`); without clips it is linear, as in the course's code.
+        clips: clips with true frames, or with a first frame only.
+        log: called with one line about prefixes that were removed and about the activation that was chosen.
 
-    Of a course file only `state_dict` is read; most public copies hold something else under `optimizer`. Raises
-    CheckpointError where the file is no checkpoint of a known network.
+    Raises CheckpointError where the file is not a checkpoint of a known network.
     """
     path = Path(path)
-    raw = _read(path)
-    config = json.loads(raw["config"])["model"] if "config" in raw else None
-    model = CVAE(ModelConfig(**config) if config else ModelConfig.preset("handout"))
-    weights = (raw.get("average") if average else None) or raw["state_dict"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not hold the weights of preset {model.config.name}: {error}."
-        ) from error
+    raw = read_file(path)
+    if _is_own(raw):
+        content = _validated(path, raw, _ModelContent)
+        config = content.run_config(path).model
+        model = build(path, (content.average if average else None) or content.state_dict, config)
+    else:
+        weights = find_weights(path, raw, log)
+        config = course_config(path, weights)
+        model = build(path, weights, config)
+        if output == "auto" and clips:
+            choice = choose_output(model, clips)
+            log(f"{path}: {choice.message}")
+            output = choice.output
+        if output == "sigmoid":
+            model = build(path, weights, replace(config, output="sigmoid"))
     return model.to(device, memory_format=torch.channels_last).eval()
 
 
 def train_config(path: Path) -> TrainConfig:
     """Return how a checkpoint was trained; for a course checkpoint, the training of preset `handout`."""
-    raw = _read(path)
-    config = RunConfig.from_json(raw["config"]) if "config" in raw else RunConfig.from_params("", "handout")
-    return config.train
+    raw = read_file(path)
+    if not _is_own(raw):
+        return RunConfig.from_params("", "handout").train
+    return _validated(path, raw, _ModelContent).run_config(path).train
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint {path}.")
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+def _is_own(raw: dict[str, Any]) -> bool:
+    """Whether a run of this project wrote the file; other trainers may use the key `config` too, for a dict."""
+    return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)
+
+
+def _validated(path: Path, raw: dict[str, Any], kind: type[_Content]) -> _Content:
+    version = raw.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of tensors ({type(error).__name__})."
-        ) from error
-    if not isinstance(raw, dict) or "state_dict" not in raw:
-        raise CheckpointError(
-            f"{path} holds no state_dict, so it is no checkpoint of this project or of the course."
+            f"{path} was written by a newer version of cvae_lab (checkpoint format {version}, this version reads up "
+            f"to {FORMAT}); update cvae_lab."
         )
-    return raw
+    try:
+        content = kind.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:60]
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of a run: {place}: {first['msg']}."
+        ) from error
+    if isinstance(content, _RunContent):
+        epochs = [record.get("epoch") for record in content.history]
+        if len(epochs) != content.epoch or epochs != list(range(1, len(epochs) + 1)):
+            raise CheckpointError(
+                f"{path} is damaged: its history does not have one record for each of its {content.epoch} epochs."
+            )
+    return content

@@ -22,6 +22,32 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> "torch.optim.Optimi
     return kinds[config.optimizer](model.parameters(), **options)
 
 
+_MOMENTS = {
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Adamax": {"step", "exp_avg", "exp_inf"},
+    "Muon": {"momentum_buffer"},
+}
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load the moments of a saved state, and keep the optimizer's own learning rate and other settings.
+
+    Raises ValueError where the moments do not belong to these parameters or are not finite.
+    """
+    current = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = _MOMENTS[type(optimizer).__name__]
+    for index, values in saved["state"].items():
+        if set(values) != names or not all(isinstance(value, Tensor) for value in values.values()):
+            raise ValueError(f"moments of parameter {index}: {sorted(values)} instead of {sorted(names)}")
+        for name, value in values.items():
+            expected = torch.Size() if name == "step" else parameters[index].shape
+            if value.shape != expected or not value.isfinite().all():
+                raise ValueError(f"{name} of parameter {index} does not fit or is not finite")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": current["param_groups"]})
+
+
 class Muon:
     """`torch.optim.Muon` for convolution kernels, AdamW for all other parameters.
 
@@ -69,8 +95,8 @@ class Muon:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.muon.load_state_dict(state["muon"])
-        self.adamw.load_state_dict(state["adamw"])
+        restore_moments(self.muon, state["muon"])
+        restore_moments(self.adamw, state["adamw"])
 
 
 def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:

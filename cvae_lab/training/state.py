@@ -17,7 +17,7 @@ from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device
 from cvae_lab.rollout import Feedback, UnrollOutput, unroll
 from cvae_lab.training import distributed
-from cvae_lab.training.optimizer import Muon, make_optimizer
+from cvae_lab.training.optimizer import Muon, make_optimizer, restore_moments
 
 Record = dict[str, float | int]
 """The values of one epoch: a row of history.csv."""
@@ -128,14 +128,18 @@ class TrainState:
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
             self.average.n_averaged.fill_(state["n_averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            restore_moments(self.optimizer, state["optimizer"])
         for name, generator in self.generators.items():
             try:
                 generator.set_state(state["generators"][name].cpu())
-            except RuntimeError as error:
+            except (RuntimeError, TypeError) as error:
                 raise ConfigError(
-                    "the run was started on another kind of device (CPU or CUDA), whose random state cannot be used "
-                    "here; resume it on that kind of device, or start again in another folder."
+                    "its random state cannot be used here, because the run was started on another kind of device "
+                    "(CPU or CUDA) or the file is damaged; resume the run on that kind of device, or start again "
+                    "in another folder"
                 ) from error
         if (
             distributed.rank()

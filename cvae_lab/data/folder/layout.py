@@ -1,4 +1,4 @@
-"""Where a data set lies, which parts it has, and which files belong to them. No picture is decoded here."""
+"""Find the folder of a data set, its parts and their files. No picture is decoded here."""
 
 import logging
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def find_parts(
 
 
 def _is_there(root: Path, part: str) -> bool:
-    """Whether a part's folder exists. One with empty picture folders counts as missing, which a line says."""
+    """Whether a part's folder exists and is not empty. A part with two empty picture folders is logged."""
     if not (root / part).is_dir():
         return False
     folders = [root / part / f"{part}_{kind}" for kind in ("img", "label")]

@@ -1,4 +1,4 @@
-"""File names to frame numbers: `12.png`, `frame12.png`, `img_00012.jpg`, clip folders `3` or `seq3`."""
+"""Read frame numbers from file names: `12.png`, `frame12.png`, `img_00012.jpg`, clip folders `3` or `seq3`."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
-    """The number is the last one in a name; what stands before and after it must be equal in the whole folder."""
+    """Use the last number in each name. The text before and after it must be the same in the whole folder."""
     names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
     numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
     if numbers is None or len(set(numbers)) < len(paths):
@@ -61,6 +61,7 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def _naming_fault(paths: Sequence[Path], names: Sequence[str]) -> DataError:
+    """The first fault: a name without a number, a number that occurs twice, or a second pattern."""
     found: dict[int, Path] = {}
     patterns = []
     for path, name in zip(paths, names, strict=True):

@@ -1,4 +1,4 @@
-"""What a reader of a data folder must know and would not see: resized and converted pictures, unknown colours."""
+"""Log what changed while a data folder was read: resized or converted pictures, unknown label colours."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from cvae_lab.data.palette import (
 )
 from cvae_lab.data.pixels import DataError, Fit, Group
 
-SAME_PROPORTIONS = 0.02  # relative difference of width / height that nobody sees
+SAME_PROPORTIONS = 0.02  # relative difference of width / height that is not visible
 SAMPLED_LABELS = 100  # per video, evenly spaced: enough to know the colours
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def size_notices(
     read: Mapping[str, dict[str, Any]], groups: Mapping[str, list[Group]], size: tuple[int, int], fit: Fit
 ) -> Iterator[str]:
-    """One sentence per source size that is not `size` (height, width): what is resized, and how shapes change.
+    """Yield one sentence per source size that is not `size` (height, width): what is resized, and the distortion.
 
     Raises DataError where `fit` would keep the proportions of frames and labels that do not have the same.
     """
@@ -67,15 +67,18 @@ def _distortion(source: float, target: float, fit: Fit) -> str:
 
 
 def conversion_notices(read: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """One sentence per part whose files are not 8-bit RGB PNG."""
+    """Yield one sentence per part that has files other than 8-bit RGB PNG."""
     for part, value in read.items():
         if kinds := value["conversions"]:
-            listed = "; ".join(f"{kind}: {count} files" for kind, count in kinds.items())
+            listed = "; ".join(f"{kind}: {count} file{'s' * (count > 1)}" for kind, count in kinds.items())
             yield f"{part}: pictures are converted to 8-bit RGB ({listed})."
 
 
 def palette_of(root: Path, videos: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> Palette | None:
-    """The palette in `labels.json`, or else the standard one; None, with a line, where the labels do not follow it."""
+    """Return the palette of `labels.json`, or the standard one without such a file.
+
+    Returns None, and logs why, where too many label pixels have other colours (`palette.MAX_UNKNOWN`).
+    """
     file = root / PALETTE_FILE
     named = file.is_file()
     palette = read_palette(file) if named else STANDARD

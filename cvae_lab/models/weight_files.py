@@ -1,0 +1,177 @@
+"""Read the file of a checkpoint as tensors and plain values, never as code; say what is wrong with any other file."""
+
+import argparse
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, or not one of this model; the message says which and why."""
+
+
+def _plain_dict(factory: object = None, *_: object) -> dict:
+    """Read a `defaultdict` as a dict: the values are kept, the factory is not called."""
+    return {}
+
+
+def _plain_list(items: Iterable = (), _maxlen: object = None) -> list:
+    """Read a `deque` as a list."""
+    return list(items)
+
+
+class _PlainPath(pathlib.PurePosixPath):
+    """Read any `Path` as a pure path, which has no access to files."""
+
+
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (_plain_dict, "collections.defaultdict"),
+    (_plain_list, "collections.deque"),
+    *((_PlainPath, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *((kind, f"builtins.{kind.__name__}") for kind in (int, float, str, bool, list, dict, tuple)),
+    np.dtype,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"),
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""Types that trainers save beside the weights. None of them runs code or opens a file when it is read."""
+
+_TEXT_KINDS: tuple[tuple[bytes, str], ...] = (
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not the file itself; run git lfs pull where it came from",
+    ),
+    (b"<!doctype", "is an HTML page, not a checkpoint; download the file itself"),
+    (b"<html", "is an HTML page, not a checkpoint; download the file itself"),
+    (b"\x1f\x8b", "is a gzip archive; unpack it and give the file inside"),
+    (b"\xfd7zXZ", "is an xz archive; unpack it and give the file inside"),
+    (b"7z\xbc\xaf", "is a 7z archive; unpack it and give the file inside"),
+    (b"Rar!", "is a RAR archive; unpack it and give the file inside"),
+    (b"\x89HDF", "is an HDF5 file, which is not a checkpoint of PyTorch"),
+)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint file (.pt, .pth, .ckpt, .safetensors), which must be a dict.
+
+    The file is read with `weights_only=True` and the types in HARMLESS. Where it is a zip archive, as torch.save has
+    written since 2020, the CRC-32 of every record is verified first: one flipped bit is always found. Raises
+    CheckpointError with one sentence for every other file.
+    """
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file, so it is not a checkpoint.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes); copy or download it again.")
+    beginning = head.lstrip().lower()
+    for start, reason in _TEXT_KINDS:
+        if beginning.startswith(start.lower()):
+            raise CheckpointError(f"{path} {reason}.")
+    if path.suffix == ".safetensors" or head[8:10] == b'{"':
+        return {"state_dict": _read_safetensors(path)}
+    if head.startswith(b"PK"):
+        _check_archive(path)
+    raw = _load(path, is_archive=head.startswith(b"PK"))
+    if not isinstance(raw, dict):
+        kind = type(raw).__name__
+        raise CheckpointError(f"{path} holds a {kind}, not a dict of weights, so it is not a checkpoint.")
+    return raw
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is a damaged or incomplete safetensors file; copy or download it again."
+        ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError where a zip archive is not one of torch.save, or where a record is damaged."""
+    incomplete = CheckpointError(f"{path} is incomplete or damaged; copy or download it again.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            _check_kind(path, names)
+            damaged = archive.testzip()
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises many types for a damaged archive
+        raise incomplete from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of its record {damaged} is wrong; copy or download it again."
+        )
+
+
+def _check_kind(path: Path, names: list[str]) -> None:
+    last = {name.rsplit("/", 1)[-1] for name in names}
+    if "constants.pkl" in last or any("/code/" in name for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code; save the weights instead: "
+            "torch.save(model.state_dict(), 'weights.pt')."
+        )
+    if "data.pkl" not in last:
+        files = [name for name in names if not name.endswith("/") and "__MACOSX" not in name]
+        inside = f"it holds {files[0]}" if files else "it holds no file"
+        raise CheckpointError(f"{path} is a zip archive, not a checkpoint ({inside}); unpack it first.")
+
+
+def _load(path: Path, is_archive: bool) -> Any:  # noqa: ANN401
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _unsafe(path, is_archive, str(error)) from error
+    except Exception as error:  # torch raises many types for a damaged file
+        raise CheckpointError(
+            f"{path} is incomplete, damaged or not a checkpoint of PyTorch; copy or download it again."
+        ) from error
+
+
+def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
+    """Return the error for a file that holds other types than tensors and harmless ones."""
+    names = _unsafe_types(path) if is_archive else re.findall(r"GLOBAL ([\w.]+)", report)
+    with path.open("rb") as file:
+        mentions_modules = b"torch.nn.modules" in file.read(2**20)
+    if any(name.startswith("torch.nn.modules") for name in names) or (names and mentions_modules):
+        return CheckpointError(
+            f"{path} holds a whole pickled module, which runs code when it is read, so it is refused. "
+            "Convert it where it was made:\n"
+            f"    model = torch.load({path.name!r}, weights_only=False)\n"
+            f"    torch.save(model.state_dict(), {path.stem + '_weights.pt'!r})"
+        )
+    if not names and not is_archive:
+        return CheckpointError(f"{path} is not a checkpoint of PyTorch, or it is damaged.")
+    harmless = {_full_name(item) for item in HARMLESS}
+    other = next((name for name in names if name not in harmless), "an unknown type")
+    return CheckpointError(
+        f"{path} holds an object of type {other}, which could run code when it is read, so the file is refused; "
+        "save the weights alone: torch.save(model.state_dict(), 'weights.pt')."
+    )
+
+
+def _unsafe_types(path: Path) -> list[str]:
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the names only complete an error that is raised anyway
+        return []
+
+
+def _full_name(item: Any) -> str:  # noqa: ANN401
+    return item[1] if isinstance(item, tuple) else f"{item.__module__}.{item.__name__}"
