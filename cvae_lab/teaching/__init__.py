@@ -1,1 +1,1 @@
-"""Checks of the notebooks' exercises. Only the notebooks and the tests import this subpackage."""
+"""Tools for students and teachers: exercise checks, a working copy of the notebooks, the trainer check."""
