@@ -1,4 +1,4 @@
-# make run | test | lab | notebooks | results | clean. Each sets up what it needs, once; README.md says the rest.
+# make run | test | lab | notebooks | results | clean. Each sets up what it needs, once; see README.md.
 PYTHON ?= python3
 DATA ?= small
 MINUTES ?= 4
@@ -10,15 +10,15 @@ export PYTHONHASHSEED = 0
 
 .PHONY: help run test lab notebooks results clean
 help:
-	@echo "make run        four KL strategies, their comparison, the test prediction   (DATA=folder for your own data)"
-	@echo "make test       every check"
-	@echo "make lab        JupyterLab on the notebooks"
+	@echo "make run        train four KL strategies, compare them, predict the test clips (DATA=folder for your own data)"
+	@echo "make test       run every check"
+	@echo "make lab        open JupyterLab on your own copy of the notebooks, in work/"
 	@echo "make notebooks  execute the committed notebooks again, in place, in order"
-	@echo "make results    write README's table and pictures from figures/reference"
-	@echo "make clean      remove what the others made: .venv and caches; never your data or runs"
+	@echo "make results    write the tables and pictures of README.md and figures/README.md from the committed records"
+	@echo "make clean      remove .venv and caches; your data, runs and work stay"
 
 .venv/.ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "cvae_lab needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; say make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "cvae_lab needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; use make PYTHON=python3.12" % v)'
 	@echo "Setting up .venv (once; a minute or two) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e .
@@ -35,31 +35,32 @@ run: .venv/.ready
 	@$(BIN)/python -m cvae_lab sweep --data "$(DATA)" --out "$(RUNS)" -p minutes $(MINUTES)
 	@$(BIN)/python -m cvae_lab compare "$(RUNS)"
 	@$(BIN)/python -m cvae_lab predict "$(RUNS)" --data "$(DATA)"
-	@echo "Next: make lab, and open 04_kl_strategies with runs = \"../$(RUNS)\"."
+	@echo "Next: make lab, then open 04_kl_strategies and set runs = \"../$(RUNS)\"."
 
 test: .venv/.ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= --nbval --nbval-current-env \
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -q -o addopts= -p strict_nbval --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 -n 2 --dist loadfile notebooks
 
 lab: .venv/.ready
-	@echo "JupyterLab opens in your browser; Ctrl-C here ends it."
-	@$(BIN)/python -m jupyterlab notebooks
+	@$(BIN)/python -m cvae_lab notebooks work
+	@echo "JupyterLab opens in your browser. Press Ctrl-C here to stop it."
+	@$(BIN)/python -m jupyterlab work
 
 notebooks: .venv/.ready-dev
 	@for notebook in $(NOTEBOOKS) $(sort $(wildcard notebooks/solutions/*.ipynb)); do \
 		begun=$$(date +%s); $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; \
 		echo "$$notebook: $$(($$(date +%s) - begun)) s"; done
-	@echo "Executed. Next: git diff notebooks, and a look at every picture."
+	@echo "Executed. Next: check git diff notebooks and every picture."
 
 results: .venv/.ready
 	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md
-	@for table in ablation minutes course; do $(BIN)/python -m cvae_lab compare figures/studies/$$table.csv --into README.md; done
+	@for table in ablation minutes course; do $(BIN)/python -m cvae_lab compare figures/studies/$$table.csv --into figures/README.md; done
 	@$(BIN)/python -m cvae_lab pictures figures
 
 clean:
 	@rm -rf .venv data/cache build *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rmdir data 2>/dev/null || true
-	@echo "Clean. Your runs stay in runs/."
+	@echo "Clean. Your runs and notebooks stay in runs/ and work/."

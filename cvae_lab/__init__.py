@@ -7,6 +7,8 @@ Notation, the same in maths, code and figures: `x` frames (b, t, 3, h, w) in [0,
 of feeding the true previous frame; PSNR in dB with peak 1; KL in nats per frame.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from cvae_lab.models.cvae import CVAE
     from cvae_lab.rollout.predict import predict
     from cvae_lab.training.checkpoint import load_model
+
+if sys.platform == "darwin":  # torch reads it when it is imported: operations that mps lacks run on the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = ["CVAE", "ModelConfig", "RunConfig", "TrainConfig", "load_model", "predict"]
 

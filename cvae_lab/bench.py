@@ -1,7 +1,7 @@
-"""Speed, measured side by side: the literal loop against the fast paths, same network, data, batch and machine.
+"""Speed of the reference loops and of the fast paths, on the same network, data, batch and machine.
 
-The literal loop runs as public solutions run it: float32, default memory format, frame by frame. Ours runs as
-`fit` and `predict` would on this device. Each pair is timed in turn, A B A B ..., and medians are reported.
+The reference loops run as public solutions do: float32, default memory format, frame by frame. The fast paths run as
+`fit` and `predict` do on this device. Both are timed alternately, and medians are reported.
 """
 
 import json
@@ -28,7 +28,7 @@ from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device, precision_of, reduced_precision
 from cvae_lab.objective import kl_standard_normal, squared_error
 from cvae_lab.rollout import Feedback, evaluating, predict, reference_predict, reference_unroll, unroll
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.training.optimizer import make_optimizer
 
 HEAD = (
@@ -39,7 +39,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table under HEAD."""
+    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table with the header HEAD."""
 
     preset: str
     what: str
@@ -47,10 +47,12 @@ class Row:
     ours: float
     ratio: float
     spread: float  # (max - min) / median over the repeats
-    against_handout: float  # ours, over the literal loop of `handout`; NaN where that was not timed
-    literal_of_matmul: float  # the literal loop's share of the machine's matrix-product rate in float32
-    share_of_matmul: float  # ours', of the rate at ours' precision
-    share_of_copy: float  # of the memory-copy rate, were every operand read from memory: caches exceed 1
+    against_handout: float  # ours over the reference loop of `handout`; NaN where that was not timed
+    literal_of_matmul: (
+        float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
+    )
+    share_of_matmul: float  # the same for ours, at the precision of ours
+    share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
     peak_mib: float
 
     def __str__(self) -> str:
@@ -62,7 +64,7 @@ class Row:
 
 
 def machine(device: torch.device) -> dict[str, float | str]:
-    """Limits measured here and now: matrix products (GFLOP/s) and memory copies (GB/s)."""
+    """Measure the limits of this machine: matrix products (GFLOP/s) and memory copies (GB/s)."""
     size = 4096 if device.type == "cuda" else 1024
     limits: dict[str, float | str] = {}
     for name in ("float32", "bfloat16"):
@@ -79,10 +81,11 @@ def machine(device: torch.device) -> dict[str, float | str]:
 def bench(
     presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
 ) -> Iterator[Row]:
-    """Training at teacher forcing 0, 0.5, 1 and rollouts of 1, 6, 60 streams, for each preset.
+    """Yield one row each for training at teacher forcing 0, 0.5, 1 and for rollouts of 1, 6, 60 clips, per preset.
 
-    `batch` clips of `frames`, the same for both presets; "own clips" are as many and as long as the preset's
-    defaults say, at forcing 0.
+    Args:
+        repeats: measurements of each side; the row holds their medians.
+        batch, frames: clips per training batch and frames per clip; "own clips" uses the preset's defaults.
     """
     device = pick_device()
     limits = machine(device)
@@ -106,7 +109,7 @@ def _pairs(preset: str, device: torch.device, batch: int, frames: int) -> Iterat
 
 
 def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
-    """The table and the machine's limits as JSON, below what `about` says of command, versions and commit."""
+    """Write the rows and the machine's limits as JSON, after the entries of `about` (command, versions, commit)."""
     text = json.dumps(
         {**about, "machine": machine(pick_device()), "rows": [asdict(row) for row in rows]}, indent=2
     )
@@ -114,7 +117,7 @@ def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
 
 
 def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, float]]:
-    """Seconds of one training step by frames, of one by batch, and of a rollout by streams, medians."""
+    """Return median seconds of a training step by frames per clip and by batch, and of a rollout by clips."""
     device = pick_device()
     frames = {t: _training_pair(preset, device, 2, t, 0.0)[1] for t in (3, 5, 9, 17)}
     batch = {b: _training_pair(preset, device, b, 3, 0.0)[1] for b in (1, 2, 4, 8, 16)}
@@ -127,13 +130,13 @@ def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, flo
 
 
 def exponent(curve: dict[int, float]) -> float:
-    """k of seconds = c * size^k, by least squares on logarithms: 1 is proportional, below 1 is room to grow."""
+    """Fit seconds = c * size^k by least squares on logarithms and return k; 1 means proportional."""
     slope, _ = np.polyfit(np.log(list(curve)), np.log(list(curve.values())), 1)
     return float(slope)
 
 
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
-    """Shares of one training step spent in convolutions, norms, other operations, and outside of them."""
+    """Return the fractions of a training step spent in convolutions, norms, other operations and outside."""
     device = pick_device()
     action = _training_pair(preset, device, 2, 6, 0.0)[fast].action
     action()
@@ -141,23 +144,27 @@ def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         action()
     wall = (time.perf_counter() - started) * 1e6
-    shares = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
-    for event in profile.key_averages():
-        if event.key.startswith("aten::"):
-            kind = (
-                "convolution"
-                if "conv" in event.key
-                else "norm"
-                if "norm" in event.key
-                else "other operations"
-            )
-            shares[kind] += event.self_cpu_time_total / wall
-    shares["Python and waiting"] = max(0.0, 1 - sum(shares.values()))
-    return shares
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return fractions_by_kind(times, wall)
+
+
+def fractions_by_kind(times: dict[str, float], wall: float) -> dict[str, float]:
+    """Sum the times of operations by kind, as fractions of the wall time; what is left is outside operations.
+
+    Args:
+        times: of each operation without the operations that it calls; only torch's own (`aten::`) count.
+    """
+    fractions = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
+    for name, time_spent in times.items():
+        if name.startswith("aten::"):
+            kind = next((kind for kind in ("convolution", "norm") if kind[:4] in name), "other operations")
+            fractions[kind] += time_spent / wall
+    fractions["Python and waiting"] = max(0.0, 1 - sum(fractions.values()))
+    return fractions
 
 
 def flops_per_frame(model: CVAE) -> float:
-    """Forward operations per training frame, multiplication and addition counted apart."""
+    """Return floating-point operations per training frame in the forward pass; a multiply-add counts as two."""
     device = next(model.parameters()).device
     x = torch.rand(1, 2, 3, 32, 64, device=device)
     eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
@@ -167,7 +174,7 @@ def flops_per_frame(model: CVAE) -> float:
 
 
 class _Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write; views move nothing."""
+    """Count the bytes that operations read and write; views count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,19 +190,19 @@ class _Traffic(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Work:
-    """Something to time, and the frames it makes."""
+    """An action to time, and the number of frames it computes."""
 
     action: Callable[[], None]
     frames: int
 
     def flops_per_frame(self) -> float:
-        """Of convolutions and matrix products, backward pass included; multiplication and addition counted apart."""
+        """Return operations of convolutions and matrix products, backward pass included."""
         with FlopCounterMode(display=False) as counter:
             self.action()
         return counter.get_total_flops() / self.frames
 
     def bytes_per_frame(self) -> float:
-        """Of all operations' operands and results."""
+        """Return the bytes of all operands and results."""
         with _Traffic() as traffic:
             self.action()
         return traffic.bytes / self.frames
@@ -204,14 +211,7 @@ class _Work:
 _Pair = tuple[_Work, _Work]
 
 
-def _row(
-    preset: str,
-    what: str,
-    pair: _Pair,
-    device: torch.device,
-    limits: dict,
-    repeats: int,
-) -> Row:
+def _row(preset: str, what: str, pair: _Pair, device: torch.device, limits: dict, repeats: int) -> Row:
     for work in pair:
         _seconds(work.action, device)  # warm-up
     speeds = [[work.frames / _seconds(work.action, device) for work in pair] for _ in range(repeats)]
@@ -293,7 +293,7 @@ def _median(action: Callable, device: torch.device, repeats: int) -> float:
 
 
 def _peak_mib(device: torch.device) -> float:
-    """Peak memory so far: of the device, or of this process on a CPU."""
+    """Return the peak memory so far in MiB: of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

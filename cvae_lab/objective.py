@@ -1,10 +1,14 @@
-"""Reconstruction and KL, per sample and frame, and the scale between them.
+"""The training objective: reconstruction error, KL, and the scale that joins them.
 
-Handout:  loss = mean squared error over D values + beta * KL, KL summed over the latents.
-ELBO:    -log p(x | z) + beta * KL with a Gaussian decoder of variance sigma^2, summed over D values.
-The ELBO's loss times 2 sigma^2 / D is the handout's with beta_handout = 2 sigma^2 beta / D (plus a constant),
-so one scale converts into the other; we always step on the handout's form, for which a learning rate and a
-gradient clip mean the same thing whatever sigma is.
+Two scales are in use. D is the number of values in a frame, 3 x height x width.
+
+    assignment:  loss = (squared error) / D + beta * KL
+    ELBO:        loss = -log N(x; prediction, sigma^2 I) + beta * KL
+                      = (squared error) / (2 sigma^2) + D/2 log(2 pi sigma^2) + beta * KL
+
+The ELBO's loss times 2 sigma^2 / D is the assignment's loss with beta * 2 sigma^2 / D, plus a constant. So the two
+differ only in their KL weight, and `handout_beta` converts it. Training always uses the assignment's form, for which
+learning rates and gradient clipping mean the same at every sigma.
 """
 
 import math
@@ -13,46 +17,52 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
+"""Mean and log-variance of independent latents."""
+
 
 def squared_error(
     prediction: Float[Tensor, "*b c h w"], target: Float[Tensor, "*b c h w"]
 ) -> Float[Tensor, "*b"]:
-    """Squared error per frame, summed over channels and pixels."""
+    """Squared error of each frame, summed over channels and pixels."""
     return (prediction - target).square().sum(dim=(-3, -2, -1))
 
 
-def psnr_weights(
-    error: Float[Tensor, "*b"], mean: Float[Tensor, ""], share: float = 0.1, floor: float = 1e-4
+def gaussian_nll(
+    squared_error: Float[Tensor, "*b"], dims: int, variance: float | Float[Tensor, ""]
 ) -> Float[Tensor, "*b"]:
-    """Weights under which mean squared errors per frame pull about as much as their logarithms, times their `mean`.
+    """Return -log N(x; prediction, variance * I) of each frame in nats, from its summed squared error.
 
-    Frames count in inverse proportion to their error, which climbs the mean of frame PSNRs; it is the likelihood of a
-    decoder with each frame's own optimal sigma (Rybkin et al. 2021, section 3.2). To every error this `share` of the
-    mean is added, lest one easy frame take all, and `floor` (40 dB), below which a frame is good enough. No gradient
-    runs through the weights.
+    Args:
+        dims: values per frame, D.
     """
-    return (mean / (error + share * mean + floor)).detach()
-
-
-Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
-"""Mean and log-variance of independent latents."""
+    variance = torch.as_tensor(variance, dtype=squared_error.dtype)
+    return 0.5 * (squared_error / variance + dims * torch.log(2 * math.pi * variance))
 
 
 def kl_standard_normal(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"]
 ) -> Float[Tensor, "*b"]:
-    """KL(N(mu, exp(logvar)) || N(0, I)) per frame in nats, summed over latents (Kingma & Welling 2014, B)."""
+    """KL(N(mu, exp(logvar)) || N(0, I)) of each frame in nats, summed over latents.
+
+    Source: Kingma & Welling 2014, appendix B.
+    """
     return kl_per_latent(mu, logvar).sum(dim=(-3, -2, -1))
 
 
 def kl_per_latent(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"], prior: Gaussian | None = None
 ) -> Float[Tensor, "*b z h w"]:
-    """The same before summation, one value per latent; to another Gaussian than N(0, I) where `prior` is given."""
+    """KL(N(mu, exp(logvar)) || prior) of each latent in nats; nothing is summed.
+
+    Args:
+        prior: mean and log-variance of a learned prior; None: N(0, I).
+    """
     if prior is None:
         return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
-    away = (mu - prior[0]).square()
-    return 0.5 * ((away + logvar.exp()) / prior[1].exp() - 1 - logvar + prior[1])
+    prior_mu, prior_logvar = prior
+    squared_distance = (mu - prior_mu).square()
+    return 0.5 * ((squared_distance + logvar.exp()) / prior_logvar.exp() - 1 - logvar + prior_logvar)
 
 
 def kl_cost(
@@ -62,30 +72,38 @@ def kl_cost(
     free_bits: float = 0.0,
     balance: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """What training pays for KL: nats per frame, mean over all but the latents, with two known ways to pay less.
+    """Return the KL term of the loss: nats per frame, summed over latents, averaged over all frames.
 
-    `free_bits`: a channel of z, summed over its grid, costs this many nats at least, so that less saves nothing
-    (Kingma et al. 2016, appendix C.8). `balance`: with a learned prior, this share of the gradient moves the prior and
-    the rest the posterior (Hafner et al. 2021, algorithm 2); 0 is the plain KL, which moves both fully.
+    Args:
+        prior: mean and log-variance of a learned prior; None: N(0, I).
+        free_bits: lower bound in nats on the cost of each channel of z, summed over its grid. Below the bound the KL
+            has no gradient (Kingma et al. 2016, appendix C.8).
+        balance: fraction of the gradient that trains a learned prior; the rest trains the posterior. The value of the
+            cost does not change. 0 is the plain KL, which trains both with the full gradient (Hafner et al. 2021,
+            algorithm 2).
     """
     if balance and prior is not None:
-        frozen = [part.detach() for part in prior]
-        to_prior = kl_per_latent(mu.detach(), logvar.detach(), prior)
-        to_posterior = kl_per_latent(mu, logvar, (frozen[0], frozen[1]))
-        kl = balance * to_prior + (1 - balance) * to_posterior
+        fixed_prior = (prior[0].detach(), prior[1].detach())
+        trains_prior = kl_per_latent(mu.detach(), logvar.detach(), prior)
+        trains_posterior = kl_per_latent(mu, logvar, fixed_prior)
+        kl = balance * trains_prior + (1 - balance) * trains_posterior
     else:
         kl = kl_per_latent(mu, logvar, prior)
-    by_channel = kl.sum(dim=(-2, -1)).flatten(0, -2).mean(dim=0)
-    return by_channel.clamp_min(free_bits).sum()
+    per_channel = kl.sum(dim=(-2, -1)).flatten(0, -2).mean(dim=0)
+    return per_channel.clamp_min(free_bits).sum()
 
 
 def handout_beta(
     beta: float, scale: str, dims: int, sigma: float = 0.0, mse: Tensor | float | None = None
 ) -> Tensor | float:
-    """The KL weight in units of the handout's loss.
+    """Convert a KL weight to the scale of the assignment's loss.
 
-    Scale `handout` gives beta itself; `elbo` gives 2 sigma^2 beta / D, where a sigma of 0 stands for the
-    closed-form optimum sigma^2 = mse of the batch (Rybkin et al. 2021, section 3.2). D is `dims`, values per frame.
+    Args:
+        scale: `handout`: beta is at that scale already; `elbo`: the result is 2 sigma^2 beta / D.
+        dims: values per frame, D.
+        sigma: standard deviation of the decoder. 0 stands for its closed-form optimum on this batch, sigma^2 = mse
+            (Rybkin et al. 2021, section 3.2).
+        mse: mean squared error of the batch; needed where sigma is 0. It gets no gradient.
     """
     if scale == "handout":
         return beta
@@ -93,14 +111,36 @@ def handout_beta(
     return 2 * variance * beta / dims
 
 
+def elbo_from_loss(loss: Tensor | float, dims: int, variance: Tensor | float) -> Tensor:
+    """Return the ELBO in nats per frame for a training loss at scale `elbo` with beta = 1 and equal frame weights.
+
+    It is a lower bound on log p(x | z ~ prior) of a decoder N(prediction, variance * I). It is not one with
+    `psnr_weights`: they are no likelihood, because they depend on the error and get no gradient.
+
+    Args:
+        dims: values per frame, D.
+        variance: the decoder's variance that the KL weight of the loss was computed with.
+    """
+    variance = torch.as_tensor(variance)
+    return -dims / (2 * variance) * loss - dims / 2 * torch.log(2 * math.pi * variance)
+
+
 def sigma_of_beta(beta: float, dims: int) -> float:
-    """The decoder's standard deviation that a handout-scale beta stands for: sqrt(beta D / 2)."""
+    """Return the decoder's standard deviation that a KL weight of the assignment implies: sqrt(beta D / 2)."""
     return math.sqrt(beta * dims / 2)
 
 
-def gaussian_nll(
-    squared_error: Float[Tensor, "*b"], dims: int, variance: float | Float[Tensor, ""]
+def psnr_weights(
+    error: Float[Tensor, "*b"], mean: Float[Tensor, ""], fraction: float = 0.1, floor: float = 1e-4
 ) -> Float[Tensor, "*b"]:
-    """-log N(x; prediction, variance I) per frame in nats, from the summed squared error."""
-    variance = torch.as_tensor(variance, dtype=squared_error.dtype)
-    return 0.5 * (squared_error / variance + dims * torch.log(2 * math.pi * variance))
+    """Weights of the frames' mean squared errors that favour the mean of frame PSNRs: mean / (error + offset).
+
+    With no offset, the weighted error has the gradient of mean * log(error), so every frame counts equally in dB.
+    The offset is `fraction` * mean + `floor`. It keeps one easy frame from dominating, and it stops the optimization
+    of frames far below `floor` (an error of 1e-4 is 40 dB). Weights get no gradient.
+
+    Args:
+        error: mean squared error of each frame.
+        mean: mean of `error`, over all processes where there are several.
+    """
+    return (mean / (error + fraction * mean + floor)).detach()

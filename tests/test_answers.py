@@ -93,6 +93,14 @@ def test_found_answers_that_do_not_fit_are_left_out_and_given_ones_refused(data_
     assert "gt.csv has 3 rows; a submission has 6 rows" in caplog.text
     with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 6 rows"):
         read(data_folder, answers=data_folder / "gt.csv")
+    (data_folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: holds no answers"):
+        read(data_folder, answers=data_folder / "empty")
+    (data_folder / "GT7.csv").write_text("0.5")
+    with pytest.raises(
+        DataError, match=r"none of the answers is of clip 0, 1; number them as the test clips"
+    ):
+        read(data_folder, answers=data_folder / "GT7.csv")
     with pytest.raises(DataError, match=r"nowhere: holds no answers"):
         read(data_folder, answers=data_folder / "nowhere")
 

@@ -256,7 +256,7 @@ REPLACEMENTS = (
 )
 
 
-HARMLESS = ("format", "optimizer", "kl_weight", "history")
+HARMLESS = ("format", "threads", "optimizer", "kl_weight", "history")
 """Parts in which a change may still be a valid checkpoint: an older format, another number in its range, and the
 settings of the optimizer, which are not read from the file."""
 
@@ -383,6 +383,16 @@ def test_a_course_checkpoint_gives_initial_weights_to_either_output(course, outp
     assert all(
         torch.equal(value, right[name]) for name, value in create_state(config).model.state_dict().items()
     )
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, content, caplog, threads):
+    """Files of earlier versions do not hold the number."""
+    path = tmp_path / "last.pt"
+    torch.save(content | {"threads": threads}, path)
+    resume(path, config_of())
+    expected = ["The run used 2 CPU threads and resumes with 1"] if threads == 2 else []
+    assert [message.split(":")[0] for message in caplog.messages] == expected
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------

@@ -229,12 +229,21 @@ def test_with_training_checks_the_changed_values():
 
 @pytest.mark.parametrize(
     ("params", "said"),
-    [({"sigma": 0.1}, "belongs to scale"), ({"kl_balance": 0.8}, "needs prior")],
+    [
+        ({"sigma": 0.1}, "belongs to scale"),
+        ({"kl_balance": 0.8}, "needs prior"),
+        ({"scale": "elbo", "weighting": "psnr"}, "not an ELBO"),
+    ],
 )
 def test_values_that_would_be_ignored_are_refused(params, said):
     with pytest.raises(ConfigError, match=said):
         RunConfig.from_params("small", **params)
     RunConfig.from_params("small", sigma=0.1, scale="elbo", kl_balance=0.8, prior="learned")
+
+
+def test_frames_are_weighted_equally_by_default_at_scale_elbo():
+    assert RunConfig.from_params("small", scale="elbo").train.weighting == "equal"
+    assert RunConfig.from_params("small").train.weighting == "psnr"
 
 
 def test_difference_names_the_first_value_that_differs():

@@ -1,4 +1,4 @@
-"""Second looks: the mirror image, and what the model lacks of the given frame, each against its own words."""
+"""Test-time corrections: averaging with the mirror image, and the first-frame correction."""
 
 import math
 
@@ -14,7 +14,7 @@ from cvae_lab.evaluation.corrections import (
     predict_with_mirror,
 )
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.rollout import predict
+from cvae_lab.rollout import clip_streams, predict
 
 BATCH, SIZE = 2, (8, 16)
 
@@ -25,13 +25,14 @@ def seeded(seed=0):
 
 @pytest.fixture
 def model():
-    """Random weights, and a prior without spread, so that equal labels are answered by equal frames."""
+    """A model with random weights and a prior of almost no variance, so that equal labels give equal frames."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CVAE(ModelConfig.preset("compact", width=8, latents=2)).eval()
         with torch.no_grad():
             for value in model.parameters():
                 value += 0.03 * torch.randn_like(value)
+    model.Prior_Predictor = torch.nn.Identity()  # marks the prior as learned
     model.prior = lambda previous, label: (
         torch.zeros(len(label), 2, 1, 2),
         torch.full((len(label), 2, 1, 2), -200.0),
@@ -45,20 +46,20 @@ def first():
 
 
 def labels(frames=9):
-    """The same right arm throughout."""
+    """Return labels with the same right arm in every frame."""
     p = torch.ones(BATCH, frames, 3, *SIZE)
     p[..., 2:5, 3:6] = torch.tensor([92, 160, 255])[:, None, None] / 255
     return p
 
 
-def test_a_mirrored_prediction_of_the_mirror_image_is_the_mirror_image(model, first):
+def test_the_averaged_prediction_of_the_mirror_image_is_mirrored(model, first):
     once = predict_with_mirror(model, first, labels(), seeded())
     assert not torch.allclose(once, predict(model, first, labels(), seeded()), atol=1e-3)
     again = predict_with_mirror(model, first.flip(-1), mirror_labels(labels()), seeded())
     torch.testing.assert_close(again.flip(-1), once)
 
 
-def test_carry_is_the_distance_of_blurred_labels_pixel_by_pixel():
+def test_correction_weights_match_a_loop_over_pixels():
     p = torch.rand(3, 3, 6, 7, generator=seeded(2)) * 0.01
     for t in (1, 2):
         total = 0.0
@@ -67,35 +68,37 @@ def test_carry_is_the_distance_of_blurred_labels_pixel_by_pixel():
                 window = (..., slice(max(y - 2, 0), y + 3), slice(max(x - 2, 0), x + 3))
                 means = (p[t][window] - p[0][window]).mean((-2, -1))
                 total += float(means.abs().max())
-        assert float(correction_weights(p)[t - 1]) == pytest.approx(math.exp(-total / 42 / LABEL_DISTANCE), rel=1e-4)
+        assert float(correction_weights(p)[t - 1]) == pytest.approx(
+            math.exp(-total / 42 / LABEL_DISTANCE), rel=1e-4
+        )
 
 
-def test_carry_is_one_for_the_given_label_and_nothing_for_another():
+def test_correction_weights_are_1_for_label_0_and_0_for_a_distant_label():
     p = torch.stack([torch.ones(3, 8, 16), torch.ones(3, 8, 16), torch.zeros(3, 8, 16)])
     assert correction_weights(p).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_under_the_given_label_the_given_frame_itself_is_predicted(model, first, mirror):
-    """The model's own picture of it is off; what it lacks there is added."""
+def test_under_label_0_the_corrected_prediction_is_the_first_frame(model, first, mirror):
+    """The plain prediction has an error there, which the correction removes."""
     plain = predict(model, first, labels(), seeded())
     assert (plain[:, 3] - first).abs().mean() > 0.1
-    refined = predict_corrected(model, first, labels(), seeded(), mirror)
-    torch.testing.assert_close(refined[:, 3], first)
+    corrected = predict_corrected(model, first, labels(), seeded(), mirror)
+    torch.testing.assert_close(corrected[:, 3], first)
 
 
-@pytest.mark.parametrize(("mirror", "look"), [(False, predict), (True, predict_with_mirror)])
-def test_far_from_the_given_label_nothing_is_added(model, first, mirror, look):
+@pytest.mark.parametrize(("mirror", "method"), [(False, predict), (True, predict_with_mirror)])
+def test_far_from_label_0_nothing_is_added(model, first, mirror, method):
     p = labels()
     p[:, 1:, :, :, 8:] = 0.0
-    refined = predict_corrected(model, first, p, seeded(), mirror)
-    torch.testing.assert_close(refined, look(model, first, p, seeded()))
+    corrected = predict_corrected(model, first, p, seeded(), mirror)
+    torch.testing.assert_close(corrected, method(model, first, p, seeded()))
 
 
-def test_one_clip_is_refined_as_beside_others(model, first):
+def test_a_clip_is_corrected_alone_as_in_a_batch(model, first):
     p = labels()
     p[1, 4:, :, 5:] = 0.99
-    both = predict_corrected(model, first, p, seeded(), mirror=True)
-    alone = predict_corrected(model, first[1:], p[1:], seeded(), mirror=True)
+    both = predict_corrected(model, first, p, clip_streams(seeded(), 2), mirror=True)
+    alone = predict_corrected(model, first[1:], p[1:], clip_streams(seeded(), 2)[1:], mirror=True)
     torch.testing.assert_close(both[1:], alone)
     assert 0 < float(correction_weights(p[1])[-1]) < 1

@@ -1,5 +1,6 @@
-"""The captured step: on a GPU as it is; elsewhere on a graph that we emulate, operation by operation."""
+"""Steps replayed from a CUDA graph: on a GPU, and elsewhere on an emulated graph."""
 
+import sys
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -8,15 +9,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from cvae_lab import rollout
 from cvae_lab.config import ModelConfig
 from cvae_lab.models.cvae import CVAE
+from cvae_lab.rollout import cuda_graph, reference_predict
+
+fast = sys.modules["cvae_lab.rollout.predict"]  # the module; the package exports a function of this name
 
 FRAMES = 40
 
 
 class Recorder(TorchDispatchMode):
-    """What a CUDA graph is: operations on fixed memory, without the Python that asked for them."""
+    """An emulated CUDA graph: operations on fixed memory, recorded once and repeated."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +46,7 @@ def _tensors(tree):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """Graphs that record on a CPU; gives the list of those recorded."""
+    """Let graphs record on a CPU; return the list of recorded graphs."""
     recorded = []
 
     @contextmanager
@@ -60,8 +63,9 @@ def emulated(monkeypatch):
         CUDAGraph=Recorder,
         graph=record,
     )
-    monkeypatch.setattr(graph, "torch", SimpleNamespace(cuda=fake))
-    monkeypatch.setattr(rollout, "launch_bound", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "torch", SimpleNamespace(cuda=fake))
+    monkeypatch.setattr(fast, "uses_cuda_graphs", lambda device: True)
+    monkeypatch.setattr(fast, "folds", lambda model, device: False)
     return recorded
 
 
@@ -79,30 +83,30 @@ CASES = [("handout", {}, (4, 6)), ("compact", {"width": 8, "latents": 2}, (8, 16
 CASES += [("compact", {"width": 8, "latents": 2, "prior": "learned"}, (8, 16))]
 
 
-def given(size, frames=FRAMES, device="cpu"):
+def inputs(size, frames=FRAMES, device="cpu"):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(2, 3, *size, generator=generator)
     return x.to(device), torch.rand(2, frames, 3, *size, generator=generator).to(device)
 
 
 @pytest.mark.parametrize(("preset", "settings", "size"), CASES)
-def test_replayed_steps_are_the_literal_loop(emulated, preset, settings, size):
-    model, (first, labels) = build(preset, **settings), given(size)
+def test_replayed_steps_equal_the_reference_loop(emulated, preset, settings, size):
+    model, (first, labels) = build(preset, **settings), inputs(size)
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    fast = rollout.predict(model, first, labels, seeds[0])
-    assert len(emulated) == 1  # recorded once
-    literal = rollout.reference_predict(model, first, labels, seeds[1])
-    torch.testing.assert_close(fast, literal, atol=1e-5, rtol=1e-4)
+    ours = fast.predict(model, first, labels, seeds[0])
+    assert len(emulated) == 1  # one recording for all steps
+    wanted = reference_predict(model.eval(), first, labels, seeds[1])
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_few_frames_are_not_worth_a_recording(emulated):
-    model, (first, labels) = build(*CASES[1][:1], **CASES[1][1]), given((8, 16), rollout.WORTH)
-    rollout.predict(model, first, labels)
+def test_short_clips_are_predicted_without_a_graph(emulated):
+    model, (first, labels) = build(*CASES[1][:1], **CASES[1][1]), inputs((8, 16), fast.MIN_FRAMES_FOR_GRAPH)
+    fast.predict(model, first, labels)
     assert emulated == []
 
 
-def test_results_outlive_the_next_replay(emulated):
-    captured = graph.CudaGraphFunction(lambda a, b: (a + b, a * b), [torch.zeros(2), torch.zeros(2)])
+def test_results_are_not_overwritten_by_the_next_replay(emulated):
+    captured = cuda_graph.CudaGraphFunction(lambda a, b: (a + b, a * b), [torch.zeros(2), torch.zeros(2)])
     total, product = captured(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
     captured(torch.tensor([9.0, 9.0]), torch.tensor([9.0, 9.0]))
     assert total.tolist() == [4, 6]
@@ -111,9 +115,9 @@ def test_results_outlive_the_next_replay(emulated):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("preset", "settings", "size"), CASES)
-def test_on_a_gpu_replayed_steps_are_the_literal_loop(preset, settings, size):
-    model, (first, labels) = build(preset, **settings).cuda(), given(size, device="cuda")
+def test_on_a_gpu_replayed_steps_equal_the_reference_loop(preset, settings, size):
+    model, (first, labels) = build(preset, **settings).cuda(), inputs(size, device="cuda")
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    fast = rollout.predict(model, first, labels, seeds[0])
-    literal = rollout.reference_predict(model, first, labels, seeds[1])
-    torch.testing.assert_close(fast, literal, atol=1e-3, rtol=1e-3)
+    ours = fast.predict(model, first, labels, seeds[0])
+    wanted = reference_predict(model.eval(), first, labels, seeds[1])
+    torch.testing.assert_close(ours, wanted, atol=1e-3, rtol=1e-3)

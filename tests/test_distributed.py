@@ -12,8 +12,8 @@ import torch
 from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch, Dataset, Video
 from cvae_lab.rollout import Feedback
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.runs.folder import RunFolder
-from cvae_lab.schedules import sample_teacher_forcing
 from cvae_lab.training import checkpoint, distributed, fit, loop, train_step
 from cvae_lab.training.state import TrainingForward, TrainState
 
@@ -145,8 +145,14 @@ def test_all_ranks_hold_the_same_weights_and_draw_different_noise(ranks, name):
     assert not torch.equal(streams[0]["noise"], streams[1]["noise"])
 
 
-def test_a_resumed_run_of_two_processes_continues_its_history(ranks):
+def test_a_resumed_run_of_two_processes_equals_the_uninterrupted_one(ranks):
     for rank in ranks:
+        whole, resumed = rank["whole"], rank["resumed"]
+        assert all(torch.equal(whole["weights"][name], value) for name, value in resumed["weights"].items())
+        assert all(
+            torch.equal(whole["generators"][name], value) for name, value in resumed["generators"].items()
+        )
+        assert whole["history"] == resumed["history"]
         assert [record["epoch"] for record in rank["resumed"]["history"]] == [1, 2, 3, 4]
         assert rank["resumed"]["history"][:2] == rank["first half"]["history"] == rank["whole"]["history"][:2]
         assert rank["resumed"]["history"][-1]["step"] == rank["whole"]["history"][-1]["step"] == 8

@@ -1,4 +1,4 @@
-"""What latents do: models made by hand whose latent copies, is dead or grows, closed forms, and numpy's PCA."""
+"""Latent diagnostics on models with known behaviour, against closed forms and numpy's eigenvalues."""
 
 import math
 from dataclasses import replace
@@ -28,13 +28,19 @@ from cvae_lab.evaluation.latent import (
 
 
 class ByHand(CVAE):
-    """mu is the frame's brightness where `reads`, else 0; a step gives gain * previous + uses * z + lift."""
+    """A model without layers: a step gives gain * previous + uses * z + lift.
 
-    def __init__(self, reads=False, uses=0.0, gain=1.0, lift=0.0, logvar=0.0):
+    mu of the posterior is the frame's brightness where `reads`, else 0. `prior_mu` makes a learned prior.
+    """
+
+    def __init__(
+        self, reads=False, uses=0.0, gain=1.0, lift=0.0, logvar=0.0, prior_mu=None, prior_logvar=0.0
+    ):
         nn.Module.__init__(self)
         self.config = ModelConfig.preset("compact", latents=2, anchor=False)
         self.weight = nn.Parameter(torch.zeros(1))
-        self.Prior_Predictor = None
+        self.Prior_Predictor = None if prior_mu is None else nn.Identity()
+        self.prior_mu, self.prior_logvar = prior_mu, prior_logvar
         self.reads, self.uses, self.gain, self.lift, self.logvar = reads, uses, gain, lift, logvar
 
     def frame_transformation(self, frame):
@@ -48,12 +54,20 @@ class ByHand(CVAE):
         mu[:, 0, 0, 0] = frame.mean(dim=(1, 2, 3)) if self.reads else 0
         return mu, torch.full_like(mu, self.logvar)
 
+    def prior(self, previous, label):
+        """A learned prior whose mean is `prior_mu` times the brightness of the previous frame."""
+        if self.Prior_Predictor is None:
+            return None
+        shape = self.latent_shape(*previous.shape[-2:])
+        mu = self.prior_mu * previous.mean(dim=(1, 2, 3))[:, None, None, None].expand(-1, *shape)
+        return mu, torch.full_like(mu, self.prior_logvar)
+
     def decode_features(self, previous, label, z, anchor=None):
         return self.gain * previous + self.uses * z[:, :1, :1, :1] + self.lift
 
 
 def greys(*levels):
-    """Plain frames, one per level."""
+    """Return frames of one grey level each."""
     return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 16)
 
 
@@ -67,7 +81,7 @@ FALLING = clip_of(*range(200, 0, -8))
 COPIES = {"reads": True, "uses": 1.0, "gain": 0.0, "logvar": -10.0}
 
 
-def test_posteriors_leave_out_the_given_frame():
+def test_posteriors_leave_out_the_first_frame():
     x = torch.stack([greys(0.1, 0.4, 0.6), greys(0.9, 0.2, 0.5)])
     mu, logvar = posteriors(ByHand(reads=True, logvar=-1.5), x, x)
     assert mu.shape == (2, 2, 2, 1, 2)
@@ -76,7 +90,7 @@ def test_posteriors_leave_out_the_given_frame():
     assert (logvar == -1.5).all()
 
 
-def test_active_units_are_those_whose_mean_moves():
+def test_active_units_are_those_whose_mean_varies():
     t = torch.linspace(-1, 1, 50)
     mu = torch.stack([t, 0 * t + 3, 0.05 * t], dim=1).reshape(2, 25, 3, 1, 1)  # variances 0.35, 0, 0.0009
     assert active_units(mu).flatten().tolist() == [True, False, False]
@@ -93,17 +107,17 @@ def test_aggregated_posterior_is_that_of_its_samples():
     assert variance.numpy() == pytest.approx(samples.var((0, 1, 2)), rel=0.02)
 
 
-def test_one_step_sees_the_true_previous_frame_only():
+def test_one_step_uses_the_true_previous_frame():
     x = torch.stack([greys(0.1, 0.4, 0.6), greys(0.9, 0.2, 0.5)])
     z = torch.full((2, 2, 1, 2), 0.5)
     frames = one_step(ByHand(uses=0.2, gain=0.5), x, x, lambda step, *_: z * (step + 1))
     expected = [[0.05 + 0.1, 0.2 + 0.2], [0.45 + 0.1, 0.1 + 0.2]]
     assert frames[:, :, 0, 0, 0].numpy() == pytest.approx(np.array(expected))
-    wild = one_step(ByHand(lift=5.0), x, x, lambda *_: z)
-    assert (wild == 1).all()
+    large = one_step(ByHand(lift=5.0), x, x, lambda *_: z)
+    assert (large == 1).all()
 
 
-def test_kinds_of_latents():
+def test_the_five_sources_of_z():
     x = torch.stack([greys(0.1, 0.4), greys(0.9, 0.2)])
     kinds = latent_kinds(ByHand(reads=True, logvar=-10.0), x, x)
     step = (0, x[:, 0], x[:, 1])
@@ -115,7 +129,40 @@ def test_kinds_of_latents():
     assert value["prior"] == latent_kinds(ByHand(), x, x)["prior"](*step)[:, 0, 0, 0].tolist()
 
 
-def test_scores_of_a_latent_that_is_the_answer():
+def test_zero_stands_for_the_mean_of_a_learned_prior():
+    x = torch.stack([greys(0.1, 0.4), greys(0.9, 0.2)])
+    kinds = latent_kinds(ByHand(prior_mu=2.0, prior_logvar=-20.0), x, x)
+    for kind in ("zero", "prior"):
+        assert kinds[kind](0, x[:, 0], x[:, 1])[:, 0, 0, 0].tolist() == pytest.approx([0.2, 1.8], abs=1e-3)
+
+
+def test_variance_is_relative_to_a_learned_prior():
+    """A posterior equal to its prior at every frame has aggregated mean 0 and variance 1."""
+    rng = torch.Generator().manual_seed(0)
+    mu, logvar = torch.randn(2, 2, 30, 3, 1, 1, generator=rng)
+    mean, variance = aggregated_posterior(mu, logvar, (mu, logvar))
+    assert mean.abs().max() == 0
+    assert variance.flatten().tolist() == pytest.approx([1, 1, 1])
+    _, half = aggregated_posterior(mu, logvar - math.log(4), (mu, logvar))
+    assert half.flatten().tolist() == pytest.approx([0.25, 0.25, 0.25])
+
+
+def test_growth_includes_the_way_through_a_learned_prior():
+    """z = prior_mu * brightness of the previous frame, so a step gives (gain + uses * prior_mu) * previous."""
+    model, p = ByHand(gain=0.5, uses=1.0, prior_mu=0.8), torch.zeros(1, 40, 3, 8, 16)
+    assert perturbation_growth(model, greys(0.0), p, torch.Generator()) == pytest.approx(1.3, rel=0.02)
+
+
+def test_diagnosis_with_a_learned_prior():
+    model = ByHand(reads=True, uses=1.0, gain=0.0, logvar=-6.0, prior_mu=1.0, prior_logvar=-6.0)
+    found = diagnose(model, [RISING, FALLING])
+    assert found.scores["zero"].free == pytest.approx(found.static, abs=0.1)  # it repeats the previous frame
+    step = (8 / 255) ** 2  # squared distance of posterior mean and prior mean in one unit
+    assert found.variance > 1
+    assert found.kl > 0.5 * step * math.exp(6)
+
+
+def test_scores_of_a_latent_that_contains_the_true_frame():
     x = torch.stack([greys(0.5, 0.4, 0.6), greys(0.5, 0.2, 0.5)])
     scores = scores_by_latent(ByHand(**COPIES), x, x)
     assert scores["mean"] == pytest.approx((100, 100))
@@ -125,14 +172,14 @@ def test_scores_of_a_latent_that_is_the_answer():
     assert scores["swapped"] == pytest.approx((swapped, swapped), abs=1e-3)
 
 
-def test_forced_and_free_differ_where_errors_pile_up():
+def test_teacher_forced_and_free_scores_differ_where_errors_accumulate():
     x = greys(0.5, 0.5, 0.5, 0.5)[None].repeat(2, 1, 1, 1, 1)
     scores = scores_by_latent(ByHand(lift=0.1), x, x)
     free = np.mean([-20 * math.log10(0.1 * n) for n in (1, 2, 3)])
     assert scores["zero"] == pytest.approx((20, free), abs=1e-3)
 
 
-def test_calibrated_sigma_is_the_likeliest():
+def test_calibrated_sigma_is_the_most_likely_one():
     rng = torch.Generator().manual_seed(0)
     truth, prediction = (torch.rand(4, 3, 8, 16, generator=rng, dtype=torch.float64) for _ in range(2))
     sigmas = np.linspace(0.2, 0.8, 601)
@@ -157,23 +204,25 @@ def test_growth_finds_the_strongest_direction():
     assert perturbation_growth(TwoSpeeds(), greys(0.0), p, torch.Generator()) == pytest.approx(1.2, rel=1e-3)
 
 
-def test_growth_of_a_model_that_ignores_the_previous_frame_is_none():
+def test_growth_is_zero_where_the_previous_frame_has_no_effect():
     p = torch.zeros(2, 8, 3, 8, 16)
     assert perturbation_growth(ByHand(gain=0.0), greys(0.5, 0.5), p, torch.Generator()) < 1e-9
 
 
-def test_loses_from():
-    still = torch.full((40,), 20.0)
+def test_behind_baseline_from():
+    static = torch.full((40,), 20.0)
     step = lambda frame: torch.where(torch.arange(1, 41) < frame, 25.0, 15.0)  # noqa: E731
-    assert behind_baseline_from(step(11), still, window=1) == 11
-    assert behind_baseline_from(step(1), still) == 1
-    assert behind_baseline_from(step(41), still) is None
-    assert behind_baseline_from(-step(11) + 40, still) is None, "a still picture's head start is no loss"
-    assert behind_baseline_from(still, still, window=100) is None
+    assert behind_baseline_from(step(11), static, window=1) == 11
+    assert behind_baseline_from(step(1), static) == 1
+    assert behind_baseline_from(step(41), static) is None
+    assert behind_baseline_from(-step(11) + 40, static) is None, (
+        "the static baseline is better only at the start"
+    )
+    assert behind_baseline_from(static, static, window=100) is None
     blip = step(11)
     blip[30] = 26.0
-    assert behind_baseline_from(blip, still, window=1) == 32
-    assert 4 <= behind_baseline_from(step(11), still, window=5) <= 11
+    assert behind_baseline_from(blip, static, window=1) == 32
+    assert 4 <= behind_baseline_from(step(11), static, window=5) <= 11
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -185,31 +234,33 @@ def test_collapse_beta_is_the_first_principal_component(seed):
     assert ours == pytest.approx(2 * np.linalg.eigvalsh(covariance)[-1] / 12, rel=1e-6)
 
 
-def test_collapse_beta_is_where_the_best_linear_latent_dies():
-    """For one direction of variance v, a decoder of weight w explains w^2 of v: best w^2 is v - sigma^2, or 0."""
+def test_above_collapse_beta_the_best_linear_latent_is_unused():
+    """In one direction of variance v, a decoder of weight w explains w^2 of v. The best w^2 is v - sigma^2, or 0."""
     dims, variance = 6, 0.5
     draws = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     threshold = collapse_beta(math.sqrt(variance) * draws @ torch.eye(dims, dtype=torch.float64)[:1])
     weights = np.linspace(0, 1, 101)
-    for factor, lives in ((0.9, True), (1.1, False)):
+    for factor, is_active in ((0.9, True), (1.1, False)):
         sigma2 = factor * threshold * dims / 2
         total = weights**2 + sigma2  # the marginal likelihood of probabilistic PCA in this direction
         nll = 0.5 * (np.log(total) + variance / total)
-        assert (weights[np.argmin(nll)] > 0.05) == lives
+        assert (weights[np.argmin(nll)] > 0.05) == is_active
 
 
-def test_diagnosis_of_a_dead_latent():
+def test_diagnosis_of_a_collapsed_latent():
     found = diagnose(ByHand(), [RISING, FALLING], beta=1.0)
     assert (found.kl, found.active, found.units, found.variance) == (0, 0, 4, 1)
     assert len(set(found.scores.values())) == 1
     assert found.implied_sigma == pytest.approx(math.sqrt(3 * 8 * 16 / 2))
-    assert found.sigma == pytest.approx(8 / 255, rel=1e-4)  # it copies, and levels move by 8 a frame
+    assert found.sigma == pytest.approx(
+        8 / 255, rel=1e-4
+    )  # it repeats the frame, and levels change by 8 per frame
     assert found.growth == pytest.approx(1, abs=0.01)
-    assert found.behind_from == [None, None]  # it is a still picture, so it ties with one
-    assert found.summary.startswith("The latent is dead: KL 0 nats per frame, 0 of 4 units active;")
+    assert found.behind_from == [None, None]  # its prediction equals the static baseline
+    assert found.summary.startswith("The latent is collapsed: KL 0 nats per frame, 0 of 4 units active.")
 
 
-def test_diagnosis_of_a_latent_that_holds_the_answer():
+def test_diagnosis_of_a_latent_that_contains_the_true_frame():
     found = diagnose(ByHand(**COPIES), [RISING, FALLING])
     levels = [np.arange(8, 200, 8), np.arange(192, 0, -8)]
     mu = np.concatenate(levels) / 255
@@ -221,30 +272,30 @@ def test_diagnosis_of_a_latent_that_holds_the_answer():
     assert "beta" not in found.summary
 
 
-def test_diagnosis_leaves_the_mode_and_repeats():
+def test_diagnosis_is_repeatable_and_keeps_the_mode():
     model = ByHand(**COPIES).train()
     assert diagnose(model, [RISING, FALLING], seed=3) == diagnose(model, [RISING, FALLING], seed=3)
     assert model.training
 
 
 def test_diagnose_refuses_what_it_cannot_measure():
-    with pytest.raises(ValueError, match="two clips or more, all with answers"):
+    with pytest.raises(ValueError, match="two clips or more, all with true frames"):
         diagnose(ByHand(), [RISING])
-    with pytest.raises(ValueError, match="two clips or more, all with answers"):
-        diagnose(ByHand(), [RISING, Clip("asked", RISING.first, RISING.labels)])
+    with pytest.raises(ValueError, match="two clips or more, all with true frames"):
+        diagnose(ByHand(), [RISING, Clip("no answer", RISING.first, RISING.labels)])
 
 
-def test_verdict_in_words():
+def test_the_summary():
     flat = Score(30.0, 25.0)
     scores = dict.fromkeys(("posterior", "mean", "prior", "zero", "swapped"), flat)
     found = Diagnosis(12.3, 5, 64, 0.9, scores, 0.05, None, 20.0, [None, None], 0.8)
-    assert "is idle: KL 12.3 nats per frame, 5 of 64 units active" in found.summary
-    assert "ahead on none of 2 clips" in found.summary
-    assert "dies out, by a factor of 0.8" in found.summary
-    alive = replace(found, scores=scores | {"posterior": Score(30.0, 25.5), "mean": Score(30.0, 25.6)})
-    assert "is alive" in alive.summary
-    assert "worth +0.5 dB over prior z, and another clip's z costs 0.6 dB" in alive.summary
-    lost = replace(found, behind_from=[90, None, 40], growth=1.1, implied_sigma=55.4)
-    assert "ahead on 2 of 3 clips, from frame 40 at the earliest" in lost.summary
-    assert "grows, by a factor of 1.1" in lost.summary
-    assert "calibrated sigma is 0.05, where training's beta asked for 55." in lost.summary
+    assert "is unused: KL 12.3 nats per frame, 5 of 64 units active" in found.summary
+    assert "better on 0 of 2 clips." in found.summary
+    assert "shrinks by a factor of 0.8" in found.summary
+    active = replace(found, scores=scores | {"posterior": Score(30.0, 25.5), "mean": Score(30.0, 25.6)})
+    assert "is active" in active.summary
+    assert "gains +0.5 dB over prior z, and the z of another clip loses 0.6 dB" in active.summary
+    behind = replace(found, behind_from=[90, None, 40], growth=1.1, implied_sigma=55.4)
+    assert "better on 2 of 3 clips, from frame 40 at the earliest" in behind.summary
+    assert "grows by a factor of 1.1" in behind.summary
+    assert "calibrated sigma is 0.05; the beta of training implies 55." in behind.summary

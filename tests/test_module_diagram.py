@@ -1,4 +1,4 @@
-"""The picture of the modules: wires, shapes and costs against the model itself."""
+"""The module diagram: connections, shapes and costs against the model."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -18,7 +18,7 @@ def calls(parts, name):
     return [part for key, part in parts.items() if key.split("(")[0] == name]
 
 
-def test_handout_costs_what_its_convolutions_say():
+def test_the_cost_of_handout_is_that_of_its_convolutions():
     model = CVAE(ModelConfig.preset("handout"))
     parts = trace(model)
     for module in model.children():
@@ -29,7 +29,7 @@ def test_handout_costs_what_its_convolutions_say():
             assert part.parameters == sum(p.numel() for p in module.parameters())
 
 
-def test_wires_are_the_papers(model):
+def test_the_connections_are_those_of_the_paper(model):
     parts = trace(model)
     previous = r"RGB_Encoder(\hat x_{t-1})"
     assert set(parts["Gaussian_Predictor"].sources) == {"RGB_Encoder(x_t)", "Label_Encoder(p_t)"}
@@ -46,7 +46,7 @@ def test_shapes_are_those_of_the_model(model):
     assert parts["Generator(Decoder_Fusion)"].shapes == ((3, 16, 32),)
 
 
-def test_tracing_leaves_the_model_as_it_was(model):
+def test_tracing_does_not_change_the_model(model):
     model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trace(model)
@@ -55,7 +55,7 @@ def test_tracing_leaves_the_model_as_it_was(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_every_call_is_in_the_picture(model):
+def test_the_diagram_shows_every_call(model):
     parts = trace(model)
     figure = diagram(parts, "title")
     written = " ".join(text.get_text() for text in figure.axes[0].texts)

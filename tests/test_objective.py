@@ -1,14 +1,15 @@
-"""Reconstruction, KL and the scale between them, against torch.distributions and plain loops."""
+"""Reconstruction error, KL and the scale that joins them, against torch.distributions and plain loops."""
 
 import math
 
 import pytest
 import torch
 from scipy import stats
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from cvae_lab.models.cvae import reparameterise
 from cvae_lab.objective import (
+    elbo_from_loss,
     gaussian_nll,
     handout_beta,
     kl_cost,
@@ -29,14 +30,14 @@ def normal(generator, *shape):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def test_kl_is_the_one_of_torch_distributions(generator):
+def test_kl_equals_that_of_torch_distributions(generator):
     mu, logvar = 3 * normal(generator, 2, 5, 3, 2, 4), 3 * normal(generator, 2, 5, 3, 2, 4)
     expected = kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0))
     torch.testing.assert_close(kl_per_latent(mu, logvar), expected)
     torch.testing.assert_close(kl_standard_normal(mu, logvar), expected.sum((-3, -2, -1)))
 
 
-def test_kl_of_the_prior_is_zero_and_no_other_is_less(generator):
+def test_kl_is_zero_for_the_prior_and_never_negative(generator):
     zero = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
     assert kl_standard_normal(zero, zero).item() == 0
     assert (kl_per_latent(normal(generator, 4, 8, 8, 8), normal(generator, 4, 8, 8, 8)) >= 0).all()
@@ -46,7 +47,7 @@ def gaussians(generator, *shape):
     return [normal(generator, *shape).requires_grad_() for _ in range(4)]
 
 
-def test_kl_to_a_learned_prior_is_the_one_of_torch_distributions(generator):
+def test_kl_to_a_learned_prior_equals_that_of_torch_distributions(generator):
     mu, logvar, *prior = gaussians(generator, 2, 5, 3, 2, 4)
     wanted = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(prior[0], (prior[1] / 2).exp()))
     torch.testing.assert_close(kl_per_latent(mu, logvar, tuple(prior)), wanted)
@@ -54,7 +55,7 @@ def test_kl_to_a_learned_prior_is_the_one_of_torch_distributions(generator):
     assert plain.item() == pytest.approx(wanted.sum().item() / 10)
 
 
-def test_a_channel_under_its_free_bits_costs_them_and_feels_nothing(generator):
+def test_a_channel_below_its_free_bits_has_constant_cost_and_no_gradient(generator):
     mu = torch.zeros(4, 2, 3, 1, 2, dtype=torch.float64)
     mu[:, :, 1] = torch.tensor([1.0, 2.0])  # nats: 0.5 + 2
     mu[:, :, 2] = 0.1  # 0.01
@@ -67,18 +68,18 @@ def test_a_channel_under_its_free_bits_costs_them_and_feels_nothing(generator):
 
 
 @pytest.mark.parametrize("balance", [0.2, 0.8])
-def test_balance_shares_the_gradient_and_leaves_the_value(generator, balance):
+def test_balance_divides_the_gradient_and_keeps_the_value(generator, balance):
     values = gaussians(generator, 3, 2, 2, 1, 2)
     mu, logvar, *prior = values
     plain = torch.autograd.grad(kl_cost(mu, logvar, tuple(prior)), values)
     cost = kl_cost(mu, logvar, tuple(prior), balance=balance)
     assert cost.item() == pytest.approx(kl_cost(mu, logvar, tuple(prior)).item())
-    shares = [1 - balance, 1 - balance, balance, balance]
-    for got, whole, share in zip(torch.autograd.grad(cost, values), plain, shares, strict=True):
-        torch.testing.assert_close(got, share * whole)
+    fractions = [1 - balance, 1 - balance, balance, balance]
+    for got, whole, fraction in zip(torch.autograd.grad(cost, values), plain, fractions, strict=True):
+        torch.testing.assert_close(got, fraction * whole)
 
 
-def test_squared_error_sums_over_a_frame_only(generator):
+def test_squared_error_sums_over_one_frame(generator):
     a, b = normal(generator, 2, 2, 3, 4, 5), normal(generator, 2, 2, 3, 4, 5)
     for clip in range(2):
         for step in range(2):
@@ -87,25 +88,25 @@ def test_squared_error_sums_over_a_frame_only(generator):
             assert squared_error(a, b)[clip, step].item() == pytest.approx(total, rel=1e-12)
 
 
-def test_weighted_errors_have_the_gradient_of_their_logarithms(generator):
+def test_psnr_weights_without_offset_give_the_gradient_of_the_logarithm(generator):
     x, prediction = normal(generator, 4, 3, 2, 5), normal(generator, 4, 3, 2, 5).requires_grad_()
     error = squared_error(prediction, x) / 30
-    weighted = (psnr_weights(error, error.mean(), share=0.0, floor=0.0) * error).mean()
+    weighted = (psnr_weights(error, error.mean(), fraction=0.0, floor=0.0) * error).mean()
     (ours,) = torch.autograd.grad(weighted, prediction, retain_graph=True)
     (wanted,) = torch.autograd.grad(error.log().mean(), prediction)
     torch.testing.assert_close(ours, error.mean() * wanted)
-    assert psnr_weights(error, error.mean(), floor=1e9).max() < 1e-6  # nothing pulls far below the floor
-    assert psnr_weights(torch.tensor([0.0, 1.0]), torch.tensor(0.5)).max() <= 10  # no frame takes all
+    assert psnr_weights(error, error.mean(), floor=1e9).max() < 1e-6  # frames far below the floor
+    assert psnr_weights(torch.tensor([0.0, 1.0]), torch.tensor(0.5)).max() <= 10  # one perfect frame
 
 
-def test_reparameterised_gradient_is_that_of_finite_differences(generator):
+def test_the_gradient_of_reparameterise_matches_finite_differences(generator):
     mu, logvar, eps = (normal(generator, 1, 2, 2, 2) for _ in range(3))
     mu.requires_grad_()
     logvar.requires_grad_()
     assert torch.autograd.gradcheck(lambda m, s: reparameterise(m, s, eps).pow(3), (mu, logvar))
 
 
-def test_reparameterised_samples_have_the_posteriors_distribution(generator):
+def test_reparameterised_samples_follow_the_posterior(generator):
     mu, logvar = 0.7, math.log(0.09)
     eps = normal(generator, 20_000, 1, 1, 1)
     z = reparameterise(torch.full_like(eps, mu), torch.full_like(eps, logvar), eps).flatten()
@@ -115,14 +116,14 @@ def test_reparameterised_samples_have_the_posteriors_distribution(generator):
     assert stats.kstest(z.numpy(), "norm", args=(mu, 0.3)).pvalue > 1e-3
 
 
-def test_nll_is_the_one_of_torch_distributions(generator):
+def test_nll_equals_that_of_torch_distributions(generator):
     x, prediction = normal(generator, 4, 3, 2, 5), normal(generator, 4, 3, 2, 5)
     expected = -Normal(prediction, 0.4).log_prob(x).sum((-3, -2, -1))
     torch.testing.assert_close(gaussian_nll(squared_error(prediction, x), 30, 0.4**2), expected)
 
 
 @pytest.mark.parametrize(("sigma", "beta"), [(0.1, 1.0), (2.0, 0.3), (0.0, 1.0)])
-def test_elbo_and_handout_losses_have_proportional_gradients(generator, sigma, beta):
+def test_the_losses_of_both_scales_have_proportional_gradients(generator, sigma, beta):
     x = normal(generator, 4, 3, 2, 5)
     leaves = [
         normal(generator, *shape).requires_grad_() for shape in ((4, 3, 2, 5), (4, 2, 1, 3), (4, 2, 1, 3))
@@ -138,7 +139,7 @@ def test_elbo_and_handout_losses_have_proportional_gradients(generator, sigma, b
     torch.testing.assert_close(wanted, tuple(factor * part for part in got))
 
 
-def test_best_variance_is_the_mean_squared_error():
+def test_the_most_likely_variance_is_the_mean_squared_error():
     dims, error = 30, torch.tensor([6.0], dtype=torch.float64)
     grid = torch.arange(0.05, 0.6, 0.001, dtype=torch.float64)
     nll = torch.cat([gaussian_nll(error, dims, value) for value in grid])
@@ -147,8 +148,77 @@ def test_best_variance_is_the_mean_squared_error():
     assert float(weight) == pytest.approx(2 * (6.0 / dims) / dims)
 
 
-def test_beta_stands_for_a_sigma_and_back():
+def test_sigma_of_beta_is_the_inverse_of_the_conversion():
     assert sigma_of_beta(1.0, 6144) == pytest.approx(55.4, abs=0.1)
     for beta in (1e-6, 1e-3, 1.0):
         assert handout_beta(1.0, "elbo", 6144, sigma_of_beta(beta, 6144)) == pytest.approx(beta)
         assert handout_beta(beta, "handout", 6144) == beta
+
+
+class LinearModel:
+    """A decoder N(W z + b, sigma^2 I) with z ~ N(0, I): log p(x) is known exactly, frames have 3 x 1 x 2 values."""
+
+    dims, latents, sigma = 6, 2, 0.4
+
+    def __init__(self, generator):
+        self.weight = normal(generator, self.dims, self.latents)
+        self.bias = normal(generator, self.dims)
+
+    def decode(self, z):
+        return (z @ self.weight.T + self.bias).unflatten(-1, (3, 1, 2))
+
+    def log_p(self, x):
+        covariance = self.weight @ self.weight.T + self.sigma**2 * torch.eye(self.dims, dtype=torch.float64)
+        return MultivariateNormal(self.bias, covariance).log_prob(x.flatten(-3))
+
+    def importance_sampled_log_p(self, x, mu, logvar, draws, generator):
+        """log of the mean of p(x | z) p(z) / q(z | x) over z ~ q (Burda et al. 2016), per frame."""
+        q = Normal(mu, (logvar / 2).exp())
+        z = mu + (logvar / 2).exp() * normal(generator, draws, *mu.shape)
+        fit = Normal(self.decode(z), self.sigma).log_prob(x).sum((-3, -2, -1))
+        weights = fit + Normal(0.0, 1.0).log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
+        return weights.logsumexp(0) - math.log(draws)
+
+    def loss(self, x, mu, logvar, draws, generator, weighting):
+        """The training loss at scale elbo, per frame and averaged over draws of z."""
+        z = mu + (logvar / 2).exp() * normal(generator, draws, *mu.shape)
+        error = squared_error(self.decode(z), x.expand(draws, *x.shape)) / self.dims
+        weights = psnr_weights(error, error.mean()) if weighting == "psnr" else 1.0
+        kl = kl_standard_normal(*(part[..., None, None] for part in (mu, logvar)))
+        return (weights * error).mean(0) + handout_beta(1.0, "elbo", self.dims, self.sigma) * kl
+
+
+def posterior_of(model, x):
+    """mu of the exact posterior, and the log-variances of the independent Gaussian closest to it."""
+    precision = torch.eye(2, dtype=torch.float64) + model.weight.T @ model.weight / model.sigma**2
+    mu = (x.flatten(1) - model.bias) @ model.weight / model.sigma**2 @ precision.inverse()
+    return mu, -precision.diagonal().log().expand(len(x), 2)
+
+
+def test_the_loss_at_scale_elbo_is_a_lower_bound_on_log_p(generator):
+    """Against exact and importance-sampled log p, for the best posterior and for worse ones."""
+    model, frames = LinearModel(generator), 5
+    x = model.decode(normal(generator, frames, 2)) + model.sigma * normal(generator, frames, 3, 1, 2)
+    best_mu, logvar = posterior_of(model, x)
+    proposal = logvar + 1  # wider than the posterior, so that no importance weight dominates
+    sampled = model.importance_sampled_log_p(x, best_mu, proposal, 50_000, generator)
+    torch.testing.assert_close(sampled, model.log_p(x), atol=0.05, rtol=0)
+    gaps = []
+    for shift in (0.0, 0.5, 1.0):
+        loss = model.loss(x, best_mu + shift, logvar, 10_000, generator, "equal")
+        gaps.append(sampled - elbo_from_loss(loss, model.dims, model.sigma**2))
+        assert (gaps[-1] > -0.05).all()  # the error of both sampled quantities
+    assert gaps[0].mean() < 1.0 < gaps[1].mean() < gaps[2].mean()
+
+
+def test_the_loss_with_psnr_weights_is_no_lower_bound(generator):
+    """The reason why the configuration refuses the combination."""
+    model = LinearModel(generator)
+    basis = torch.linalg.qr(model.weight, mode="complete").Q
+    x = (model.bias + 3 * basis[:, -1]).reshape(1, 3, 1, 2)  # no z can explain the last direction
+    bounds = {}
+    for weighting in ("equal", "psnr"):
+        loss = model.loss(x, *posterior_of(model, x), 10_000, generator, weighting)
+        bounds[weighting] = float(elbo_from_loss(loss, model.dims, model.sigma**2))
+    assert bounds["equal"] < float(model.log_p(x)) + 0.05
+    assert bounds["psnr"] > float(model.log_p(x)) + 1

@@ -99,13 +99,38 @@ def test_a_restored_muon_takes_the_same_steps():
     backward(model)
     optimizer.step()
     twin = copy.deepcopy(model)
-    restored = Muon(twin, 0.5, 0.5)
+    restored = Muon(twin, 0.01, 0.1)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for network_, steps in ((model, optimizer), (twin, restored)):
         steps.zero_grad()
         backward(network_, 2)
         steps.step()
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+def test_restoring_moments_keeps_the_settings_of_the_optimizer():
+    """They follow from the configuration, which a resumed run compares with the file."""
+    model = network(torch.channels_last)
+    optimizer = Muon(model, 0.01, 0.1)
+    backward(model)
+    optimizer.step()
+    other = Muon(copy.deepcopy(model), 0.5, 0.3)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert {(group["lr"], group["weight_decay"]) for group in other.param_groups} == {(0.5, 0.3)}
+
+
+@pytest.mark.parametrize("part", ["muon", "adamw"])
+@pytest.mark.parametrize("damage", [lambda v: v[..., :1], lambda v: v * float("nan")])
+def test_moments_that_do_not_fit_are_refused(part, damage):
+    model = network(torch.channels_last)
+    optimizer = Muon(model, 0.01, 0.1)
+    backward(model)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    name = {"muon": "momentum_buffer", "adamw": "exp_avg"}[part]
+    saved[part]["state"][0][name] = damage(saved[part]["state"][0][name])
+    with pytest.raises(ValueError, match=f"{name} of parameter 0"):
+        optimizer.load_state_dict(saved)
 
 
 def test_a_learning_rate_set_in_the_groups_reaches_both_optimizers():

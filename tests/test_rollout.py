@@ -1,29 +1,36 @@
-"""Frames through time: the fast paths against the literal loops, and who may see what."""
+"""The batched unroll and the fast prediction against the reference loops, and which inputs may affect which frames."""
 
-import inspect
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from cvae_lab import CVAE, ModelConfig
+from cvae_lab.data.pixels import to_float, to_uint8
+from cvae_lab.models.compact import upsample
 from cvae_lab.models.cvae import reparameterise
 from cvae_lab.models.modules import StepwiseBatchNorm2d
 from cvae_lab.rollout import (
-    PART,
     Feedback,
     UnrollOutput,
+    clip_noise,
+    clip_streams,
     evaluating,
     posterior_latents,
     predict,
+    predict_in_chunks,
+    predict_with_posterior,
     prior_latents,
-    reconstruct,
+    prior_mean_latents,
     reference_predict,
     reference_unroll,
-    rollout,
     unroll,
     zero_latents,
 )
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.folded import upsampled_conv
+from cvae_lab.rollout.predict import LABELS_PER_CALL, STREAMS_PER_CALL, folds
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 
 SMALL = {
     "handout": {},
@@ -34,16 +41,22 @@ SIZE = {"handout": (4, 6), "compact": (8, 16), "learned prior": (8, 16)}
 BATCH, FRAMES = 2, 6
 
 
-def build(preset, seed=0):
-    """A model whose weights are all random: a fresh `compact` block is its skip alone."""
+def build(preset, seed=0, **options):
+    """Return a model with random numbers added to all weights, because a new `compact` block equals its skip."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         name = "handout" if preset == "handout" else "compact"
-        model = CVAE(ModelConfig.preset(name, **SMALL[preset]))
+        model = CVAE(ModelConfig.preset(name, **SMALL[preset] | options))
         with torch.no_grad():
             for value in model.parameters():
                 value += 0.03 * torch.randn_like(value)
     return model
+
+
+def predicted_by_both(model, x, p):
+    """Predictions of the fast path and of the reference loop, with equal seeds, in eval mode."""
+    model.eval()
+    return (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
 
 
 def seeded(seed=0):
@@ -55,12 +68,12 @@ def rand(*shape, seed=0):
 
 
 def clips(preset, frames=FRAMES):
-    """Frames and labels."""
+    """Return frames and labels."""
     return tuple(rand(BATCH, frames, 3, *SIZE[preset], seed=seed) for seed in range(2))
 
 
 def trained_by(way, model, feed):
-    """Outputs, gradients of a loss on all of them, and buffers after one unroll in train mode."""
+    """Return outputs, gradients of a loss on all outputs, and buffers after one unroll in train mode."""
     model.train()
     preset = "handout" if model.config.name == "handout" else "compact"
     x, p = (part.double() for part in clips(preset))
@@ -79,20 +92,20 @@ def trained_by(way, model, feed):
 
 @pytest.fixture
 def double(monkeypatch):
-    """Models that compute, and stay, in double precision: what is left then is no rounding."""
+    """Let models compute in double precision, so that differences are not rounding errors."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     return torch.float64
 
 
 def close(ours, theirs):
-    """Close relative to the largest value of all."""
+    """Compare relative to the largest absolute value."""
     scale = max(float(value.detach().abs().max()) for value in theirs)
     for mine, wanted in zip(ours, theirs, strict=True):
         assert float((mine - wanted).detach().abs().max()) <= 1e-9 * scale
 
 
 def compare(preset, way, other, feed):
-    """Outputs, gradients and buffers alike."""
+    """Compare outputs, gradients and buffers of two ways to unroll."""
     ours, theirs = (trained_by(each, build(preset).double(), feed) for each in (way, other))
     for mine, wanted in zip(ours, theirs, strict=True):
         assert len(mine) == len(wanted)
@@ -101,7 +114,7 @@ def compare(preset, way, other, feed):
 
 
 def hand_loop(model, x, p, eps, feed):
-    """The protocol once more, with the cuts of the gradient written out."""
+    """The training protocol written independently, with the truncation of gradients written out."""
     previous, predictions, mus, logvars, priors = x[:, 0], [], [], [], []
     anchor = model.anchor(x[:, 0], p[:, 0])
     for t in range(1, x.shape[1]):
@@ -123,7 +136,7 @@ def hand_loop(model, x, p, eps, feed):
     ("ratio", "bptt", "noisy"),
     [(0.0, -1, True), (0.5, -1, False), (0.5, -1, True), (1.0, -1, True), (0.5, 0, True), (0.5, 2, True)],
 )
-def test_unroll_is_the_literal_loop(preset, ratio, bptt, noisy, double):
+def test_unroll_equals_the_reference_loop(preset, ratio, bptt, noisy, double):
     forced = sample_teacher_forcing(ratio, BATCH, FRAMES - 1, "step", seeded(4))
     noise = 0.1 * torch.randn(BATCH, FRAMES - 1, 3, *SIZE[preset], generator=seeded(5), dtype=double)
     compare(preset, unroll, reference_unroll, Feedback(forced, bptt, noise if noisy else None))
@@ -131,7 +144,7 @@ def test_unroll_is_the_literal_loop(preset, ratio, bptt, noisy, double):
 
 @pytest.mark.parametrize("preset", SMALL)
 @pytest.mark.parametrize("bptt", [-1, 0, 2])
-def test_gradients_stop_where_bptt_says(preset, bptt, double):
+def test_gradients_pass_through_bptt_predicted_frames(preset, bptt, double):
     compare(
         preset,
         unroll,
@@ -140,7 +153,7 @@ def test_gradients_stop_where_bptt_says(preset, bptt, double):
     )
 
 
-def test_bptt_changes_gradients_and_nothing_else(double):
+def test_bptt_changes_gradients_only(double):
     feeds = [
         Feedback(sample_teacher_forcing(0.0, BATCH, FRAMES - 1, "step", seeded()), bptt)
         for bptt in (-1, 0, 2)
@@ -153,35 +166,35 @@ def test_bptt_changes_gradients_and_nothing_else(double):
 
 @pytest.mark.parametrize("frames", [2, 5, 70])
 @pytest.mark.parametrize("preset", SMALL)
-def test_predict_is_the_literal_loop_at_any_length(preset, frames):
+def test_predict_equals_the_reference_loop_at_any_length(preset, frames):
     model = build(preset)
     x, p = clips(preset, frames)
-    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
+    ours, wanted = predicted_by_both(model, x, p)
     assert ours.shape == (BATCH, frames - 1, 3, *SIZE[preset])
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_predict_by_parts_is_the_literal_loop(preset, monkeypatch):
+def test_predict_in_parts_of_the_batch_equals_the_reference_loop(preset, monkeypatch):
     model, (x, p) = build(preset), (part.repeat(3, 1, 1, 1, 1)[:5] for part in clips(preset))
-    monkeypatch.setitem(PART, model.config.name, 2)  # 2, 2 and 1
-    ours, wanted = (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
+    monkeypatch.setitem(STREAMS_PER_CALL, model.config.name, 2)  # 2, 2 and 1
+    ours, wanted = predicted_by_both(model, x, p)
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
 
 
-def test_predict_is_never_given_the_future():
-    assert list(inspect.signature(predict).parameters) == [
-        "model",
-        "first",
-        "labels",
-        "generator",
-        "batch_statistics",
-    ]
-    assert list(inspect.signature(rollout).parameters) == ["model", "first", "labels", "latents"]
+@pytest.mark.parametrize("preset", SMALL)
+def test_a_prediction_depends_on_its_inputs_only(preset, monkeypatch):
+    """No state of the model or of an earlier call, such as true frames, takes part."""
+    model, (x, p) = build(preset), clips(preset)
+    before = predict(model, x[:, 0].clone(), p, seeded(3))
+    predict_with_posterior(model, x, p, seeded(4))
+    monkeypatch.setattr(model, "posterior", lambda *_: pytest.fail("a prediction asked for the posterior"))
+    assert torch.equal(predict(model, x[:, 0], p, seeded(3)), before)
+    assert not torch.equal(predict(model, 1 - x[:, 0], p, seeded(3)), before)
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_later_labels_leave_earlier_predictions_as_they_were(preset):
+def test_later_labels_do_not_change_earlier_predictions(preset):
     model, (x, p) = build(preset), clips(preset)
     t, altered = 3, p.clone()
     altered[:, t:] = 1 - altered[:, t:]
@@ -191,29 +204,33 @@ def test_later_labels_leave_earlier_predictions_as_they_were(preset):
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_reconstruct_sees_a_true_frame_at_its_own_step_and_not_before(preset):
+def test_reconstruct_uses_a_true_frame_at_its_own_step_and_no_earlier(preset):
     model, (x, p) = build(preset), clips(preset)
     t, altered = 3, x.clone()
     altered[:, t:] = 1 - altered[:, t:]
-    before, after = (reconstruct(model, frames, p, seeded(3)) for frames in (x, altered))
+    before, after = (predict_with_posterior(model, frames, p, seeded(3)) for frames in (x, altered))
     assert torch.equal(before[:, : t - 1], after[:, : t - 1])
     assert (before[:, t - 1] != after[:, t - 1]).any()
 
 
 def test_reconstruct_with_the_mean_needs_no_generator():
     model, (x, p) = build("compact"), clips("compact")
-    assert torch.equal(reconstruct(model, x, p, mean=True), reconstruct(model, x, p, mean=True))
-    assert not torch.equal(reconstruct(model, x, p, mean=True), reconstruct(model, x, p, seeded()))
+    assert torch.equal(
+        predict_with_posterior(model, x, p, mean=True), predict_with_posterior(model, x, p, mean=True)
+    )
+    assert not torch.equal(
+        predict_with_posterior(model, x, p, mean=True), predict_with_posterior(model, x, p, seeded())
+    )
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_the_same_generator_gives_the_same_video(preset):
+def test_equal_seeds_give_equal_videos_and_different_seeds_different_ones(preset):
     model, (x, p) = build(preset), clips(preset)
     before = torch.get_rng_state()
     one, same, other = (predict(model, x[:, 0], p, seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert torch.equal(predict(model, x[:, 0], p), predict(model, x[:, 0], p, seeded(0)))  # nothing hidden
+    assert torch.equal(predict(model, x[:, 0], p), predict(model, x[:, 0], p, seeded(0)))  # the default seed
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -229,19 +246,119 @@ def test_predictions_lie_within_0_and_1(preset):
     assert frames.max() <= 1
 
 
-def test_latents_of_three_kinds():
+def test_latents_of_prior_zero_and_posterior_mean():
     model, (x, p) = build("compact").eval(), clips("compact")
-    draw, twin = prior_latents(model, x[:, 0], seeded(3)), seeded(3)
+    draw, noise = prior_latents(model, x[:, 0], seeded(3)), clip_noise(model, x[:, 0], seeded(3))
     frame, label = model.frame_transformation(x[:, 2]), model.label_transformation(p[:, 2])
     for step in range(3):
-        assert torch.equal(
-            draw(step, frame, label),
-            torch.randn(BATCH, *model.latent_shape(*SIZE["compact"]), generator=twin),
-        )
+        assert torch.equal(draw(step, frame, label), next(noise))
     assert not zero_latents(model, x[:, 0])(0, frame, label).any()
+    assert not prior_mean_latents(model, x[:, 0])(0, frame, label).any()
     with torch.no_grad():
         mean = posterior_latents(model, x, p, mean=True)(1, frame, label)
         assert torch.equal(mean, model.posterior(frame, label)[0])
+
+
+@pytest.mark.parametrize("latents", [1, 2])
+def test_the_noise_of_a_clip_does_not_depend_on_the_other_clips(latents):
+    """For any number of values in z: torch.randn(6, n) is not six draws of n where n is no multiple of 16."""
+    model = CVAE(ModelConfig.preset("compact", width=8, latents=latents))
+    first = torch.zeros(6, 3, 8, 16)
+    together = [next(noise) for noise in [clip_noise(model, first, seeded(3))] for _ in range(40)]
+    for count in (1, 2, 5):
+        noise = clip_noise(model, first[:count], seeded(3))
+        assert all(torch.equal(next(noise), wanted[:count]) for wanted in together)
+    values = torch.stack(together).flatten(2)  # (step, clip, value)
+    assert values.unique().numel() == values.numel()
+    assert values.mean().abs() < 0.2
+    assert 0.8 < values.std() < 1.2
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_the_prediction_of_a_clip_is_the_same_alone_and_in_a_batch(preset):
+    model = build(preset)
+    x, p = (part.repeat(2, 1, 1, 1, 1) for part in clips(preset, 20))
+    x = x + 0.1 * rand(*x.shape, seed=9)
+    together = predict(model, x[:, 0], p, clip_streams(seeded(3), 4))
+    for k, stream in enumerate(clip_streams(seeded(3), 4)):
+        alone = predict(model, x[k : k + 1, 0], p[k : k + 1], [stream])
+        torch.testing.assert_close(together[k : k + 1], alone, atol=1e-4, rtol=0)
+
+
+def test_a_generator_per_clip_is_needed_for_every_clip():
+    model, (x, p) = build("compact"), clips("compact")
+    with pytest.raises(ValueError, match="3 generators for 2 clips"):
+        predict(model, x[:, 0], p, clip_streams(seeded(), 3))
+
+
+def test_one_generator_gives_a_new_sample_at_every_call():
+    model, (x, p), generator = build("compact"), clips("compact"), seeded(3)
+    samples = [predict(model, x[:, 0], p, generator) for _ in range(2)]
+    assert not torch.equal(*samples)
+
+
+FOLDED = [{}, {"anchor": False}, {"norm": "none"}, {"output": "linear"}, {"invert_labels": False}]
+FOLDED += [{"height": 64}, {"height": 128}]
+
+
+@pytest.mark.parametrize("options", FOLDED)
+def test_the_folded_decoder_equals_the_reference_loop(options):
+    """With every option of `compact` and across chunks of labels."""
+    model = build("compact", **options)
+    size = model.config.height
+    first, p = rand(2, 3, size // 2, size), rand(2, LABELS_PER_CALL + 6, 3, size // 2, size, seed=1)
+    assert folds(model, first.device)
+    ours, wanted = predicted_by_both(model, first[:, None], p)
+    assert wanted.std() > 0.02
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+
+
+def test_the_folded_decoder_at_bfloat16_stays_close_to_autocast():
+    model, (x, p) = build("compact").eval(), clips("compact", 40)
+    exact = reference_predict(model, x[:, 0], p, seeded(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, autocast = predicted_by_both(model, x, p)
+    assert ours.dtype == torch.float32
+    error, usual = (float((y - exact).square().mean().sqrt()) for y in (ours, autocast))
+    assert 0 < error < 2 * usual
+
+
+def test_a_convolution_after_upsampling_is_one_convolution_to_cells():
+    conv = torch.nn.Conv2d(5, 3, 3, padding=1).double()
+    x = torch.rand(2, 5, 4, 6, dtype=torch.float64, generator=seeded())
+    cells = upsampled_conv(conv)(x)
+    torch.testing.assert_close(torch.nn.functional.pixel_shuffle(cells, 2), conv(upsample(x)))
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_chunks_and_uint8_labels_give_the_same_frames(preset):
+    model, (x, p) = build(preset), clips(preset, 2 * LABELS_PER_CALL + 9)
+    pixels = to_uint8(p)
+    whole = predict(model, x[:, 0], to_float(pixels), seeded(3))
+    chunks = list(predict_in_chunks(model, x[:, 0], pixels, seeded(3)))
+    assert [chunk.shape[1] for chunk in chunks] == [LABELS_PER_CALL, LABELS_PER_CALL, 8]
+    assert torch.equal(torch.cat(chunks, dim=1), whole)
+
+
+def test_a_long_clip_is_predicted_in_bounded_memory():
+    """3,000 labels of 32 x 64 pixels: as float32, labels and frames would take 74 MB each."""
+    code = """
+import resource, torch
+from cvae_lab import CVAE, ModelConfig
+from cvae_lab.rollout import predict_in_chunks
+model = CVAE(ModelConfig.preset("compact", width=8, latents=2))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+labels = torch.zeros(1, 3_000, 3, 32, 64, dtype=torch.uint8)
+before, frames = peak(), 0
+for chunk in predict_in_chunks(model, torch.zeros(1, 3, 32, 64), labels):
+    frames += chunk.shape[1]
+print(frames, peak() - before, peak())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frames, growth, peak = map(float, done.stdout.split())
+    assert frames == 2_999
+    assert growth < 50  # MiB
+    assert peak < 400
 
 
 def test_a_learned_prior_draws_around_its_own_mean():
@@ -251,6 +368,7 @@ def test_a_learned_prior_draws_around_its_own_mean():
         mu, logvar = model.prior(frame, label)
         draw = prior_latents(model, x[:, 0], seeded(3))
         drawn = torch.stack([draw(0, frame, label) for _ in range(4000)])
+        assert torch.equal(prior_mean_latents(model, x[:, 0])(0, frame, label), mu)
     assert mu.abs().max() > 0.01
     scaled = (drawn - mu) / (logvar / 2).exp()
     assert scaled.mean().abs() < 0.01  # 4,000 draws of some 8 values: standard error 0.005 at most
@@ -258,7 +376,7 @@ def test_a_learned_prior_draws_around_its_own_mean():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_evaluating_gives_every_module_its_own_mode_back(fails):
+def test_evaluating_restores_the_mode_of_every_module(fails):
     model = build("handout").train()
     model.Generator.eval()
     model.Decoder_Fusion[1].eval()
@@ -276,8 +394,8 @@ def test_evaluating_gives_every_module_its_own_mode_back(fails):
     assert not any(layer.batch_statistics for layer in norms)
 
 
-def test_batch_statistics_predict_as_the_course_does():
-    """The course predicts in train mode without knowing: one label at a time, statistics of that batch."""
+def test_batch_statistics_predict_as_the_code_of_the_course_does():
+    """Its batch norm is in train mode during the test: one label at a time, with the statistics of that batch."""
     model, (x, p) = build("handout"), clips("handout")
     ours = predict(model, x[:, 0], p, seeded(3), batch_statistics=True)
     buffers = [buffer.clone() for buffer in model.buffers()]
@@ -292,7 +410,7 @@ def test_batch_statistics_predict_as_the_course_does():
     torch.testing.assert_close(ours, torch.stack(frames[1:], 1).clamp(0, 1), atol=1e-4, rtol=0)
 
 
-def test_compact_has_no_batch_statistics():
+def test_batch_statistics_do_not_affect_compact():
     model, (x, p) = build("compact"), clips("compact")
     ours, course = (predict(model, x[:, 0], p, seeded(3), batch_statistics=flag) for flag in (False, True))
     assert torch.equal(ours, course)

@@ -1,4 +1,4 @@
-"""Schedules against tables worked out by hand, exactly at the knots."""
+"""Schedules against tables computed by hand, exact at the steps where a schedule changes."""
 
 import doctest
 import itertools
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cvae_lab import schedules
-from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, sample_teacher_forcing, tf_ratio_at
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, tf_ratio_at
 
 QUARTER_COSINE = (1 - math.sqrt(0.5)) / 2
 QUARTER_SIGMOID = (1 / (1 + math.exp(3)) - 1 / (1 + math.exp(6))) / (1 - 2 / (1 + math.exp(6)))
@@ -57,7 +58,7 @@ def test_beta_at_every_step(total, strategy, options, expected):
 
 @pytest.mark.parametrize("shape", ["linear", "sigmoid", "cosine"])
 @pytest.mark.parametrize(("total", "n_cycles"), [(629, 7), (1000, 3), (40, 4), (10, 4)])
-def test_cycles_begin_at_0_and_end_at_the_top_exactly(total, n_cycles, shape):
+def test_cycles_begin_at_0_and_reach_their_maximum_exactly(total, n_cycles, shape):
     for cycle in range(n_cycles):
         start = Fraction(cycle, n_cycles)
         assert beta_at(start, "cyclical", n_cycles=n_cycles, shape=shape) == 0
@@ -70,14 +71,13 @@ def test_cycles_begin_at_0_and_end_at_the_top_exactly(total, n_cycles, shape):
     assert falls == n_cycles - 1
 
 
-def test_progress_is_all_that_matters():
-    """Per epoch and per iteration are the same curve, sampled at other points."""
+def test_updates_per_epoch_and_per_iteration_sample_the_same_curve():
     by_epoch, by_iteration = betas(10, "cyclical"), betas(70, "cyclical")
     assert by_iteration[::7] == by_epoch
     assert beta_at(0.3, "cyclical") == pytest.approx(beta_at(Fraction(3, 10), "cyclical"))
 
 
-def test_stages_follow_one_another():
+def test_stages_are_applied_one_after_the_other():
     stages = (("monotonic", 60, 1), ("cyclical", 80, 2))
     knots = {0: 0, 15: 0.5, 30: 1, 59: 1, 60: 0, 70: 0.5, 80: 1, 99: 1, 100: 0, 110: 0.5, 120: 1, 139: 1}
     values = betas(140, "stages", stages=stages, beta_max=2.0)
@@ -103,7 +103,7 @@ def test_teacher_forcing_by_epoch(strategy, options, expected):
     assert [tf_ratio_at(epoch, strategy, **options) for epoch in epochs] == pytest.approx(expected)
 
 
-def test_inverse_sigmoid_falls_from_its_start():
+def test_inverse_sigmoid_decreases_from_its_start():
     values = [tf_ratio_at(epoch, "inverse_sigmoid", start=0.8, decay=5.0) for epoch in range(1, 60)]
     assert values[0] == pytest.approx(0.8)
     assert all(after < before for before, after in itertools.pairwise(values))
@@ -112,8 +112,8 @@ def test_inverse_sigmoid_falls_from_its_start():
     assert values[7] == pytest.approx(0.8 * (k / (k + math.exp(e / k))) / (k / (k + 1)))
 
 
-def test_adaptive_goes_down_after_progress_and_up_after_a_fall():
-    """0.5 for five epochs; then 0.1 down where validation improved, up where it fell."""
+def test_adaptive_decreases_after_an_improvement_and_increases_otherwise():
+    """0.5 for five epochs; then 0.1 less where validation improved and 0.1 more where it did not."""
     psnr = [20, 25, 19, 18, 21, 22, 21, 20, 19, 23]
     expected = [0.5] * 5 + [0.4, 0.3, 0.4, 0.5, 0.6, 0.5]
     found = [
@@ -154,41 +154,41 @@ def test_learning_rate_at_its_knots(schedule, options, knots):
     assert found == pytest.approx(list(knots.values()), abs=1e-12)
 
 
-def toss(ratio, per, seed=0, shape=(200, 51), epoch_coin=None):
-    return sample_teacher_forcing(ratio, *shape, per, torch.Generator().manual_seed(seed), epoch_coin)
+def mask(ratio, per, seed=0, shape=(200, 51), epoch_is_forced=None):
+    return sample_teacher_forcing(ratio, *shape, per, torch.Generator().manual_seed(seed), epoch_is_forced)
 
 
 @pytest.mark.parametrize("per", ["epoch", "batch", "clip", "step"])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-def test_the_given_frame_is_always_true(per, ratio):
-    forced = toss(ratio, per, epoch_coin=bool(ratio))
+def test_the_first_step_is_always_teacher_forced(per, ratio):
+    forced = mask(ratio, per, epoch_is_forced=bool(ratio))
     assert forced[:, 0].all()
     if ratio in (0, 1):
         assert (forced[:, 1:] == bool(ratio)).all()
 
 
-def test_coins_are_as_coarse_as_asked():
-    assert len({toss(0.5, "batch", seed, (3, 4))[:, 1:].unique().numel() for seed in range(20)}) == 1
-    assert {toss(0.5, "batch", seed)[0, 1].item() for seed in range(20)} == {True, False}
-    clips = toss(0.5, "clip")[:, 1:]
+def test_one_decision_covers_a_batch_a_clip_or_a_step():
+    assert len({mask(0.5, "batch", seed, (3, 4))[:, 1:].unique().numel() for seed in range(20)}) == 1
+    assert {mask(0.5, "batch", seed)[0, 1].item() for seed in range(20)} == {True, False}
+    clips = mask(0.5, "clip")[:, 1:]
     assert (clips == clips[:, :1]).all()
     assert clips[:, 0].unique().numel() == 2
-    steps = toss(0.5, "step")[:, 1:]
+    steps = mask(0.5, "step")[:, 1:]
     assert steps.float().mean(1).min() > 0
     assert steps.float().mean(1).max() < 1
-    for coin in (True, False):
-        assert (toss(0.5, "epoch", epoch_coin=coin)[:, 1:] == coin).all()
+    for forced in (True, False):
+        assert (mask(0.5, "epoch", epoch_is_forced=forced)[:, 1:] == forced).all()
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
-def test_coins_land_true_as_often_as_asked(ratio):
+def test_the_fraction_of_teacher_forced_steps_is_the_ratio(ratio):
     for per, n in (("step", 200 * 50), ("clip", 200)):
-        share = toss(ratio, per)[:, 1:].float().mean().item()
-        assert share == pytest.approx(ratio, abs=4 * math.sqrt(ratio * (1 - ratio) / n))
+        fraction = mask(ratio, per)[:, 1:].float().mean().item()
+        assert fraction == pytest.approx(ratio, abs=4 * math.sqrt(ratio * (1 - ratio) / n))
 
 
-def test_coins_come_from_their_own_generator():
+def test_the_mask_depends_on_its_generator_only():
     before = torch.get_rng_state()
-    assert torch.equal(toss(0.5, "step", seed=3), toss(0.5, "step", seed=3))
-    assert not torch.equal(toss(0.5, "step", seed=3), toss(0.5, "step", seed=4))
+    assert torch.equal(mask(0.5, "step", seed=3), mask(0.5, "step", seed=3))
+    assert not torch.equal(mask(0.5, "step", seed=3), mask(0.5, "step", seed=4))
     assert torch.equal(torch.get_rng_state(), before)

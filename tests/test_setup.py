@@ -1,6 +1,9 @@
 """The set-up files agree with each other, and README with the results it shows."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cvae_lab.runs.folder import find_runs
-from cvae_lab.runs.tables import END, START, compare, markdown, study_markdown
+from cvae_lab.runs.tables import END, RESULTS, START, STUDY, markdown, runs_table
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,14 +61,35 @@ def test_readme_names_real_make_targets():
     assert set(re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
 
 
-TABLES = ("ablation", "minutes", "course")
+def _tables():
+    """Every committed table: the file that shows it, its name, and its text as the records give it."""
+    yield ROOT / "README.md", "results", markdown(runs_table(find_runs(ROOT / "figures/reference")), RESULTS)
+    for name in ("ablation", "minutes", "course"):
+        table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
+        yield ROOT / "figures/README.md", name, markdown(table, STUDY)
 
 
-def test_readme_shows_the_tables_of_reference_runs_and_studies():
-    text, studies = (ROOT / "README.md").read_text(), ROOT / "figures/studies"
-    tables = {name: study_markdown(pd.read_csv(studies / f"{name}.csv")) for name in TABLES}
-    for name, table in {
-        "results": markdown(compare(find_runs(ROOT / "figures/reference"))),
-        **tables,
-    }.items():
+def test_committed_tables_are_those_of_the_committed_records():
+    for file, name, table in _tables():
+        text = file.read_text()
         assert text.split(START.format(name), 1)[1].split(END.format(name), 1)[0].strip() == table
+
+
+def _code_blocks(heading):
+    """The code blocks of a README section."""
+    section = (ROOT / "README.md").read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"```python\n(.*?)```", section, re.S)
+
+
+def test_the_readmes_own_schedule_runs_as_described(tmp_path):
+    """Append the README's code to a copy of the package and train with the new schedule."""
+    shutil.copytree(ROOT / "cvae_lab", tmp_path / "cvae_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    (code,) = _code_blocks("Add your own KL schedule")
+    with (tmp_path / "cvae_lab/schedules.py").open("a") as file:
+        file.write("\n\n" + code)
+    options = {"kl_strategy": "late", "epochs": "2", "width": "8", "clips_per_epoch": "10", "eval_every": "2"}
+    words = [word for pair in options.items() for word in ("-p", *pair)]
+    command = [sys.executable, "-m", "cvae_lab", "train", "run", "--data", "tiny", *words]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert pd.read_csv(tmp_path / "run/history.csv")["beta"].tolist() == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""Waves: every step once, after the step it needs, in the layout that convolutions like."""
+"""Step groups: every step occurs once, after the step it depends on, and features stay channels-last."""
 
 import pytest
 import torch
@@ -7,51 +7,54 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cvae_lab import CVAE, ModelConfig
 from cvae_lab.rollout import Feedback, predict, unroll
 from cvae_lab.rollout.step_groups import StepGroups, by_step
-from cvae_lab.schedules import sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 
 BATCH, STEPS = 3, 9
 
 
 @pytest.fixture(params=[0.0, 0.4, 1.0])
-def tossed(request):
+def teacher_forced(request):
     return sample_teacher_forcing(request.param, BATCH, STEPS, "step", torch.Generator().manual_seed(0))
 
 
-def test_every_step_comes_once_and_after_the_step_it_is_fed(tossed):
-    order = StepGroups.of(tossed, torch.device("cpu"))
-    wave_of = {}
-    for number, (rows, at, before) in enumerate(zip(order.clips, order.steps, order.previous, strict=True)):
-        for row, step, place in zip(rows.tolist(), at.tolist(), before.tolist(), strict=True):
-            assert (row, step) not in wave_of
-            wave_of[row, step] = number
-            if tossed[row, step]:
+def test_every_step_occurs_once_and_after_the_step_it_depends_on(teacher_forced):
+    groups = StepGroups.of(teacher_forced, torch.device("cpu"))
+    group_of = {}
+    for number, (clips, steps, before) in enumerate(
+        zip(groups.clips, groups.steps, groups.previous, strict=True)
+    ):
+        for row, step, place in zip(clips.tolist(), steps.tolist(), before.tolist(), strict=True):
+            assert (row, step) not in group_of
+            group_of[row, step] = number
+            if teacher_forced[row, step]:
                 assert number == 0
-            else:  # fed the prediction of the step before, which `before` finds in the wave before
-                earlier = order.clips[number - 1][place], order.steps[number - 1][place]
+            else:  # it gets the prediction of the previous step, which is in the previous group
+                earlier = groups.clips[number - 1][place], groups.steps[number - 1][place]
                 assert earlier == (row, step - 1)
-    assert len(wave_of) == BATCH * STEPS
+    assert len(group_of) == BATCH * STEPS
 
 
-def test_arranged_is_by_wave_and_restored_again(tossed):
-    order = StepGroups.of(tossed, torch.device("cpu"))
+def test_values_are_put_in_group_order_and_back(teacher_forced):
+    groups = StepGroups.of(teacher_forced, torch.device("cpu"))
     values = torch.arange(1.0 * BATCH * STEPS).reshape(BATCH, STEPS)
-    arranged = order.in_group_order(by_step(values))
-    joined = zip(torch.cat(list(order.clips)), torch.cat(list(order.steps)), strict=True)
-    assert arranged.tolist() == [float(values[row, step]) for row, step in joined]
-    assert torch.equal(order.in_group_order(by_step(values), 5), arranged[:5])
-    assert torch.equal(order.in_step_order(arranged), by_step(values))
-    assert order.orders_agree == (tossed[:, 1:].all() or not tossed[:, 1:].any())
+    grouped = groups.in_group_order(by_step(values))
+    joined = zip(torch.cat(list(groups.clips)), torch.cat(list(groups.steps)), strict=True)
+    assert grouped.tolist() == [float(values[row, step]) for row, step in joined]
+    assert torch.equal(groups.in_group_order(by_step(values), 5), grouped[:5])
+    assert torch.equal(groups.in_step_order(grouped), by_step(values))
+    assert groups.orders_agree == (teacher_forced[:, 1:].all() or not teacher_forced[:, 1:].any())
 
 
 class Layouts(TorchDispatchMode):
-    """Shapes of what convolutions are given in another layout than channels-last."""
+    """Record the shapes of convolution inputs that are not channels-last."""
 
     def __init__(self):
         super().__init__()
         self.seen, self.others = 0, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
+        packed = torch.ops.mkldnn._convolution_pointwise.default  # of the folded decoder
+        if func in (torch.ops.aten.convolution.default, packed):
             self.seen += 1
             if not args[0].is_contiguous(memory_format=torch.channels_last):
                 self.others.append(tuple(args[0].shape))
@@ -59,15 +62,16 @@ class Layouts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("preset", ["handout", "compact"])
-def test_features_stay_channels_last(preset, tossed):
-    """A convolution would turn them round, forwards and again backwards; frames and labels are small."""
+def test_features_stay_channels_last(preset, teacher_forced):
+    """Otherwise every convolution converts them. Frames and labels are small and may have another layout."""
     model = CVAE(ModelConfig.preset(preset)).to(memory_format=torch.channels_last)
     x, p = torch.rand(2, BATCH, STEPS + 1, 3, 16, 16)
     eps = torch.randn(BATCH, STEPS, *model.latent_shape(16, 16))
-    for path in (lambda: unroll(model, x, p, eps, Feedback(tossed)), lambda: predict(model, x[:, 0], p)):
+    for path in (
+        lambda: unroll(model, x, p, eps, Feedback(teacher_forced)),
+        lambda: predict(model, x[:, 0], p),
+    ):
         with Layouts() as layouts, torch.no_grad():
             path()
         assert layouts.seen > 20
-        assert all(
-            shape[1] in (3, 12) for shape in layouts.others
-        )  # a picture, or one folded to half its size
+        assert all(shape[1] in (3, 12) for shape in layouts.others)  # a frame, or its cells of 2 x 2 pixels

@@ -4,20 +4,25 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from cvae_lab import ModelConfig, TrainConfig
+from cvae_lab.config import ConfigError
 from cvae_lab.data import Clip, ClipBatch, Dataset, Video
 from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.evaluation.scoring import evaluate
 from cvae_lab.objective import kl_standard_normal
 from cvae_lab.rollout import Feedback, predict, reference_unroll
 from cvae_lab.schedules import controlled_beta
-from cvae_lab.training import TrainState, fit, meter, train_step
+from cvae_lab.training import TrainState, distributed, fit, loop, meter, train_step
 from cvae_lab.training import state as state_module
+from cvae_lab.training.augment import augment, mirroring
+from cvae_lab.training.loop import CONTROL_RANGE
 from cvae_lab.training.meter import MAX_SKIPPED, TrainingDivergedError
 from cvae_lab.training.optimizer import Muon
+from cvae_lab.training.state import STREAMS, stream_seed
 
 NARROW = ModelConfig.preset("compact", width=8, latents=2)
 H, W = 8, 16
@@ -120,7 +125,7 @@ def test_the_controller_changes_beta_after_every_step_by_the_kl_of_that_step(dat
     beta = 1e-5
     for record in records:
         assert record["beta"] == pytest.approx(beta)
-        beta = controlled_beta(beta, record["kl_nats"], target)
+        beta = controlled_beta(beta, record["kl_nats"], target, bounds=(1e-9, 1e-1))
     assert (beta < 1e-5) == (target == 50.0)
 
 
@@ -176,14 +181,17 @@ def test_training_stops_after_ten_skipped_steps_in_a_row(data, clips_per_epoch):
     assert len(steps) == MAX_SKIPPED - 1
 
 
-def test_the_loss_of_an_epoch_without_a_finite_step_is_nan(data):
+def test_a_last_epoch_without_a_finite_step_has_no_loss_and_ends_in_an_error(data):
     config = quick(epochs=1)
     state = TrainState.create(NARROW, config)
     with torch.no_grad():
         next(state.model.parameters()).fill_(math.nan)
-    record = next(fit(state, data, config))
+    records = fit(state, data, config)
+    record = next(records)
     assert record["skipped"] == 3
     assert math.isnan(record["loss"])
+    with pytest.raises(TrainingDivergedError, match="All steps of the last epoch were skipped"):
+        next(records)
 
 
 def test_the_weight_average_follows_its_formula():
@@ -200,8 +208,8 @@ def test_the_weight_average_follows_its_formula():
 
 
 COLUMNS = {
-    "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
-    "heldout_psnr", "skipped", "seconds", "frames_per_s",
+    "epoch", "step", "beta", "kl_weight", "tf_ratio", "lr", "loss", "mse", "kl_nats",
+    "val_psnr_prior", "val_psnr_posterior", "heldout_psnr", "skipped", "seconds", "frames_per_s",
 }  # fmt: skip
 UNTIMED = sorted(COLUMNS - {"seconds", "frames_per_s"})
 
@@ -298,7 +306,7 @@ def test_the_last_epoch_is_evaluated_when_the_caller_uses_up_the_time_budget(dat
 
 
 def test_held_out_segments_are_weighted_by_their_frames(data):
-    """The validation clip counts as one segment."""
+    """The validation clip does not count."""
     unequal, config = replace(data, train=video(60, (45,))), quick(epochs=1)
     state = TrainState.create(NARROW, config)
     (record,) = fit(state, unequal, config)
@@ -306,8 +314,109 @@ def test_held_out_segments_are_weighted_by_their_frames(data):
     assert (len(long.labels), len(short.labels)) == (9, 4)
     of_val, of_long, of_short = evaluate(state.evaluation_model(), [validation, long, short])["prior"]
     segments = (of_long.sum() + of_short.sum()) / (8 + 3)
-    assert record["heldout_psnr"] == pytest.approx(float(of_val.mean() + 2 * segments) / 3, abs=1e-4)
+    assert record["heldout_psnr"] == pytest.approx(float(segments), abs=1e-4)
+    assert record["val_psnr_prior"] == pytest.approx(float(of_val.mean()), abs=1e-4)
     assert abs(of_long.mean() - of_short.mean()) > 1e-3  # otherwise the weights would make no difference
+
+
+def test_the_selection_score_does_not_depend_on_the_validation_clips(data):
+    records = [
+        run(replace(data, val=validation), quick(epochs=1))[1][0]
+        for validation in (data.val, video(12, seed=5), video(0))
+    ]
+    assert len({record["heldout_psnr"] for record in records}) == 1
+    assert len({record["loss"] for record in records}) == 1
+    assert records[0]["val_psnr_prior"] != records[1]["val_psnr_prior"]
+    assert math.isnan(records[2]["val_psnr_prior"])
+
+
+@pytest.mark.parametrize(
+    ("options", "train", "reason"),
+    [({"holdout": 0.0}, video(40), "holdout is 0"), ({}, video(6), "no training recording is long enough")],
+)
+def test_where_nothing_can_be_held_out_validation_selects_and_a_line_says_so(
+    data, caplog, options, train, reason
+):
+    config = quick(epochs=1, clips_per_epoch=2, batch_size=2, **options)
+    record = next(fit(TrainState.create(NARROW, config), replace(data, train=train), config))
+    assert record["heldout_psnr"] == record["val_psnr_prior"]
+    (message,) = caplog.messages
+    assert message.startswith(
+        "Checkpoints are selected by their PSNR on the validation clips, because " + reason
+    )
+    with pytest.raises(ConfigError, match=f"Nothing is left to select checkpoints on: {reason}"):
+        next(fit(TrainState.create(NARROW, config), replace(data, train=train, val=video(0)), config))
+
+
+def test_the_adaptive_ratio_follows_held_out_segments_where_there_is_no_validation(data):
+    config = quick(tf_strategy="adaptive", tf_start=0.5, tf_first_decay=2, tf_step=0.25, epochs=4)
+    _, records = run(replace(data, val=video(0)), config)
+    scores = [record["heldout_psnr"] for record in records]
+    expected = 0.5 - 0.25 if scores[1] > scores[0] else 0.5 + 0.25
+    assert records[2]["tf_ratio"] == expected
+
+
+def test_flip_is_switched_off_with_one_line_where_the_label_colours_are_unknown(data, caplog):
+    unknown = replace(data)
+    object.__setattr__(unknown, "palette", None)
+    assert mirroring(unknown) is None
+    (message,) = caplog.messages
+    assert message.startswith("flip is switched off: the labels of noise have other colours")
+    batch = batch_of(8)
+    assert all(map(torch.equal, augment(batch, quick(shift=0), seeded(), None), batch))
+    assert not torch.equal(augment(batch, quick(shift=0), seeded()).x, batch.x)
+
+
+@pytest.mark.parametrize(("scale", "sigma"), [("handout", 0.0), ("elbo", 0.2)])
+def test_the_history_holds_the_weight_that_multiplies_the_kl(data, scale, sigma):
+    config = quick(epochs=1, scale=scale, sigma=sigma, beta_max=0.01, kl_strategy="constant")
+    _, (record,) = run(data, config)
+    expected = 0.01 if scale == "handout" else 2 * 0.2**2 * 0.01 / (3 * H * W)
+    assert record["kl_weight"] == pytest.approx(expected)
+    assert record["beta"] == 0.01
+
+
+def test_the_controller_stays_within_its_range(data):
+    """A KL far from the target moves the weight to a bound and not beyond."""
+    config = quick(kl_target=1e6, beta_max=1e-3, epochs=1)
+    state = TrainState.create(NARROW, config)
+    state.kl_weight = 1e-3 / CONTROL_RANGE
+    list(fit(state, data, config))
+    assert state.kl_weight == 1e-3 / CONTROL_RANGE
+
+
+def test_a_controller_at_its_bound_reacts_to_the_first_kl_on_the_other_side():
+    """After 10,000 steps at the bound, one step is enough to leave it: nothing has accumulated."""
+    beta = 1.0
+    for _ in range(10_000):
+        beta = controlled_beta(beta, 100.0, 1.0, bounds=(0.01, 2.0))
+    assert beta == 2.0
+    assert controlled_beta(beta, 0.01, 1.0, rate=0.02, bounds=(0.01, 2.0)) == pytest.approx(
+        2 * math.exp(-0.02)
+    )
+
+
+def test_all_random_streams_of_a_run_are_independent():
+    """Streams are children of one SeedSequence: none is equal to another, whatever the epoch, the rank or the seed."""
+    keys = [(stream,) for stream in ("weights", "clips", "teacher_forcing", "augment")]
+    keys += [
+        (stream, epoch, rank) for stream in ("noise", "dropout") for epoch in range(20) for rank in range(4)
+    ]
+    seeds = [stream_seed(seed, *key) for seed in range(5) for key in keys]
+    assert len({value % 2**32 for value in seeds}) == len(seeds)  # the CPU generator uses 32 bits of a seed
+    spawned = np.random.SeedSequence(3).spawn(len(STREAMS))[STREAMS.index("noise")].spawn(3)[2].spawn(2)[1]
+    assert stream_seed(3, "noise", 2, 1) == int(spawned.generate_state(1, np.uint64)[0] >> 1)
+
+
+def test_dropout_and_noise_differ_between_epochs_and_ranks(data, monkeypatch):
+    drawn = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        state = TrainState.create(NARROW, quick())
+        for state.epoch in range(2):
+            with loop._seeded(0, state, torch.device("cpu")):
+                drawn += [float(torch.rand(())), float(torch.rand((), generator=state.generators["noise"]))]
+    assert len(set(drawn)) == len(drawn)
 
 
 def clip(frames, seed):

@@ -1,36 +1,28 @@
-"""Players and figures: every pixel at its place, every number at its frame."""
+"""Players and GIFs: every pixel at its place, every number at its frame, every frame at its time."""
 
 import base64
+import html
 import io
+import itertools
+import json
 import re
-import subprocess
+from functools import cache
 
-import imageio.v3 as iio
-import ipywidgets
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from imageio_ffmpeg import get_ffmpeg_exe
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
-from cvae_lab.views import figures, player, to_uint8
+from cvae_lab.data.clips import Clip
+from cvae_lab.views import clip_views, player, sprites
 
 T, H, W = 5, 6, 10
 
 
-@pytest.fixture(autouse=True)
-def _no_window():
-    matplotlib.use("Agg")
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def clips():
-    """Labels, prediction and truth whose single lit pixel moves right by one column per frame."""
+    """Labels, prediction and truth, black but for one pixel that moves right by one column per frame."""
     black = torch.zeros(T, 3, H, W, dtype=torch.uint8)
     labels, prediction, truth = black.clone(), black.clone(), black.clone()
     for t in range(T):
@@ -40,27 +32,32 @@ def clips():
     return labels, prediction, truth
 
 
-def children(widget, kind):
-    """All widgets of one kind below this one, in order."""
-    found = [widget] if isinstance(widget, kind) else []
-    return found + [item for child in getattr(widget, "children", ()) for item in children(child, kind)]
+def random_frames(n, height, width):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def sheets(page):
-    found = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
-    return [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in found]
+@cache
+def pixels(picture):
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 
 
-def test_values_outside_the_range_clamp_and_do_not_wrap():
-    values = torch.tensor([-0.5, 0.0, 0.4999, 1.0, 1.2, float("nan"), float("inf")])
-    frames = values.view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    assert to_uint8(frames)[:, 0, 0, 0].tolist() == [0, 0, 127, 255, 255, 0, 255]
+def frames_of(sheets, clip):
+    """The frames on the sheets of one panel, read by the layout that the browser gets."""
+    height, width = clip["height"], clip["width"]
+    for t in range(clip["frames"]):
+        sheet, cell = divmod(t, clip["per_sheet"])
+        row, column = divmod(cell, clip["columns"])
+        yield pixels(sheets[sheet])[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+def clip_of(page):
+    return json.loads(html.unescape(re.search(r'data-clip="([^"]*)"', page)[1]))
 
 
 def test_panels_put_each_pixel_in_its_place(clips):
     labels, prediction, truth = clips
-    shown = player.panels(labels, truth, prediction, scale=3)
-    gap = player.GAP
+    shown, gap = player.panels(labels, truth, prediction, scale=3), sprites.GAP
     assert shown.shape == (T, 3 * H, 3 * (3 * W + 2 * gap), 3)
     expected = np.full((T, H, 3 * W + 2 * gap, 3), 0, np.uint8)
     expected[:, :, [W, 2 * W + gap]] = 255
@@ -71,87 +68,117 @@ def test_panels_put_each_pixel_in_its_place(clips):
     assert (shown == np.kron(expected, np.ones((1, 3, 3, 1), np.uint8))).all()
 
 
-def test_panels_without_truth_are_two(clips):
+def test_without_truth_there_are_two_panels(clips):
     labels, prediction, _ = clips
-    assert player.panels(labels, None, prediction.float() / 255, scale=1).shape == (
-        T,
-        H,
-        2 * W + player.GAP,
-        3,
-    )
+    shown = player.panels(labels, None, prediction.float() / 255, scale=1)
+    assert shown.shape == (T, H, 2 * W + sprites.GAP, 3)
 
 
 def test_clips_of_different_length_are_refused(clips):
     labels, prediction, _ = clips
-    with pytest.raises(ValueError, match="leave the given first frame out"):
+    with pytest.raises(ValueError, match="leave the first frame out"):
         player.panels(labels, None, prediction[1:])
     with pytest.raises(ValueError, match="give at least one"):
         player.panels(labels[:0], None, prediction[:0])
-    with pytest.raises(ValueError, match="give one value for each"):
-        player.html_player(labels, prediction, psnr=np.ones(T - 1))
+    for make in (player.html_player, player.scrubber):
+        with pytest.raises(ValueError, match="give one value for each"):
+            make(labels, prediction, psnr=np.ones(T - 1))
+        with pytest.raises(ValueError, match="give one number for each"):
+            make(labels, prediction, numbers=range(T - 1))
 
 
-def test_scrubber_shows_the_frame_the_slider_names(clips):
+@pytest.mark.parametrize(("n", "height", "width"), [(1, 32, 64), (7, 32, 64), (70, 16, 16), (9, 128, 256)])
+def test_scrubber_sends_every_frame_unchanged(monkeypatch, n, height, width):
+    monkeypatch.setattr(sprites, "SHEET", 520)  # so that several sheets are needed
+    frames = random_frames(n, height, width)
+    widget = player.scrubber(frames, frames.flip(0), truth=frames)
+    for panel, expected in zip(widget.sheets, (frames, frames, frames.flip(0)), strict=True):
+        assert max(side for sheet in panel for side in pixels(sheet).shape) <= sprites.SHEET
+        shown = list(frames_of(panel, widget.clip))
+        assert len(shown) == n
+        assert all((a == b.permute(1, 2, 0).numpy()).all() for a, b in zip(shown, expected, strict=True))
+
+
+def test_sheets_of_ten_thousand_frames_are_square_and_small_enough_for_a_phone():
+    columns, per_sheet = sprites.sheet_layout(10_000, 32, 64)
+    assert columns * 64 <= 4096
+    assert per_sheet // columns * 32 <= 4096
+    assert per_sheet * 2 >= 8192  # two sheets hold 64 x 128 frames each
+    assert sprites.sheet_layout(3, 128, 8192)[0] == 1
+
+
+def test_scrubber_frame_is_synchronised_and_stays_inside_the_clip(clips):
+    labels, prediction, _ = clips
+    widget = player.scrubber(labels, prediction)
+    seen = []
+    widget.observe(lambda change: seen.append(change["new"]), "frame")
+    for frame in (2, 99, -1):
+        widget.frame = frame
+    assert seen == [2, T, 1]
+    assert {"frame", "playing", "speed", "clip", "sheets"} <= set(widget.keys)
+
+
+def test_kernel_does_not_echo_the_frame_that_the_browser_sends(clips):
+    """An echo that arrives late would move the clip back."""
+    labels, prediction, _ = clips
+    widget, sent = player.scrubber(labels, prediction), []
+    widget.comm.send = lambda data=None, **_: sent.append(data)
+    widget.set_state({"frame": 3})
+    assert widget.frame == 3
+    assert not [message for message in sent if "frame" in message["state"]]
+    widget.frame = 4
+    assert sent[-1]["state"] == {"frame": 4}
+
+
+def test_player_is_given_curves_captions_and_numbers(clips):
     labels, prediction, truth = clips
-    psnr, still = np.array([30, 29, 28, 27, 26.04]), np.array([np.inf, 22, 21, 20, 19])
-    widget = player.scrubber(labels, prediction, truth, psnr, still, title="A <clip>", horizon=2)
-    (slider,), (image,) = children(widget, ipywidgets.IntSlider), children(widget, ipywidgets.Image)
-    expected = player.panels(labels, truth, prediction, scale=1)
-    for frame in (2, T, 1):
-        slider.value = frame
-        assert (iio.imread(image.value) == expected[frame - 1]).all()
-        texts = [page.value for page in children(widget, ipywidgets.HTML)]
-        still_text = "inf" if frame == 1 else f"{still[frame - 1]:.1f}"
-        assert f"frame {frame} · {psnr[frame - 1]:.1f} dB · still picture {still_text} dB" in texts
-    assert "A &lt;clip&gt;" in texts[0]
+    scores, baseline = np.array([30, 29, 28, 27, 26.0414]), np.array([np.inf, 22, np.nan, 20, 19])
+    options = {"title": "A <clip>", "horizon": 2, "numbers": range(6, 6 * T + 1, 6), "name": "ours"}
+    widget = player.scrubber(labels, prediction, truth, scores, baseline, **options)
+    page = player.html_player(labels, prediction, truth, scores, baseline, **options)
+    for clip in (widget.clip, clip_of(page)):
+        assert clip["captions"] == ["pose label", "truth", "ours"]
+        assert clip["numbers"] == [6, 12, 18, 24, 30]
+        assert (clip["frames"], clip["height"], clip["width"]) == (T, H, W)
+        assert (clip["title"], clip["horizon"]) == ("A <clip>", 2)
+        assert [curve["values"] for curve in clip["curves"]] == [
+            [30, 29, 28, 27, 26.041],
+            [None, 22, None, 20, 19],
+        ]
+    assert "<title>A &lt;clip&gt;</title>" in page
 
 
-def test_scrubber_moves_the_cursor_and_draws_the_curve_once(clips):
+def test_curve_without_a_finite_value_is_left_out(clips):
     labels, prediction, _ = clips
-    widget = player.scrubber(labels, prediction, psnr=np.linspace(30, 20, T))
-    pages = children(widget, ipywidgets.HTML)
-    (curve,) = [page for page in pages if "<svg" in page.value]
-    (slider,), before = children(widget, ipywidgets.IntSlider), curve.value
-    places = []
-    for frame in range(1, T + 1):
-        slider.value = frame
-        places.append(float(re.search(r"left:([\d.]+)%", pages[-1].value)[1]))
-    assert np.ptp(np.diff(places)) < 0.02
-    assert places[-1] > places[0] + 80
-    assert curve.value == before
-    plain = player.scrubber(labels, prediction)
-    assert not any("<svg" in page.value for page in children(plain, ipywidgets.HTML))
-
-
-def test_frames_left_out_keep_the_numbers_of_the_others(clips):
-    labels, prediction, _ = clips
-    numbers, scores = list(range(6, 6 * T + 1, 6)), np.linspace(30, 20, T)
-    widget = player.scrubber(labels, prediction, psnr=scores, numbers=numbers)
-    (slider,) = children(widget, ipywidgets.IntSlider)
-    slider.value = T
-    texts = [page.value for page in children(widget, ipywidgets.HTML)]
-    assert f"frame {6 * T} · 20.0 dB" in texts
-    page = player.html_player(labels, prediction, psnr=scores, numbers=numbers)
-    for drawn in (page, *(text for text in texts if "<svg" in text)):
-        ticks = re.findall(r'text-anchor="middle">(?:frame )?(\d+)</text>', drawn)
-        assert ticks
-        assert {int(tick) for tick in ticks} <= set(numbers)
-    with pytest.raises(ValueError, match="argument"):
-        player.scrubber(labels, prediction, numbers=numbers[:-1])
+    assert player.scrubber(labels, prediction).clip["curves"] == []
+    curves = player.scrubber(labels, prediction, psnr=np.ones(T), baseline=np.full(T, np.inf)).clip["curves"]
+    assert [curve["name"] for curve in curves] == ["prediction"]
 
 
 def test_page_is_self_contained_and_holds_every_frame(clips):
     labels, prediction, truth = clips
     page = player.html_player(labels, prediction, truth, np.ones(T), np.zeros(T), title="Clip & more")
     assert not re.search(r"https?://|//cdn|@import|<link", page)
-    assert "<title>Clip &amp; more</title>" in page
-    columns = int(re.search(r"&quot;columns&quot;: (\d+)", page)[1])
-    for sheet, clip in zip(sheets(page), (labels, truth, prediction), strict=True):
-        assert sheet.size == (columns * W, -(-T // columns) * H)
-        for t in range(T):
-            x, y = t % columns * W, t // columns * H
-            cell = np.asarray(sheet.crop((x, y, x + W, y + H)))
-            assert (cell == clip[t].permute(1, 2, 0).numpy()).all()
+    clip = clip_of(page)
+    for k, expected in enumerate((labels, truth, prediction)):
+        found = re.findall(rf'data-panel="{k}" src="data:image/webp;base64,([A-Za-z0-9+/=]+)"', page)
+        sheets = [base64.b64decode(text) for text in found]
+        for shown, frame in zip(frames_of(sheets, clip), expected, strict=True):
+            assert (
+                shown == frame.permute(1, 2, 0).numpy()
+            ).all()  # few colours, so the palette loses nothing
+
+
+def test_page_of_smooth_frames_is_within_the_stated_40_db():
+    ramp = torch.linspace(0, 1, 64)
+    frames = torch.stack([torch.stack([(ramp + t / 60) % 1 for _ in range(32)]) for t in range(60)])
+    tinted = frames[:, None] * torch.tensor([1.0, 0.8, 0.6])[:, None, None]
+    expected = sprites.split_panels(tinted, None, tinted)[0]
+    sheets = sprites.sprite_sheets(expected, 256)
+    clip = dict(zip(("columns", "per_sheet"), sprites.sheet_layout(60, 32, 64), strict=True))
+    shown = np.stack(list(frames_of(sheets, clip | {"frames": 60, "height": 32, "width": 64})))
+    error = np.mean((shown.astype(float) - expected) ** 2)
+    assert 10 * np.log10(255**2 / error) > 40
 
 
 def test_written_page_is_the_page(clips, tmp_path):
@@ -162,114 +189,165 @@ def test_written_page_is_the_page(clips, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["player.html"]
 
 
-def test_gif_reads_back_with_its_frames_duration_and_loop(clips, tmp_path):
+def outputs(clips):
+    """The notebook outputs of a scrubber and of an embedded page."""
+    labels, prediction, truth = clips
+    widget = player.scrubber(labels, prediction, truth, title="A <clip>")
+    page = player.embed(player.html_player(labels, prediction, truth, title="A <clip>"))
+    formatter = DisplayFormatter()
+    return [formatter.format(item)[0] for item in (widget, page)]
+
+
+def test_interactive_outputs_have_static_content(clips):
+    """The static part needs no script, frame, style or trust."""
+    for data in outputs(clips):
+        assert data["text/plain"] == "Run this cell for the interactive player."
+        static = re.sub(
+            r"<(script|style|iframe).*?</\1>|<iframe[^>]*>", "", data["text/html"], flags=re.DOTALL
+        )
+        assert "Run this cell for the interactive player." in static
+        assert "A &lt;clip&gt;" in static
+        image = re.search(r'<img src="data:image/webp;base64,([^"]+)" alt="([^"]+)"', static)
+        assert image[2] == "Film strip. Rows from the top: pose label, truth, prediction. Frames from the left: " \
+            "1, 2, 3, 4, 5."  # fmt: skip
+        assert pixels(base64.b64decode(image[1])).shape == (12 * (3 * (H + 1) - 1), 12 * (T * (W + 1) - 1), 3)
+
+
+def test_scrubber_output_is_a_widget_and_embedded_page_is_not_shown_twice(clips):
+    widget, page = outputs(clips)
+    assert "application/vnd.jupyter.widget-view+json" in widget
+    assert "<iframe" not in widget["text/html"]
+    assert page["text/html"].count("Film strip") == 1
+
+
+def test_static_content_is_small():
+    frames = random_frames(600, 32, 64)
+    large = random_frames(6, 128, 256)
+    for part in (
+        player.scrubber(large, large, large),
+        player.scrubber(frames, frames, frames),
+        player.embed(player.html_player(frames[:6], frames[:6])),
+    ):
+        data = DisplayFormatter().format(part)[0]
+        assert len(data["text/html"].split("<iframe")[0]) < 70_000  # noise is the worst case
+
+
+def test_page_that_is_not_a_player_can_be_embedded():
+    data = player.embed("<p>hello</p>")._repr_mimebundle_()
+    assert "&lt;p&gt;hello&lt;/p&gt;" in data["text/html"]
+    assert data["text/plain"] in data["text/html"]
+
+
+def read_gif(path):
+    """Frames as RGB, and the duration of each in milliseconds."""
+    with Image.open(path) as gif:
+        assert gif.info["loop"] == 0
+        frames, durations = [], []
+        for k in range(gif.n_frames):
+            gif.seek(k)
+            frames.append(np.asarray(gif.convert("RGB")))
+            durations.append(gif.info["duration"])
+    return np.stack(frames), durations
+
+
+def test_gif_reads_back_with_its_frames_and_durations(clips, tmp_path):
     labels, prediction, truth = clips
     frames, path = player.panels(labels, truth, prediction), tmp_path / "clip.gif"
     player.write_gif(path, frames, fps=25)
-    assert (iio.imread(path) == frames).all()  # few colours, so nothing is lost
-    assert iio.immeta(path)["duration"] == 40
-    assert iio.immeta(path)["loop"] == 0
-    player.write_gif(path, frames[[0, 0, 1]], fps=25)  # equal neighbours last as long as two
-    with Image.open(path) as gif:
-        assert gif.n_frames == 2
-        assert gif.info["duration"] == 80
+    found, durations = read_gif(path)
+    assert (found == frames).all()  # few colours, so the palette loses nothing
+    assert durations == [40] * T
 
 
-def test_mp4_has_every_frame_and_even_sides(tmp_path):
-    frames = np.full((7, 33, 65, 3), 30, np.uint8) * np.arange(7, dtype=np.uint8)[:, None, None, None]
-    player.write_mp4(tmp_path / "clip.mp4", frames)
-    decode = [get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    decoded = subprocess.run(decode, capture_output=True, check=True)
-    assert b"66x34" in decoded.stderr
-    pixels = np.frombuffer(decoded.stdout, np.uint8).reshape(7, 34, 66, 3)
-    assert (abs(pixels.mean((1, 2, 3)) - 30 * np.arange(7)) < 4).all()
-    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+def moving(n):
+    """Frames of one pixel that moves, so that no two neighbours are equal."""
+    frames = np.zeros((n, 4, n, 3), np.uint8)
+    frames[np.arange(n), :, np.arange(n)] = 255
+    return frames
+
+
+@pytest.mark.parametrize("fps", [1, 7, 10, 12.5, 20, 24, 25, 29.97, 30, 50, 60, 120])
+def test_gif_lasts_as_long_as_the_video(tmp_path, fps):
+    n = 60
+    player.write_gif(tmp_path / "clip.gif", moving(n), fps)
+    _, durations = read_gif(tmp_path / "clip.gif")
+    assert abs(sum(durations) - 1000 * n / fps) <= 10
+    assert min(durations) >= 20  # a browser slows down shorter ones
+
+
+def test_gif_at_30_frames_per_second_alternates_3_3_4(tmp_path):
+    player.write_gif(tmp_path / "clip.gif", moving(9), 30)
+    _, durations = read_gif(tmp_path / "clip.gif")
+    assert sorted(durations[:3]) == sorted(durations[3:6]) == [30, 30, 40]
+    assert np.abs(np.cumsum(durations) - 1000 / 30 * np.arange(1, 10)).max() <= 5
+
+
+def test_gif_frame_that_repeats_lasts_as_long_as_its_repetitions(tmp_path):
+    order = [0, 0, 0, 0, 1, 2, 2, 3]
+    player.write_gif(tmp_path / "clip.gif", moving(4)[order], 30)
+    found, durations = read_gif(tmp_path / "clip.gif")
+    assert [int(frame[0, :, 0].argmax()) for frame in found] == [0, 1, 2, 3]
+    ends = [sum(durations[: k + 1]) for k in range(4)]
+    expected = [1000 / 30 * end for end in (4, 5, 7, 8)]
+    assert all(abs(a - b) <= 5 for a, b in zip(ends, expected, strict=True))
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     with pytest.raises(ValueError, match="no frames to write"):
         player.write_gif(tmp_path / "clip.gif", np.zeros((0, 4, 4, 3), np.uint8))
-    with pytest.raises(TypeError):
-        player.write_gif(tmp_path / "clip.gif", np.zeros((2, 4, 4, 3), np.uint8), fps="fast")
+    for fps in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="a number above 0"):
+            player.write_gif(tmp_path / "clip.gif", np.zeros((2, 4, 4, 3), np.uint8), fps=fps)
     assert not list(tmp_path.iterdir())
 
 
-def test_film_strip_shows_the_frames_asked_for(clips):
-    labels, prediction, _ = clips
-    figure = figures.film_strip({"label": labels, "prediction": prediction}, [0, 3], title="Two", pixels=4)
-    (ax,) = figure.axes
-    sheet = np.asarray(ax.images[0].get_array())
-    gap = sheet.shape[1] - 2 * W
-    assert sheet.shape == (2 * H + gap, 2 * W + gap, 3)
-    assert sheet[0, 0, 0] == 250
-    assert sheet[0, W + gap + 3, 0] == 250
-    assert sheet[H + gap + 2, W + gap + 3, 1] == 200
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["frame 1", "4"]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["label", "prediction"]
-    box = ax.get_position().width * figure.get_figwidth() * figure.dpi
-    assert box == pytest.approx(4 * sheet.shape[1])  # whole screen pixels, so nothing blurs
+def grey_clip(name, level, n, size, with_answer):
+    frames = torch.full((n, 3, *size), level, dtype=torch.uint8)
+    return Clip(name, frames[0], torch.full_like(frames, 255), frames if with_answer else None)
 
 
-def test_schedule_holds_one_step_per_epoch():
-    (ax,) = figures.schedule({"none": [0, 0], "ramp": [0, 0.5, 1]}, "KL weight", "Title").axes
-    steps = ax.patches[1].get_data()
-    assert steps.values.tolist() == [0, 0.5, 1]
-    assert steps.edges.tolist() == [0.5, 1.5, 2.5, 3.5]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "KL weight")
+@pytest.mark.parametrize("size", [(32, 64), (16, 16), (64, 128)])
+def test_gif_of_several_clips_shows_their_frames_and_captions(tmp_path, size):
+    """Predictions darken by one level per frame, so a level says which frame is shown."""
+    clips = [grey_clip("a", 60, 22, size, True), grey_clip("b", 60, 30, size, False)]
+    predictions = [
+        ((200 - 4 * torch.arange(len(clip) - 1)) / 255).view(-1, 1, 1, 1).expand(-1, 3, *size)
+        for clip in clips
+    ]
+    clip_views.write_grid_gif(tmp_path / "grid.gif", clips, predictions)
+    found, durations = read_gif(tmp_path / "grid.gif")
+    height, width = 2 * size[0], 2 * size[1]
+    assert durations == [100] * 11  # 21 frames at 20 frames per second, every second one
+    right = found.shape[2] - clip_views.MARGIN - width // 2
+    for row in range(2):
+        middle = clip_views.CAPTION + row * (height + clip_views.MARGIN) + height // 2
+        assert [int(frame[middle, right, 0]) for frame in found] == [200 - 8 * k for k in range(11)]
+        truth = found[0][middle, right - width - clip_views.MARGIN, 0]
+        assert abs(int(truth) - (60, clip_views.BLANK)[row]) <= 2  # the palette's nearest grey
+        assert (found[:, middle - 6 : middle + 6, :60] < 128).any()  # the clip's name
+    captions = found[:, : clip_views.CAPTION]
+    assert all((a != b).any() for a, b in itertools.pairwise(captions))  # the frame number changes
+    for column in range(3):
+        center = right - (2 - column) * (width + clip_views.MARGIN)
+        assert (captions[:, :, center - 10 : center + 10] < 128).any()
 
 
-def test_histories_draw_a_panel_per_column_and_a_line_per_run():
-    table = {
-        "epoch": [1, 2, 3],
-        "mse": [1, 0.1, 0.01],
-        "kl_nats": [0.0, 0, 0],
-        "val_psnr_prior": [20, np.nan, 22],
-    }
-    runs = {"a": pd.DataFrame(table), "b": pd.DataFrame(table).iloc[:1]}
-    figure = figures.histories(runs, baseline=25)
-    figure.draw_without_rendering()
-    assert [ax.get_yscale() for ax in figure.axes] == ["log", "linear", "linear"]
-    assert [len(ax.lines) for ax in figure.axes] == [2, 2, 3]
-    assert figure.axes[2].lines[0].get_xydata().tolist() == [[1, 20], [3, 22]]
-    assert figure.axes[2].lines[2].get_ydata() == [25, 25]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b", "still picture"]
+def test_gif_of_one_clip_has_every_frame(tmp_path):
+    clip = grey_clip("a", 60, 6, (32, 64), True)
+    prediction = ((200 - 4 * torch.arange(5)) / 255).view(-1, 1, 1, 1).expand(-1, 3, 32, 64)
+    clip_views.write_clip_gif(tmp_path / "clip.gif", clip, prediction)
+    found, durations = read_gif(tmp_path / "clip.gif")
+    assert durations == [50] * 5
+    assert [int(frame[80, -80, 0]) for frame in found] == [200, 196, 192, 188, 184]
 
 
-def test_psnr_per_frame_counts_from_one_and_leaves_perfect_frames_out():
-    rising = np.arange(20.0)
-    figure = figures.psnr_per_frame({"run": rising}, {"still": np.array([np.inf, *[10.0] * 19])}, horizon=4)
-    still, raw, smooth = figure.axes[0].lines
-    assert raw.get_xydata()[[0, -1]].tolist() == [[1, 0], [20, 19]]
-    assert smooth.get_ydata()[10] == pytest.approx(rising[3:18].mean())
-    assert np.isnan(still.get_ydata()[0])
-    labels = [text.get_text() for text in figure.legends[0].texts]
-    assert labels == ["still, mean 10.0 dB", "run, mean 9.5 dB", "trained unroll, 4 frames"]
-
-
-@pytest.mark.parametrize("with_std", [True, False])
-def test_strategy_bars_put_the_best_on_top(with_std):
-    table = pd.DataFrame({"strategy": ["low", "high"], "psnr_mean": [20.0, 25.0], "psnr_std": [0.5, np.nan]})
-    table = table if with_std else table.drop(columns="psnr_std")
-    (ax,) = figures.strategy_bars(table, baseline=22).axes
-    ax.figure.draw_without_rendering()
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["low", "high"]
-    assert ax.lines[0].get_xdata() == [22, 22]
-    assert ax.lines[1].get_xdata().tolist() == [20, 25]
-    assert [text.get_text() for text in ax.texts] == ["20.00 ± 0.50" if with_std else "20.00", "25.00"]
-
-
-def test_band_lies_between_low_and_high():
-    ax = figures.quiet(plt.subplots()[1])
-    figures.with_band(ax, [0, 1], [1, 2], [0, 1], [3, 4], "mean", figures.PALETTE[0])
-    bounds = ax.collections[0].get_datalim(ax.transData)
-    assert (bounds.ymin, bounds.ymax) == (0, 4)
-    assert ax.lines[0].get_ydata().tolist() == [1, 2]
-    assert not ax.spines["top"].get_visible()
-
-
-def test_pictures_stay_small_enough_for_a_notebook():
-    generator = np.random.default_rng(0)
-    runs = {f"run {i}": 25 + generator.normal(0, 0.3, 629).cumsum() * 0.1 for i in range(2)}
-    buffer = io.BytesIO()
-    figures.psnr_per_frame(runs, {"still": np.full(629, 20.0)}, 16, "Title").savefig(buffer)
-    assert len(buffer.getvalue()) < 60_000
+@pytest.mark.parametrize("size", [(32, 64), (16, 16)])
+def test_clip_player_has_scores_where_truth_is_known(tmp_path, size):
+    clip = grey_clip("a", 60, 4, size, True)
+    prediction = torch.full((3, 3, *size), 85 / 255)
+    clip_views.write_clip_player(tmp_path / "player.html", clip, prediction)
+    shown = clip_of((tmp_path / "player.html").read_text(encoding="utf-8"))
+    assert shown["curves"][0]["values"] == pytest.approx([20 * np.log10(255 / 25)] * 3, abs=1e-3)
+    unknown = grey_clip("b", 60, 4, size, False)
+    clip_views.write_clip_player(tmp_path / "player.html", unknown, prediction)
+    assert clip_of((tmp_path / "player.html").read_text(encoding="utf-8"))["curves"] == []

@@ -20,6 +20,10 @@ class ModelConfig:
     """
 
     name: Preset = Field("compact", description="network: the course's (handout) or ours (compact)")
+    height: Literal[32, 64, 128] = Field(
+        32,
+        description="frame height in pixels; `compact` has one more level per doubling, so z keeps its size",
+    )
     width: int = Field(
         32,
         ge=8,
@@ -73,10 +77,15 @@ class ModelConfig:
     @property
     def latent_stride(self) -> int:
         """Frame pixels per cell of z, along each axis."""
-        return 1 if self.name == "handout" else 8
+        return 1 if self.name == "handout" else 8 * 2**self.extra_levels
+
+    @property
+    def extra_levels(self) -> int:
+        """Levels of `compact` beyond the three that frames of 32 x 64 need."""
+        return {32: 0, 64: 1, 128: 2}[self.height]
 
 
 _HANDOUT: dict[str, Any] = {"width": 128, "latents": 12, "output": "linear"}
 _HANDOUT_FIXED: dict[str, Any] = {
-    "anchor": False, "norm": "none", "invert_labels": False, "dropout": 0.0, "prior": "normal",
+    "height": 32, "anchor": False, "norm": "none", "invert_labels": False, "dropout": 0.0, "prior": "normal",
 }  # fmt: skip

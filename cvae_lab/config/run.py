@@ -41,6 +41,10 @@ class RunConfig:
             raise ConfigError(
                 'sigma belongs to scale = "elbo"; at the scale of the assignment there is only beta_max.'
             )
+        if self.train.scale == "elbo" and self.train.weighting != "equal":
+            raise ConfigError(
+                'scale = "elbo" needs weighting = "equal": with other frame weights the loss is not an ELBO.'
+            )
         if self.train.kl_balance and self.model.prior == "normal":
             raise ConfigError(
                 'kl_balance divides the gradient between posterior and prior; it needs prior = "learned".'
@@ -60,11 +64,10 @@ class RunConfig:
         values = {name: _tuples(value) for name, value in params.items()}
         model = {name: values[name] for name in values if name in model_names}
         train = {name: values[name] for name in values if name in train_names}
-        return cls(
-            str(data),
-            ModelConfig.preset(preset, **model),
-            TrainConfig(**(_PRESET_TRAINING.get(preset, {}) | train)),
-        )
+        defaults = _PRESET_TRAINING.get(preset, {})
+        if train.get("scale") == "elbo":
+            defaults = defaults | {"weighting": "equal"}
+        return cls(str(data), ModelConfig.preset(preset, **model), TrainConfig(**(defaults | train)))
 
     def to_json(self) -> str:
         """Return one JSON object, which `from_json` reads."""

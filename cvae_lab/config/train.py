@@ -6,8 +6,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cvae_lab.config.checks import STRICT, ConfigError, one_sentence, shortened
+from cvae_lab.schedules import KL_STRATEGIES
 
-KLStrategy = Literal["cyclical", "monotonic", "none", "constant", "stages"]
+KLStrategy = Literal[(*KL_STRATEGIES, "stages")]
 TFStrategy = Literal["none", "constant", "linear", "inverse_sigmoid", "adaptive"]
 
 
@@ -85,7 +86,8 @@ class TrainConfig:
     )
 
     weighting: Literal["equal", "psnr"] = Field(
-        "psnr", description="weights of frame errors: equal, or inverse to the error as in mean PSNR"
+        "psnr",
+        description="weights of frame errors: equal (always so at scale elbo), or inverse to the error",
     )
     scale: Literal["handout", "elbo"] = Field("handout", description="scale of the KL term")
     sigma: float = Field(
@@ -153,7 +155,7 @@ class TrainConfig:
         for stage in self.stages:
             strategy, length, n_cycles = stage
             in_range = 0 < length <= 10**6 and 0 < n_cycles <= 10**6
-            if strategy not in ("cyclical", "monotonic", "none", "constant") or not in_range:
+            if strategy not in KL_STRATEGIES or not in_range:
                 raise ConfigError(
                     f"stages: {shortened(stage)} is not (strategy, length, n_cycles) with a strategy of cyclical, "
                     "monotonic, none or constant, and two numbers above 0 and up to 1000000."

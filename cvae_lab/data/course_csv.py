@@ -199,7 +199,7 @@ def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
     For 2023 there is a file per clip, under the clip's number; for later years one file of all clips, under "".
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    named = {match[1]: file for file in files if (match := re.fullmatch("(?i)gt0*([0-9]+).csv", file.name))}
+    named = {match[1]: file for file in files if (match := re.fullmatch(r"(?i)gt0*([0-9]+)\.csv", file.name))}
     if named:
         return "2023", named
     if path.is_dir():
@@ -233,6 +233,10 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
         )
     lengths = {clip.name: len(clip) for clip in clips}
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
+    if not sources:
+        raise DataError(
+            f"{path}: none of the answers is of clip {', '.join(lengths)}; number them as the test clips"
+        )
     for file in sources.values():
         _regular(file)
 
@@ -275,13 +279,14 @@ def find_answers(root: Path) -> Path | None:
 def with_answers(
     root: Path, clips: tuple[Clip, ...], path: Path | None, cache: Path
 ) -> tuple[tuple[Clip, ...], AnswerFormat]:
-    """Add answers to test clips: those at `path`, or else those found, unless the clips have some already.
+    """Add answers to test clips: those at `path`, or else those found, unless the clips have picture files as answers.
 
-    Found answers that do not fit the clips are left out with a line; those at `path` raise DataError.
+    Found answers that do not fit the clips are left out and logged; those at `path` raise DataError.
     """
-    if path:
+    has_pictures = any(clip.answer is not None for clip in clips)
+    if path and not (has_pictures and is_picture_folder(path)):
         return read_answers(path, clips, cache), answer_files(path)[0]
-    if any(clip.answer is not None for clip in clips):
+    if has_pictures:
         return clips, "folder"
     found = find_answers(root) if clips else None
     if found is None:

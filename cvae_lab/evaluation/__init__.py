@@ -1,4 +1,4 @@
-"""Scores of a model on clips, diagnostics of its latent, variety of its samples, corrections at test time."""
+"""Scores of a model on clips, diagnostics of its latent, sample quality, and test-time corrections."""
 
 from cvae_lab.evaluation.scoring import evaluate, predict_clips
 

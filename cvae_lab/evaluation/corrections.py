@@ -1,4 +1,7 @@
-"""Second looks at test time: what the mirror image and the given frame still tell. Nothing here sees an answer."""
+"""Test-time corrections: averaging with the mirror image, and a first-frame correction. No true frame is used.
+
+The first frame and its label are known at test time, so both corrections are predictions.
+"""
 
 import torch
 from jaxtyping import Float
@@ -7,11 +10,9 @@ from torch.nn import functional as F
 
 from cvae_lab.data.palette import mirror_labels
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.rollout import predict
+from cvae_lab.rollout import NoiseSource, clip_streams, predict
 
-SETTLING_STEPS = (
-    4  # steps with label 0 after which the model's own version of the first frame no longer changes
-)
+SETTLING_STEPS = 4  # steps with label 0 after which the predicted first frame no longer changes
 LABEL_DISTANCE = 0.002  # label distance at which the correction has fallen to 1/e
 
 
@@ -19,28 +20,32 @@ def predict_corrected(
     model: CVAE,
     first: Float[Tensor, "b 3 h w"],
     labels: Float[Tensor, "b t 3 h w"],
-    generator: torch.Generator | None = None,
+    generator: NoiseSource = None,
     mirror: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """`predict`, corrected by what is known to be wrong with it: its own picture of the given frame.
+    """Predict frames 1 to T-1 as `predict` does, then add the model's error on the first frame.
 
-    The model is asked for the one frame whose answer is given. What it lacks there, it lacks wherever the person
-    stands alike: the difference is added to every prediction, the less the farther its label is from the given one
-    (`correction_weights`). `mirror` asks for the mean with the mirror image, too (`predict_with_mirror`).
+    The model predicts frame 0 from frame 0 and label 0. The difference to the true frame 0 is added to each predicted
+    frame with a weight that falls with the distance of its label from label 0 (`correction_weights`).
+
+    Args:
+        generator: as in `predict`.
+        mirror: average with the mirror image, too (`predict_with_mirror`).
     """
     method = predict_with_mirror if mirror else predict
-    frames = method(model, first, labels, generator)
-    still = labels[:, :1].expand(-1, SETTLING_STEPS + 1, -1, -1, -1)
-    error = first - method(model, first, still, generator)[:, -1]
+    streams = clip_streams(generator, len(first))
+    frames = method(model, first, labels, streams)
+    same_pose = labels[:, :1].expand(-1, SETTLING_STEPS + 1, -1, -1, -1)
+    error = first - method(model, first, same_pose, streams)[:, -1]
     weights = torch.stack([correction_weights(clip) for clip in labels])[..., None, None, None]
     return (frames + weights * error[:, None]).clamp(0, 1)
 
 
 def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """exp(-distance / LABEL_DISTANCE) of labels 1 to T-1 from label 0: 1 where they are equal.
+    """Return exp(-distance / LABEL_DISTANCE) for labels 1 to T-1: 1 where a label equals label 0.
 
-    The distance is the mean over pixels of the largest difference of a channel, in [0, 1], of labels blurred by
-    5 x 5 pixels, since a detector trembles by one.
+    The distance is the largest difference over channels, averaged over pixels, in [0, 1]. Labels are blurred over
+    5 x 5 pixels first, because pose detectors are uncertain by about one pixel.
     """
     blurred = F.avg_pool2d(labels, 5, stride=1, padding=2, count_include_pad=False)
     distance = (blurred[1:] - blurred[:1]).abs().amax(1).mean((1, 2))
@@ -51,12 +56,14 @@ def predict_with_mirror(
     model: CVAE,
     first: Float[Tensor, "b 3 h w"],
     labels: Float[Tensor, "b t 3 h w"],
-    generator: torch.Generator | None = None,
+    generator: NoiseSource = None,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """The mean of `predict` and of what it makes of the mirror image, mirrored back: for models trained with flips.
+    """Return the mean of two predictions: of the clip, and of its mirror image, mirrored back.
 
-    Where the two disagree, half of each costs less than all of one: the error's variance falls, for twice the work.
+    It suits models trained with `flip`. Averaging reduces the variance of the error and takes twice the time.
     """
+    streams = clip_streams(generator, len(first))
+    mirror_streams = [child for stream in streams for child in clip_streams(stream, 1)]
     both = torch.cat([first, first.flip(-1)]), torch.cat([labels, mirror_labels(labels)])
-    straight, mirrored = predict(model, *both, generator).chunk(2)
-    return (straight + mirrored.flip(-1)) / 2
+    original, mirrored = predict(model, *both, [*streams, *mirror_streams]).chunk(2)
+    return (original + mirrored.flip(-1)) / 2

@@ -1,4 +1,4 @@
-"""What the latent of a trained model does, as one row of a table: diagnosis, variety of samples, probes."""
+"""The latent of a trained model as one row of a table: diagnosis, sample quality and probes."""
 
 from typing import Any
 
@@ -31,8 +31,8 @@ def latent_row(model: CVAE, source: str, seed: int = 0) -> dict[str, Any]:
     found = diagnose(model, videos, seed)
     row = {
         "kl": found.kl, "active": found.active,
-        "units": found.units, "gap": found.scores["posterior"].free - found.scores["prior"].free,
-        "swap": found.scores["mean"].free - found.scores["swapped"].free, "sigma": found.sigma,
+        "units": found.units, "gap": found.gap,
+        "swap": found.swap, "sigma": found.sigma,
         "growth": found.growth, "loses": sum(frame is not None for frame in found.behind_from),
     }  # fmt: skip
     row |= _variety_row(model, videos, seed)
@@ -52,10 +52,10 @@ def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
 
 
 def _probe_row(model: CVAE, clips: list[Clip], factors: dict[str, np.ndarray], seed: int) -> dict[str, float]:
-    """Sway and flicker, told from a draw of the posterior by a regression fitted on the first half of the clips.
+    """Correlation of sway and flicker with what a regression predicts from z, fitted on the first half of the clips.
 
-    A draw, as the decoder gets it: a regression has no sense of scale, and finds in the mean of a dead latent what
-    its own noise drowns a hundred times over.
+    The regression gets samples of z, as the decoder does. The posterior mean would not do: in a collapsed latent it
+    may still contain the factor, but at a scale far below the noise of z.
     """
     generator = torch.Generator().manual_seed(seed)
     codes = [_codes(model, clip, generator) for clip in clips]

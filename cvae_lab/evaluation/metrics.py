@@ -1,6 +1,6 @@
-"""Scores of predicted frames and what they must be held against.
+"""Scores of predicted frames, and baselines to compare them with.
 
-Frames are (..., 3, h, w) in [0, 1]; predictions are clamped there first. The given frame 0 never counts:
+Frames are (..., 3, h, w) in [0, 1]; predictions are clamped to this range first. Frame 0 is known and never scored:
 prediction i is of frame i + 1.
 """
 
@@ -8,69 +8,126 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 GRADES = ((25.0, 100), (24.0, 90), (23.0, 80), (22.0, 70), (21.0, 60), (20.0, 50))
-"""The handout's table: PSNR from, per cent."""
+"""The grades of the assignment: lowest PSNR in dB, per cent."""
+
+MAX_PSNR = (
+    100.0  # dB; a frame with a mean squared error of 1e-10 or less, such as an exact copy, gets this score
+)
 
 
 def mse(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n"]:
-    """Mean squared error of each frame, over channels and pixels, predictions clamped to [0, 1]."""
+    """Return the mean squared error of each frame over channels and pixels; predictions are clamped to [0, 1]."""
     return (prediction.clamp(0, 1) - truth).square().mean(dim=(-3, -2, -1))
 
 
 def psnr(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n"]:
-    """PSNR of each frame in dB with peak 1; 100 dB where the frames are equal."""
-    return -10 * torch.log10(mse(prediction, truth).clamp_min(1e-10))
+    """Return the PSNR of each frame in dB with peak 1, at most MAX_PSNR."""
+    return psnr_of(mse(prediction, truth))
+
+
+def psnr_of(error: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Convert mean squared errors to PSNR in dB with peak 1, at most MAX_PSNR."""
+    return -10 * torch.log10(error.clamp_min(10 ** (-MAX_PSNR / 10)))
+
+
+def frames_at_maximum(psnr: Float[Tensor, "*n"]) -> int:
+    """Count the frames that reach MAX_PSNR. A few of them can add several dB to a mean."""
+    return int((psnr >= MAX_PSNR - 1e-3).sum())
 
 
 def pooled_psnr(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> float:
-    """PSNR of the mean error over all frames, dB. At most the mean of the frames' PSNRs (Jensen)."""
-    return float(-10 * torch.log10(mse(prediction, truth).mean().clamp_min(1e-10)))
+    """Return the PSNR in dB of the mean error over all frames; it is at most the mean of the frames' PSNRs."""
+    return float(psnr_of(mse(prediction, truth).mean()))
 
 
 def ssim(prediction: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-    """SSIM of each frame (Wang et al. 2004), 11x11 Gaussian window of sd 1.5, data range 1."""
-    value = structural_similarity_index_measure(
-        prediction.clamp(0, 1), truth, data_range=1.0, reduction="none"
-    )
-    return torch.as_tensor(value).reshape(-1)
+    """Return the SSIM of each frame (Wang et al. 2004): 1 for equal frames, at least -1.
+
+    Window: Gaussian, 11 x 11 pixels, standard deviation 1.5. Border: only windows that lie inside the frame count, so
+    a 32 x 64 frame has 22 x 54 of them. Range of values: 1. Channels are averaged. The value equals scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`.
+    """
+    offsets = torch.arange(-5.0, 6.0, device=truth.device)
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    return windowed_ssim(prediction, truth, window / window.sum(), data_range=1.0)
+
+
+def windowed_ssim(
+    prediction: Float[Tensor, "n 3 h w"],
+    truth: Float[Tensor, "n 3 h w"],
+    window: Float[Tensor, " k"],
+    data_range: float,
+    sample_covariance: bool = False,
+) -> Float[Tensor, " n"]:
+    """Return the SSIM of each frame over all windows inside the frame, averaged over channels.
+
+    Args:
+        window: weights along one axis, with sum 1; the window is their outer product.
+        data_range: range of values that the two constants of SSIM assume.
+        sample_covariance: divide variances by k^2 - 1 instead of k^2, as scikit-image does by default.
+    """
+    height, width = truth.shape[-2:]
+    if min(height, width) < len(window):
+        raise ValueError(
+            f"SSIM needs frames of {len(window)} x {len(window)} pixels or more, not {height} x {width}."
+        )
+    x, y = prediction.clamp(0, 1), truth
+    rows, columns = _sliding(window, height), _sliding(window, width)
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (rows @ v @ columns.T for v in (x, y, x * x, y * y, x * y))
+    scale = len(window) ** 2 / (len(window) ** 2 - 1) if sample_covariance else 1.0
+    var_x, var_y, covariance = (
+        scale * (mean_xx - mean_x**2), scale * (mean_yy - mean_y**2), scale * (mean_xy - mean_x * mean_y)
+    )  # fmt: skip
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(dim=(1, 2, 3))
+
+
+def _sliding(window: Float[Tensor, " k"], size: int) -> Float[Tensor, "positions size"]:
+    """Return the matrix that applies a window at every position inside an axis of `size` pixels."""
+    positions = size - len(window) + 1
+    padded = torch.nn.functional.pad(
+        window, (0, positions)
+    )  # one longer than a row: each row moves it by one
+    return padded.repeat(positions)[: positions * size].reshape(positions, size)
 
 
 def static_baseline(truth: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """PSNR per frame of repeating the given first frame."""
+    """Return the PSNR per frame of repeating the first frame."""
     return psnr(truth[:1].expand_as(truth[1:]), truth[1:])
 
 
 def copy_previous_baseline(truth: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """PSNR per frame of copying the previous true frame: what one teacher-forced step gets for nothing."""
+    """Return the PSNR per frame of copying the previous true frame, which teacher forcing makes available."""
     return psnr(truth[:-1], truth[1:])
 
 
 def mean_frame_baseline(
     truth: Float[Tensor, "t 3 h w"], mean_frame: Float[Tensor, "3 h w"]
 ) -> Float[Tensor, " s"]:
-    """PSNR per frame of showing the training set's mean frame throughout."""
+    """Return the PSNR per frame of predicting the mean frame of the training set."""
     return psnr(mean_frame.expand_as(truth[1:]), truth[1:])
 
 
 def grade(mean_psnr: float) -> int:
-    """The handout's grade for a mean PSNR in dB: 100 % from 25 dB, then 90, 80, 70, 60, 50, and 0 below 20."""
+    """Return the grade of the assignment in per cent for a mean PSNR in dB: 100 from 25 dB, 0 below 20 dB."""
     return next((percent for bound, percent in GRADES if mean_psnr >= bound), 0)
 
 
 def average_2023(psnr: Float[Tensor, " s"]) -> float:
-    """The 2023 average of a clip: the sum over its 629 predicted frames divided by 628, as the course did."""
+    """Return the course's average of 2023 for a clip: the sum over its 629 predicted frames divided by 628."""
     return float(psnr.sum() / (len(psnr) - 1))
 
 
 def average_later(psnr: Float[Tensor, " s"]) -> float:
-    """The later years' average of a clip: frames 1 to 600 only."""
+    """Return the course's average of the later years for a clip: the mean over frames 1 to 600."""
     return float(psnr[:600].mean())
 
 
 def drift(psnr_per_frame: Float[Tensor, " s"], start: int = 100) -> float:
-    """Least-squares slope of PSNR over frames from `start` on, in dB per 100 frames; nan with fewer than two."""
+    """Return the least-squares slope of PSNR from frame `start` on, in dB per 100 frames; nan for fewer than two."""
     tail = psnr_per_frame[start:].double()
     if len(tail) < 2:
         return float("nan")

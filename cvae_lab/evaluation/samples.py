@@ -1,22 +1,21 @@
-"""What a live latent buys and holds: variety of samples, and what of the world it encodes."""
+"""Sample quality: how much several predictions of a clip differ, and what the latent encodes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.rollout import predict
+from cvae_lab.rollout import NoiseSource, clip_streams, predict
 
 Codes = Float[np.ndarray, "n k"]
 
 
 class Variety(NamedTuple):
-    """N predictions of the same clips, against the truth and against each other."""
+    """N predictions of the same clips, compared with the true frames and with each other."""
 
     best_of: Float[
         Tensor, " n"
@@ -28,10 +27,10 @@ class Variety(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """How well codes tell a hidden factor on clips that the regression has not seen."""
+    """How well a linear map from codes predicts a hidden factor on clips that it was not fitted on."""
 
-    correlation: float  # of told and true values, mean over clips
-    p_value: float  # share of time-shifted factors that are told as well, or better
+    correlation: float  # of predicted and true values, mean over clips
+    p_value: float  # fraction of time-shifted factors that are predicted as well or better
 
 
 def samples(
@@ -39,15 +38,17 @@ def samples(
     first: Float[Tensor, "c 3 h w"],
     p: Float[Tensor, "c t 3 h w"],
     count: int,
-    generator: torch.Generator,
+    generator: NoiseSource,
 ) -> Float[Tensor, "n c s 3 h w"]:
-    """`count` predictions of each clip, all in one batch."""
-    frames = predict(model, first.repeat(count, 1, 1, 1), p.repeat(count, 1, 1, 1, 1), generator)
+    """Draw `count` predictions of each clip, all in one batch. The samples of a clip do not depend on other clips."""
+    by_clip = [clip_streams(stream, count) for stream in clip_streams(generator, len(first))]
+    streams = [by_clip[clip][sample] for sample in range(count) for clip in range(len(first))]
+    frames = predict(model, first.repeat(count, 1, 1, 1), p.repeat(count, 1, 1, 1, 1), streams)
     return frames.unflatten(0, (count, len(first)))
 
 
 def variety(drawn: Float[Tensor, "n c s 3 h w"], truth: Float[Tensor, "c s 3 h w"]) -> Variety:
-    """Best of N, spread, error, and whether samples differ where predictions are wrong."""
+    """Compare samples with the true frames: best of N, spread, error, and whether both occur at the same pixels."""
     scores = psnr(drawn, truth.expand_as(drawn)).mean(dim=-1)  # (n, c)
     average = drawn.mean(dim=0)
     variance = drawn.var(dim=0, correction=0)
@@ -68,42 +69,50 @@ def probe(
     components: int = 16,
     least_shift: int = 60,
 ) -> Probe:
-    """Can a linear map from codes to the hidden factor, fitted on the first `train` clips, tell it on the others?
+    """Fit a linear map from codes to a hidden factor on the first `train` clips; test it on the others.
 
-    Codes are reduced to their leading principal components first. Neighbouring frames are alike, so that the usual
-    p-value would flatter: here the factor of each test clip is shifted in time, round and round, by `least_shift`
-    frames or more, which keeps all but its tie to the codes.
+    Consecutive frames are correlated, so the usual p-value would be too small. Here the factor of each test clip is
+    shifted in time cyclically. This keeps its own correlations and removes its relation to the codes.
+
+    Args:
+        codes, factors: one array per clip, with one row or value per frame.
+        components: leading principal components that the codes are reduced to first.
+        least_shift: smallest shift in frames.
+
+    Raises ValueError where no clip is left to test on or clips are too short to shift.
     """
     if not 0 < train < len(codes) or min(map(len, factors)) <= 2 * least_shift:
         raise ValueError(
             f"probe: {train} of {len(codes)} clips to fit on, the shortest of {min(map(len, factors))} frames; "
-            f"leave a clip to test on, and give clips of more than {2 * least_shift} frames."
+            f"leave a clip to test on, and use clips of more than {2 * least_shift} frames."
         )
-    tell = _linear_map(np.concatenate(codes[:train]), np.concatenate(factors[:train]), components)
-    told = [tell(clip) for clip in codes[train:]]
+    linear_map = _linear_map(np.concatenate(codes[:train]), np.concatenate(factors[:train]), components)
+    predicted = [linear_map(clip) for clip in codes[train:]]
     truth = factors[train:]
     shifts = range(least_shift, min(map(len, truth)) - least_shift)
-    found = _mean_correlation(told, truth)
-    chance = [_mean_correlation(told, [np.roll(factor, by) for factor in truth]) for by in shifts]
+    found = _mean_correlation(predicted, truth)
+    chance = [_mean_correlation(predicted, [np.roll(factor, by) for factor in truth]) for by in shifts]
     return Probe(found, (1 + sum(value >= found for value in chance)) / (1 + len(chance)))
 
 
-def _linear_map(codes: Codes, factor: Float[np.ndarray, " n"], components: int):  # noqa: ANN202
+def _linear_map(
+    codes: Codes, factor: Float[np.ndarray, " n"], components: int
+) -> Callable[[np.ndarray], np.ndarray]:
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
 
     components = min(components, *codes.shape)
-    regression = make_pipeline(PCA(components, svd_solver="covariance_eigh"), LinearRegression())
+    regression = make_pipeline(PCA(components, random_state=0), LinearRegression())
     return regression.fit(codes.astype(np.float64), factor).predict
 
 
-def _mean_correlation(told: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
-    return float(np.mean([_correlation(*pair) for pair in zip(told, truth, strict=True)]))
+def _mean_correlation(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+    return float(np.mean([_correlation(*pair) for pair in zip(predicted, truth, strict=True)]))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; 0 where one of the two is constant."""
+    """Return Pearson's correlation, or 0 where one of the two is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale else 0.0

@@ -1,8 +1,8 @@
 """Predict and score the clips of a data set."""
 
 from collections.abc import Sequence
-from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +22,8 @@ def predict_clips(
 ) -> list[Float[Tensor, "_ 3 _ _"]]:
     """Predict frames 1 to T-1 of every clip in one batch, z from the prior; frames in [0, 1], on the CPU.
 
-    Shorter clips are padded with their last label while they run, and cut afterwards.
+    A clip's prediction depends on `seed` and on the clip's name, not on the other clips. Shorter clips are padded with
+    their last label, and the extra frames are removed.
 
     Args:
         config: how the model was trained; prediction uses the same precision.
@@ -35,12 +36,21 @@ def predict_clips(
     padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
     labels = torch.stack(
         [torch.cat([clip.labels, extra]) for clip, extra in zip(clips, padding, strict=True)]
-    )
+    ).to(device)
     first = to_float(torch.stack([clip.first for clip in clips]).to(device))
-    method = partial(predict_corrected, mirror=config.flip) if corrected else predict
+    streams = [clip_generator(clip, seed) for clip in clips]
     with reduced_precision(config, device):
-        frames = method(model, first, to_float(labels.to(device)), torch.Generator().manual_seed(seed)).cpu()
+        if corrected:
+            frames = predict_corrected(model, first, to_float(labels), streams, mirror=config.flip).cpu()
+        else:
+            frames = predict(model, first, labels, streams).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
+
+
+def clip_generator(clip: Clip, seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator that depends on `seed` and the clip's name."""
+    entropy = np.random.SeedSequence((seed, int.from_bytes(clip.name.encode(), "big")))
+    return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
 
 def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, list[Float[Tensor, " s"]]]:
@@ -58,16 +68,13 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
 
 
 def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:
-    """`evaluate` for clips of one length; both sources of z share the batch."""
+    """Evaluate clips of one length; both sources of z share the batch."""
     device = next(model.parameters()).device
     x = to_float(torch.stack([clip.answer for clip in clips]).to(device))
     p = to_float(torch.stack([clip.labels for clip in clips]).to(device))
-    generators = [torch.Generator(device).manual_seed(seed + k) for k in range(2)]
+    streams = [[clip_generator(clip, seed + k, device) for clip in clips] for k in range(2)]
     with evaluating(model):
-        sources = (
-            prior_latents(model, x[:, 0], generators[0]),
-            posterior_latents(model, x, p, generators[1]),
-        )
+        sources = (prior_latents(model, x[:, 0], streams[0]), posterior_latents(model, x, p, streams[1]))
         frames = free_run(model, x[:, 0].repeat(2, 1, 1, 1), p.repeat(2, 1, 1, 1, 1), _side_by_side(sources))
     scores = psnr(frames, x[:, 1:].repeat(2, 1, 1, 1, 1)).cpu()
     return {"prior": scores[: len(clips)], "posterior": scores[len(clips) :]}

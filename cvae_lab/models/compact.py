@@ -1,11 +1,13 @@
-"""The same five names and call signatures in a small U-shaped network: our default on a CPU.
+"""Preset `compact`: the same five modules and interfaces in a small U-shaped network, our default on a CPU.
 
-What differs from `modules.py`, and why:
+Differences from `modules.py`, with the reason for each:
 
-* work at 16x32, 8x16 and 4x8 instead of 32x64 everywhere: an order of magnitude fewer operations;
-* labels are inverted, so that limbs are large numbers on zero, and blank paper is silent;
-* z is a 4x8 grid, far smaller than the frame;
-* group norm per frame (nothing mixes frames), a sigmoid at the end (predictions stay in [0, 1]).
+* It works at 1/2, 1/4 and 1/8 of the frame's resolution, so it needs an order of magnitude fewer operations.
+* Labels are inverted: limbs are large numbers and the white background is 0.
+* z is a 4x8 grid, much smaller than the frame.
+* Group norm works per frame, so frames do not influence each other. A sigmoid keeps predictions in [0, 1].
+
+Larger frames get one more level per doubling of the height, so z keeps its size (`extra_levels`).
 """
 
 import torch
@@ -13,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Pyramid = tuple[Tensor, Tensor, Tensor]
-"""Features at 1/2, 1/4 and 1/8 of the frame's resolution."""
+Pyramid = tuple[Tensor, ...]
+"""Features at 1/2, 1/4, 1/8, ... of the frame's resolution, finest first."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm (Wu & He 2018); on a CPU float32 in place of bfloat16, which takes it longer than two casts."""
+    """Group norm (Wu & He 2018). On a CPU, bfloat16 inputs are normalised in float32, which is faster there."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
@@ -26,12 +28,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 def norm(channels: int, kind: str) -> nn.Module:
-    """Group norm over 8 groups, or nothing."""
+    """Return group norm over 8 groups for kind `group`, or the identity for kind `none`."""
     return GroupNorm(8, channels) if kind == "group" else nn.Identity()
 
 
 class Block(nn.Module):
-    """Pre-activation residual block: norm, SiLU, 3x3, twice; 1x1 skip where the channels change."""
+    """Pre-activation residual block: norm, SiLU, 3x3 convolution, twice; a 1x1 skip where the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, kind: str, dropout: float = 0.0) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Block(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         nn.init.zeros_(
             self.conv2.weight
-        )  # each block starts as its skip: deep nets train from the first step
+        )  # a new block equals its skip: deep networks train from the first step
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -52,19 +54,19 @@ class Block(nn.Module):
 
 
 class Down(nn.Conv2d):
-    """Halve the resolution by a strided 3x3 convolution."""
+    """Halve the resolution with a 3x3 convolution of stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
 
 
 def upsample(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Double the resolution by repetition: no checkerboard, unlike pixel-shuffle or strided transposes."""
+    """Double the resolution by repeating values. Unlike transposed convolutions, it makes no checkerboard pattern."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class RGB_Encoder(nn.Sequential):
-    """Frame (b, 3, h, w) in [0, 1] to features (b, out_channels, h/2, w/2)."""
+    """Encode a frame (b, 3, h, w) in [0, 1] as features (b, out_channels, h/2, w/2)."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(12, out_channels, 3, padding=1))
@@ -74,27 +76,31 @@ class RGB_Encoder(nn.Sequential):
 
 
 class Label_Encoder(nn.Sequential):
-    """Pose label (b, 3, h, w) in [0, 1] to features (b, out_channels, h/2, w/2)."""
+    """Encode a pose label (b, 3, h, w) in [0, 1] as features (b, out_channels, h/2, w/2)."""
 
     def __init__(self, out_channels: int, invert: bool) -> None:
         super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(12, out_channels, 3, padding=1))
         self.invert = invert
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h2 w2"]:
-        """`steps` is there for the handout's batch norm; nothing here mixes frames."""
+        """`steps` has no effect: it is in the interface for the batch norm of preset `handout`."""
         return super().forward(1 - label if self.invert else label)
 
 
 class Gaussian_Predictor(nn.Module):
-    """Features of the current frame and label to mu and logvar, (b, latents, h/8, w/8) each."""
+    """Predict mu and logvar, (b, latents, hz, wz) each, from features of the current frame and label."""
 
-    def __init__(self, in_channels: int, width: int, latents: int, kind: str) -> None:
+    def __init__(self, in_channels: int, width: int, latents: int, kind: str, extra_levels: int = 0) -> None:
         super().__init__()
+        deeper = [
+            layer for _ in range(extra_levels) for layer in (Down(width, width), Block(width, width, kind))
+        ]
         self.layers = nn.Sequential(
             Down(in_channels, width),
             Block(width, width, kind),
             Down(width, width),
             Block(width, width, kind),
+            *deeper,
             norm(width, kind),
             nn.SiLU(),
             nn.Conv2d(width, 2 * latents, 1),
@@ -102,22 +108,32 @@ class Gaussian_Predictor(nn.Module):
 
     def forward(
         self, frame: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"]
-    ) -> tuple[Float[Tensor, "b z h8 w8"], Float[Tensor, "b z h8 w8"]]:
+    ) -> tuple[Float[Tensor, "b z hz wz"], Float[Tensor, "b z hz wz"]]:
         mu, logvar = self.layers(torch.cat([frame, label], dim=1)).chunk(2, dim=1)
         return mu, logvar
 
 
 class Decoder_Fusion(nn.Module):
-    """Frame features, label features and z down a pyramid; z joins at its foot."""
+    """Encode frame features and label features as a pyramid; add z at its coarsest level."""
 
     def __init__(
-        self, in_channels: int, latents: int, widths: tuple[int, int, int], kind: str, dropout: float
+        self,
+        in_channels: int,
+        latents: int,
+        widths: tuple[int, int, int],
+        kind: str,
+        dropout: float,
+        extra_levels: int = 0,
     ) -> None:
         super().__init__()
         fine, middle, coarse = widths
         self.join = nn.Conv2d(in_channels, fine, 1)
         self.fine = Block(fine, fine, kind, dropout)
         self.middle = nn.Sequential(Down(fine, middle), Block(middle, middle, kind, dropout))
+        self.extra = nn.ModuleList(
+            nn.Sequential(Down(middle, middle), Block(middle, middle, kind, dropout))
+            for _ in range(extra_levels)
+        )
         self.down = Down(middle, coarse)
         self.join_z = nn.Conv2d(latents, coarse, 1)
         self.coarse = nn.Sequential(
@@ -125,29 +141,36 @@ class Decoder_Fusion(nn.Module):
         )
 
     def forward(
-        self, frame: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"], z: Float[Tensor, "b z h4 w4"]
+        self, frame: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"], z: Float[Tensor, "b z hz wz"]
     ) -> Pyramid:
-        fine = self.fine(self.join(torch.cat([frame, label], dim=1)))
-        middle = self.middle(fine)
-        coarse = self.coarse(self.down(middle) + self.join_z(z))
-        return fine, middle, coarse
+        levels = [self.fine(self.join(torch.cat([frame, label], dim=1)))]
+        for level in (self.middle, *self.extra):
+            levels.append(level(levels[-1]))
+        coarse = self.coarse(self.down(levels[-1]) + self.join_z(z))
+        return *levels, coarse
 
 
 class Generator(nn.Module):
-    """The pyramid back up, with skip connections, to the predicted frame (b, 3, h, w)."""
+    """Decode the pyramid, coarse to fine with skip connections, to the predicted frame (b, 3, h, w)."""
 
-    def __init__(self, widths: tuple[int, int, int], kind: str, output: str, dropout: float) -> None:
+    def __init__(
+        self, widths: tuple[int, int, int], kind: str, output: str, dropout: float, extra_levels: int = 0
+    ) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        self.middle = Block(coarse + middle, middle, kind, dropout)
+        inputs = [coarse, *extra_levels * [middle]]  # channels that arrive from the coarser level
+        *extra, last = [Block(below + middle, middle, kind, dropout) for below in inputs]
+        self.extra = nn.ModuleList(extra)
+        self.middle = last
         self.fine = Block(middle + fine, fine, kind, dropout)
         self.paint = nn.Sequential(norm(fine, kind), nn.SiLU(), nn.Conv2d(fine, 32, 1))
         self.out = nn.Conv2d(32, 3, 3, padding=1)
         self.output = output
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "b 3 h w"]:
-        fine, middle, coarse = pyramid
-        x = self.middle(torch.cat([upsample(coarse), middle], dim=1))
-        x = self.fine(torch.cat([upsample(x), fine], dim=1))
+        *finer, x = pyramid
+        blocks = (*self.extra, self.middle, self.fine)
+        for block, level in zip(blocks, reversed(finer), strict=True):
+            x = block(torch.cat([upsample(x), level], dim=1))
         x = self.out(F.silu(upsample(self.paint(x))))
         return x.sigmoid() if self.output == "sigmoid" else x

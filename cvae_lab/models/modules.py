@@ -1,7 +1,7 @@
-"""The course's five modules (handout, section 4), every layer at the full 32x64 resolution.
+"""Preset `handout`: the five modules of the course's network, every layer at the full 32x64 resolution.
 
-Each is an `nn.Sequential` of the same blocks under the course's own attribute names, so that a checkpoint
-from the course loads by name. `compact.py` holds the same five names in a design of ours.
+The blocks have the attribute names of the course's code, so its checkpoints load. `compact.py` has the same five
+modules in a smaller design. Source: course assignment, section 4.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a skip connection (1x1 where the channels change)."""
+    """Two 3x3 convolutions plus a skip connection (a 1x1 convolution where the channels change)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
 
 
 class DepthConv(nn.Module):
-    """Depth-wise stage: 1x1, 3x3 per channel, 1x1, added to its input."""
+    """Depth-wise stage: 1x1 convolution, 3x3 convolution per channel, 1x1 convolution, plus its input."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class DepthConv(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """1x1 to four times the channels; one half gates the other; 1x1 back, added to its input."""
+    """Gated feed-forward stage: 1x1 to four times the channels, one half gates the other, 1x1 back, plus its input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,19 +64,20 @@ class DepthConvBlock(nn.Module):
 
 
 class StepwiseBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose batch may hold several time steps, each normalised by its own statistics.
+    """Batch norm whose batch may hold several time steps, each normalised with its own statistics.
 
-    A batch of `steps * b` frames, step by step, gives in one call what `steps` calls on b frames give in
-    turn: outputs and running statistics alike. It is what lets time be folded into the batch without
-    changing the handout's network.
+    One call on `steps * b` frames in step order gives the outputs and running statistics of `steps` calls on b frames.
+    So time can be part of the batch dimension without changing the course's network.
     """
 
-    batch_statistics = False  # in eval mode too, as the course's `eval` does by accident
+    batch_statistics = (
+        False  # True: use the batch's own statistics in eval mode too (see `rollout.evaluating`)
+    )
 
     def forward(self, x: Float[Tensor, "sb c h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
         if not (self.training or self.batch_statistics):
             return super().forward(x)
-        kind, x = x.dtype, x.float()  # statistics of bfloat16 values rounded to bfloat16 would be too coarse
+        kind, x = x.dtype, x.float()  # bfloat16 is too coarse for statistics
         parts = x.unflatten(0, (steps, -1))
         count = parts[0].numel() / x.shape[1]
         var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)
@@ -87,7 +88,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, means: Float[Tensor, "s c"], variances: Float[Tensor, "s c"]) -> None:
-        # `steps` updates r <- (1 - m) r + m v in closed form.
+        # The closed form of `steps` updates r <- (1 - m) r + m v.
         m, steps = self.momentum, len(means)
         weights = m * (1 - m) ** torch.arange(steps - 1, -1, -1, device=means.device, dtype=means.dtype)
         self.running_mean.mul_((1 - m) ** steps).add_(weights @ means)
@@ -96,12 +97,12 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
 
 def identity_activation() -> nn.Module:
-    """The course's `LeakyReLU(True)`: a slope of 1, so no activation at all. Its checkpoints need it so."""
+    """Return the identity. The course's code writes `LeakyReLU(True)`, whose slope is 1; its checkpoints need that."""
     return nn.LeakyReLU(negative_slope=1.0)
 
 
 class RGB_Encoder(nn.Sequential):
-    """Frame (b, 3, h, w) to features (b, out_channels, h, w)."""
+    """Encode a frame (b, 3, h, w) as features (b, out_channels, h, w)."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 128) -> None:
         a, b, c = out_channels // 8, out_channels // 4, out_channels // 2
@@ -117,7 +118,7 @@ class RGB_Encoder(nn.Sequential):
 
 
 class Label_Encoder(nn.Sequential):
-    """Pose label (b, 3, h, w) to features (b, out_channels, h, w)."""
+    """Encode a pose label (b, 3, h, w) as features (b, out_channels, h, w)."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 32) -> None:
         half = out_channels // 2
@@ -130,14 +131,14 @@ class Label_Encoder(nn.Sequential):
         )
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
-        """`steps` > 1 says that the batch holds that many time steps, step by step."""
+        """Encode labels; the batch holds `steps` time steps in step order, which batch norm treats separately."""
         for layer in self:
             label = layer(label, steps) if isinstance(layer, StepwiseBatchNorm2d) else layer(label)
         return label
 
 
 class Gaussian_Predictor(nn.Sequential):
-    """Features of the current frame and label to the posterior's mu and logvar, (b, latents, h, w) each."""
+    """Predict the posterior's mu and logvar, (b, latents, h, w) each, from features of the current frame and label."""
 
     def __init__(self, in_channels: int = 160, latents: int = 12) -> None:
         a, b = latents // 4, latents // 2
@@ -159,7 +160,7 @@ class Gaussian_Predictor(nn.Sequential):
 
 
 class Decoder_Fusion(nn.Sequential):
-    """Features of the previous frame, of the label, and z to the generator's input (b, out_channels, h, w)."""
+    """Combine features of the previous frame, features of the label and z to (b, out_channels, h, w)."""
 
     def __init__(self, in_channels: int = 172, out_channels: int = 192) -> None:
         quarter, half = in_channels // 4, in_channels // 2
@@ -179,7 +180,7 @@ class Decoder_Fusion(nn.Sequential):
 
 
 class Generator(nn.Sequential):
-    """Fused features to the predicted frame (b, 3, h, w), without any squashing."""
+    """Decode combined features to the predicted frame (b, 3, h, w); values are not limited to [0, 1]."""
 
     def __init__(self, in_channels: int = 192, out_channels: int = 3) -> None:
         a, b, c = in_channels // 2, in_channels // 4, in_channels // 8

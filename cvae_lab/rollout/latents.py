@@ -1,6 +1,9 @@
-"""Where z comes from at each step of a free run: the prior, the posterior, or zero."""
+"""Where z comes from at each step of a free run: the prior, the posterior, the prior's mean, or zero.
 
-from collections.abc import Callable
+Every clip has a noise stream of its own. So the prediction of a clip does not depend on the other clips of its batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,20 +14,70 @@ from cvae_lab.models.cvae import CVAE, reparameterise
 Latents = Callable[[int, Tensor, Tensor], Tensor]
 """z of a step: called with s = 0, 1, ..., the features of the previous frame and of the current label."""
 
+NoiseSource = torch.Generator | Sequence[torch.Generator] | None
+"""Where noise comes from: one generator per clip; or one that seeds them, in the order of the clips; or None.
 
-def prior_latents(
-    model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None = None
-) -> Latents:
+None stands for a new generator with seed 0, so every call without a generator draws the same noise.
+"""
+
+STEPS_PER_DRAW = (
+    16  # a clip's noise is drawn for so many steps at once; another number would give other noise
+)
+
+
+def clip_streams(source: NoiseSource, clips: int) -> list[torch.Generator]:
+    """Return one generator per clip. A single `source` advances by one draw per clip, which is the clip's seed."""
+    if isinstance(source, Sequence):
+        if len(source) != clips:
+            raise ValueError(
+                f"{len(source)} generators for {clips} clips; pass one per clip, or a single one."
+            )
+        return list(source)
+    source = source or torch.Generator().manual_seed(0)
+    seeds = [int(torch.randint(2**62, (), generator=source, device=source.device)) for _ in range(clips)]
+    return [torch.Generator(source.device).manual_seed(seed) for seed in seeds]
+
+
+def clip_noise(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], source: NoiseSource = None
+) -> Iterator[Float[Tensor, "b z hz wz"]]:
+    """Return an endless iterator over standard normal noise for z, one item per step.
+
+    Noise is drawn on the generators' device, so CPU generators give the same noise on any device.
+    """
+    shape = (STEPS_PER_DRAW, *model.latent_shape(*first.shape[-2:]))
+    streams = clip_streams(source, len(first))
+
+    def steps() -> Iterator[Tensor]:
+        while True:
+            draws = [torch.randn(shape, generator=stream, device=stream.device) for stream in streams]
+            yield from torch.stack(draws, dim=1).to(first.device)
+
+    return steps()
+
+
+def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: NoiseSource = None) -> Latents:
     """Draw z from the prior: N(0, I), or the learned prior where the model has one.
 
-    Noise is drawn on the generator's own device, so a CPU generator gives the same video on any device. Without a
-    generator, noise comes from a new one with seed 0, so every call returns the same video.
+    Args:
+        generator: one per clip, or one that seeds them; None: seed 0, so every call gives the same video.
     """
-    noise = _noise(model, first, generator)
+    noise = clip_noise(model, first, generator)
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
         prior = model.prior(previous, label)
-        return noise() if prior is None else reparameterise(*prior, noise())
+        return next(noise) if prior is None else reparameterise(*prior, next(noise))
+
+    return latents
+
+
+def prior_mean_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
+    """Use the mean of the prior at every step: 0, or the mean of the learned prior where the model has one."""
+    zeros = zero_latents(model, first)
+
+    def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
+        prior = model.prior(previous, label)
+        return zeros(step, previous, label) if prior is None else prior[0]
 
     return latents
 
@@ -39,23 +92,15 @@ def posterior_latents(
     model: CVAE,
     x: Float[Tensor, "b t 3 h w"],
     p: Float[Tensor, "b t 3 h w"],
-    generator: torch.Generator | None = None,
+    generator: NoiseSource = None,
     mean: bool = False,
 ) -> Latents:
     """Draw z from the posterior q(z | x_t, p_t), or use its mean. It sees the true frame, so it is no prediction."""
-    noise = _noise(model, x[:, 0], generator)
+    noise = clip_noise(model, x[:, 0], generator)
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
         t = step + 1
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), model.label_transformation(p[:, t]))
-        return mu if mean else reparameterise(mu, logvar, noise())
+        return mu if mean else reparameterise(mu, logvar, next(noise))
 
     return latents
-
-
-def _noise(
-    model: CVAE, first: Float[Tensor, "b 3 h w"], generator: torch.Generator | None
-) -> Callable[[], Tensor]:
-    shape = (first.shape[0], *model.latent_shape(*first.shape[-2:]))
-    source = generator or torch.Generator().manual_seed(0)
-    return lambda: torch.randn(shape, generator=source, device=source.device).to(first.device)

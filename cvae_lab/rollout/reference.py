@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cvae_lab.models.cvae import CVAE, reparameterise
+from cvae_lab.rollout.latents import NoiseSource, clip_noise
 
 
 class UnrollOutput(NamedTuple):
@@ -66,9 +67,8 @@ def reference_unroll(
         s = t - 1
         if s > 0:
             own = feedback.prepare(steps[-1][0], slice(None), s)
-            previous = torch.where(
-                feedback.teacher_forced[:, s, None, None, None].to(x.device), x[:, t - 1], own
-            )
+            forced = feedback.teacher_forced[:, s, None, None, None].to(x.device)
+            previous = torch.where(forced, x[:, t - 1], own)
         label = model.label_transformation(p[:, t])
         mu, logvar = model.posterior(model.frame_transformation(x[:, t]), label)
         z = reparameterise(mu, logvar, eps[:, s])
@@ -84,22 +84,23 @@ def reference_predict(
     model: CVAE,
     first: Float[Tensor, "b 3 h w"],
     labels: Float[Tensor, "b t 3 h w"],
-    generator: torch.Generator | None = None,
+    generator: NoiseSource = None,
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict frames 1 to T-1 one at a time from the first frame and all labels, z from the prior.
 
-    The model must be in eval mode. Without a generator, z is drawn from one with seed 0.
+    The model must be in eval mode.
+
+    Args:
+        first: frame 0 in [0, 1].
+        labels: pose labels in [0, 1]; labels[:, 0] belongs to `first`.
+        generator: one per clip, or one that seeds them; None: seed 0.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    shape = (len(first), *model.latent_shape(*first.shape[-2:]))
-    anchor = model.anchor(first, labels[:, 0])
+    anchor, noise = model.anchor(first, labels[:, 0]), clip_noise(model, first, generator)
     frames = [first]
     for t in range(1, labels.shape[1]):
         label = model.label_transformation(labels[:, t])
         features = model.frame_transformation(frames[-1])
-        z = torch.randn(shape, generator=generator, device=generator.device).to(first.device)
         prior = model.prior(features, label)
-        if prior is not None:
-            z = reparameterise(*prior, z)
+        z = next(noise) if prior is None else reparameterise(*prior, next(noise))
         frames.append(model.decode_features(features, label, z, anchor))
     return torch.stack(frames[1:], dim=1).clamp(0, 1)

@@ -1,1 +1,1 @@
-"""Tools for students and teachers: exercise checks, a working copy of the notebooks, the trainer check."""
+"""Tools for students and teachers: exercise checks, working copies, the trainer check, grading, reports."""

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab.objective import kl_cost
 from cvae_lab.rollout.step_groups import steps_by_distance
-from cvae_lab.schedules import beta_at, sample_teacher_forcing
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import beta_at
 from cvae_lab.teaching.check import as_array, exercise, expect, expect_close
 
 # Notebook 00

@@ -11,7 +11,8 @@ import torch
 
 from cvae_lab.evaluation.metrics import average_2023
 from cvae_lab.objective import sigma_of_beta
-from cvae_lab.schedules import sample_teacher_forcing, tf_ratio_at
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import tf_ratio_at
 from cvae_lab.teaching.check import as_array, exercise, expect, expect_close
 
 # Notebook 05

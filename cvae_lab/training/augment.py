@@ -1,18 +1,33 @@
 """Augmentation of training clips: mirroring, pasted rectangles, horizontal shift, brightness."""
 
+import logging
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from cvae_lab.config import TrainConfig
-from cvae_lab.data.clips import ClipBatch
+from cvae_lab.data.clips import ClipBatch, Dataset
 from cvae_lab.data.palette import mirror_labels
 
+_log = logging.getLogger(__name__)
 
-def augment(batch: ClipBatch, config: TrainConfig, generator: torch.Generator) -> ClipBatch:
-    """Apply every augmentation that `config` switches on: `flip`, `paste`, `shift`, `jitter`, in this order."""
-    if config.flip:
-        batch = flip(batch, generator)
+Mirror = Callable[[Tensor], Tensor]
+"""Returns the labels of the mirrored scene."""
+
+
+def augment(
+    batch: ClipBatch, config: TrainConfig, generator: torch.Generator, mirror: Mirror | None = mirror_labels
+) -> ClipBatch:
+    """Apply every augmentation that `config` switches on: `flip`, `paste`, `shift`, `jitter`, in this order.
+
+    Args:
+        mirror: mirrors labels; None where the colours of the labels are unknown, so that no clip is flipped.
+    """
+    if config.flip and mirror is not None:
+        batch = flip(batch, generator, mirror)
     if config.paste:
         batch = paste(batch, config.paste, generator)
     if config.shift:
@@ -22,16 +37,29 @@ def augment(batch: ClipBatch, config: TrainConfig, generator: torch.Generator) -
     return batch
 
 
-def flip(batch: ClipBatch, generator: torch.Generator) -> ClipBatch:
+def mirroring(data: Dataset) -> Mirror | None:
+    """Return the function that mirrors the labels of a data set; None, with a logged line, where that is impossible."""
+    if not hasattr(data, "palette"):
+        return mirror_labels
+    if data.palette is None:
+        _log.warning(
+            f"flip is switched off: the labels of {data.name} have other colours than the known left and right "
+            "limbs, so they cannot be mirrored."
+        )
+        return None
+    return partial(mirror_labels, palette=data.palette)
+
+
+def flip(batch: ClipBatch, generator: torch.Generator, mirror: Mirror = mirror_labels) -> ClipBatch:
     """Mirror each clip with probability 0.5; labels exchange the colours of left and right limbs."""
     chosen = (torch.rand(len(batch.x), generator=generator) < 0.5).nonzero().flatten().to(batch.x.device)
     x, p = batch.x.clone(), batch.p.clone()
-    x[chosen], p[chosen] = x[chosen].flip(-1), mirror_labels(p[chosen])
+    x[chosen], p[chosen] = x[chosen].flip(-1), mirror(p[chosen])
     return ClipBatch(x, p)
 
 
 def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> ClipBatch:
-    """Paste a rectangle of another clip into a `fraction` of the clips, in frames and labels alike.
+    """Paste a rectangle of another clip into a `fraction` of the clips, the same in frames and labels.
 
     CutMix (Yun et al. 2019) does this with images and mixes their classes; here every pixel keeps its own label.
     """

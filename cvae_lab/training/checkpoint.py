@@ -67,6 +67,7 @@ class _RunContent(_ModelContent):
     elapsed: _Finite
     kl_weight: _Finite
     history: list[dict[str, float | int]]
+    threads: _Count | None = None
 
 
 def save(path: Path, state: TrainState, config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """The training loop: one optimizer step, and a generator that yields a record after each epoch."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,23 +11,29 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cvae_lab.config import ConfigError, TrainConfig
-from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset
+from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset, Video
 from cvae_lab.evaluation.scoring import evaluate
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import reduced_precision
 from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_error
 from cvae_lab.rollout import Feedback
-from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, sample_teacher_forcing, tf_ratio_at
+from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
+from cvae_lab.schedules import beta_at, controlled_beta, lr_factor_at, tf_ratio_at
 from cvae_lab.training import distributed
-from cvae_lab.training.augment import augment
-from cvae_lab.training.meter import EpochMeter
-from cvae_lab.training.state import Clock, Record, StepResult, TrainState
+from cvae_lab.training.augment import Mirror, augment, mirroring
+from cvae_lab.training.meter import EpochMeter, TrainingDivergedError
+from cvae_lab.training.state import Clock, Record, StepResult, TrainState, stream_seed
 
 COLUMNS = (
-    "epoch", "step", "beta", "tf_ratio", "lr", "loss", "mse", "kl_nats", "val_psnr_prior", "val_psnr_posterior",
-    "heldout_psnr", "skipped", "seconds", "frames_per_s",
+    "epoch", "step", "beta", "kl_weight", "tf_ratio", "lr", "loss", "mse", "kl_nats",
+    "val_psnr_prior", "val_psnr_posterior", "heldout_psnr", "skipped", "seconds", "frames_per_s",
 )  # fmt: skip
 """Keys of a record and columns of history.csv, in order."""
+
+CONTROL_RANGE = 1e4
+"""The KL controller keeps the weight between beta_max / CONTROL_RANGE and beta_max * CONTROL_RANGE."""
+
+_log = logging.getLogger(__name__)
 
 OnStep = Callable[[Record, float], None]
 
@@ -60,54 +67,84 @@ def train_step(
     values = torch.stack([loss, mse, kl, norm]).detach()
     is_finite = bool(distributed.summed(values).isfinite().all())
     state.take_step(is_finite)
-    return StepResult(*values[:3].tolist(), is_finite)
+    return StepResult(*values[:3].tolist(), is_finite, float(weight))
 
 
 def fit(
-    state: TrainState,
-    data: Dataset,
-    config: TrainConfig,
-    on_step: OnStep | None = None,
+    state: TrainState, data: Dataset, config: TrainConfig, on_step: OnStep | None = None
 ) -> Iterator[Record]:
     """Train from the current `state` to the end; yield one record after each epoch.
 
-    A record has the keys of COLUMNS: beta, tf_ratio and lr at the end of the epoch; loss, mse and kl_nats (nats per
-    frame) as means over its clips; val_psnr_prior, val_psnr_posterior and heldout_psnr in dB, nan in an epoch without
-    evaluation; steps skipped; seconds since the start; training frames per second.
+    A record has the keys of COLUMNS: beta, kl_weight (beta converted to the scale of the loss), tf_ratio and lr at the
+    end of the epoch; loss, mse and kl_nats (nats per frame) as means over its clips; val_psnr_prior, val_psnr_posterior
+    and heldout_psnr in dB, nan in an epoch without evaluation; steps skipped; seconds since the start; training frames
+    per second.
 
     Args:
         on_step: called after every step with a short record and the fraction of training done.
 
-    Raises TrainingDivergedError when many steps in a row are not finite.
+    Raises TrainingDivergedError when many steps in a row, or all steps of the last epoch, are not finite.
     """
     device = next(state.model.parameters()).device
-    if config.batch_size < distributed.world():
-        raise ConfigError(
-            f"batch_size = {config.batch_size} is less than the {distributed.world()} processes; raise it."
-        )
-    train, heldout = data.train, ()
-    if config.holdout:
-        train, kept_out = data.train.hold_out(config.holdout, config.n_frames)
-        heldout = kept_out.as_clips()
-    sampler = ClipSampler(
-        train, config.n_frames, config.batch_size, state.generators["clips"], device,
-        clips_per_epoch=config.clips_per_epoch or None, reference_frame=config.reference_frame,
-    )  # fmt: skip
+    train, heldout = _held_out(data, config)
+    validation = data.val.as_clips()
+    mirror = mirroring(data) if config.flip else None
+    sampler = _sampler(train, config, state.generators["clips"], device)
     clock = Clock(config, state, len(sampler))
     every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # adaptive needs a score per epoch
     last = clock.over()
     while not last:
-        with _seeded(config.seed, state.epoch, device):
-            record = _train_epoch(state, sampler, config, clock, on_step)
+        with _seeded(config.seed, state, device):
+            record = _train_epoch(state, sampler, config, clock, mirror, on_step)
         last = clock.over()
         if last or state.epoch % every == 0:
             with reduced_precision(config, device):
-                record |= _scores(state.evaluation_model(), data.val.as_clips(), heldout)
+                record |= _scores(state.evaluation_model(), validation, heldout)
             last = last or clock.over()  # evaluation takes time, too
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
         state.history.append(record)
         yield record
+    if state.history and math.isnan(state.history[-1]["loss"]):
+        raise TrainingDivergedError(
+            "All steps of the last epoch were skipped, because loss or gradient was not finite; lower lr."
+        )
+
+
+def _sampler(
+    video: Video, config: TrainConfig, generator: torch.Generator, device: torch.device
+) -> ClipSampler:
+    if config.batch_size < distributed.world():
+        raise ConfigError(
+            f"batch_size = {config.batch_size} is less than the {distributed.world()} processes; raise it."
+        )
+    return ClipSampler(
+        video, config.n_frames, config.batch_size, generator, device,
+        clips_per_epoch=config.clips_per_epoch or None, reference_frame=config.reference_frame,
+    )  # fmt: skip
+
+
+def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ...]]:
+    """Return the frames to train on, and the held-out segments of the training recordings that select checkpoints.
+
+    Where nothing can be held out, the selection uses the validation clips, and one logged line says so.
+    """
+    reason = "holdout is 0"
+    if config.holdout:
+        try:
+            train, segments = data.train.hold_out(config.holdout, config.n_frames)
+        except ValueError:
+            reason = f"no training recording is long enough to hold out {config.n_frames} frames"
+        else:
+            return train, segments.as_clips()
+    if not len(data.val):
+        raise ConfigError(
+            f"Nothing is left to select checkpoints on: {reason}, and the data set has no validation video; "
+            "set holdout above 0, use shorter clips (n_frames), or add a validation video."
+        )
+    if not distributed.rank():
+        _log.warning(f"Checkpoints are selected by their PSNR on the validation clips, because {reason}.")
+    return data.train, ()
 
 
 def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,19 +164,29 @@ def _feedback(
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global random state for one epoch: dropout has no other source. It is restored afterwards."""
+def _seeded(seed: int, state: TrainState, device: torch.device) -> Iterator[None]:
+    """Seed noise and dropout for one epoch and rank, so that a resumed run continues exactly on every rank.
+
+    Dropout draws from torch's global random state, which is restored afterwards.
+    """
+    key = (state.epoch, distributed.rank())
+    state.generators["noise"].manual_seed(stream_seed(seed, "noise", *key))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(1_000_003 * seed + epoch)
+        torch.manual_seed(stream_seed(seed, "dropout", *key))
         yield
 
 
 def _train_epoch(
-    state: TrainState, sampler: ClipSampler, config: TrainConfig, clock: Clock, on_step: OnStep | None
+    state: TrainState,
+    sampler: ClipSampler,
+    config: TrainConfig,
+    clock: Clock,
+    mirror: Mirror | None,
+    on_step: OnStep | None,
 ) -> Record:
     state.model.train()
     at_start = clock.progress()
-    ratio = _tf_ratio(config, state.epoch + 1, [record["val_psnr_prior"] for record in state.history])
+    ratio = _tf_ratio(config, state.epoch + 1, [_score(record) for record in state.history])
     epoch_is_forced = bool(torch.rand((), generator=state.generators["teacher_forcing"]) < ratio)
     meter = EpochMeter(state)
     for index, batch in enumerate(sampler.epoch()):
@@ -147,17 +194,18 @@ def _train_epoch(
         progress = clock.progress()
         beta = _beta(config, at_start if config.kl_per == "epoch" else progress, state)
         lr = _set_lr(state, config, progress)
-        batch, teacher_forced = _augmented_shard(batch, config, ratio, epoch_is_forced, state.generators)
+        batch, teacher_forced = _augmented_shard(
+            batch, config, mirror, ratio, epoch_is_forced, state.generators
+        )
         if not len(batch.x):  # a last batch with fewer clips than ranks
             continue
         feedback = _feedback(batch, config, teacher_forced, state.generators["noise"])
         result = train_step(state, batch, config, beta, feedback)
         meter.add(result, len(batch.x))
         if config.kl_target and result.is_finite:
-            kl = float(distributed.summed(torch.tensor(result.kl))) / distributed.world()
-            state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target)
-        frames_per_s = meter.clips_per_second * (config.n_frames - 1)
-        settings = {"beta": beta, "tf_ratio": ratio, "lr": lr, "frames_per_s": frames_per_s}
+            _control(state, config, result.kl)
+        settings = {"beta": beta, "kl_weight": result.kl_weight, "tf_ratio": ratio, "lr": lr}
+        settings["frames_per_s"] = meter.clips_per_second * (config.n_frames - 1)
         if on_step:
             on_step({"loss": meter.loss, **settings}, float(progress))
         if config.minutes and clock.over():
@@ -185,6 +233,13 @@ def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) ->
     )  # fmt: skip
 
 
+def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
+    """Update the controller's KL weight by the KL of a step, averaged over ranks."""
+    kl = float(distributed.summed(torch.tensor(kl))) / distributed.world()
+    bounds = (config.beta_max / CONTROL_RANGE, config.beta_max * CONTROL_RANGE)
+    state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target, bounds=bounds)
+
+
 def _set_lr(state: TrainState, config: TrainConfig, progress: float | Fraction) -> float:
     factor = lr_factor_at(
         progress,
@@ -201,12 +256,13 @@ def _set_lr(state: TrainState, config: TrainConfig, progress: float | Fraction) 
 def _augmented_shard(
     batch: ClipBatch,
     config: TrainConfig,
+    mirror: Mirror | None,
     ratio: float,
     epoch_is_forced: bool,
     generators: dict[str, torch.Generator],
 ) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
     """Augment the whole batch and draw its teacher-forcing mask, the same on every rank; return this rank's shard."""
-    batch = augment(batch, config, generators["augment"])
+    batch = augment(batch, config, generators["augment"], mirror)
     mask = sample_teacher_forcing(
         ratio,
         len(batch.x),
@@ -219,16 +275,25 @@ def _augmented_shard(
 
 
 def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> Record:
-    """Mean PSNR on the validation clips, and on held-out segments and validation together.
+    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
 
-    A segment counts by its frames among all segments, because a short recording leaves only a few frames.
+    The validation clips take no part in `heldout_psnr`, which selects checkpoints, unless there is no segment. The mean
+    over segments is one over their frames, because a short recording leaves only a few. nan where there is no clip.
     """
     scores = evaluate(model, [*validation, *heldout])
     count = len(validation)
-    mean = {kind: [float(curve.mean()) for curve in curves[:count]] for kind, curves in scores.items()}
-    segments = float(torch.cat(scores["prior"][count:]).mean()) if heldout else 0.0
-    return {
-        "val_psnr_prior": sum(mean["prior"]) / count,
-        "val_psnr_posterior": sum(mean["posterior"]) / count,
-        "heldout_psnr": (sum(mean["prior"]) + len(heldout) * segments) / (count + len(heldout)),
+    mean = {
+        kind: sum(float(curve.mean()) for curve in curves[:count]) / count if count else math.nan
+        for kind, curves in scores.items()
     }
+    return {
+        "val_psnr_prior": mean["prior"],
+        "val_psnr_posterior": mean["posterior"],
+        "heldout_psnr": float(torch.cat(scores["prior"][count:]).mean()) if heldout else mean["prior"],
+    }
+
+
+def _score(record: Record) -> float:
+    """The PSNR that the adaptive teacher-forcing ratio follows: validation, or held-out segments without it."""
+    validation = record["val_psnr_prior"]
+    return record["heldout_psnr"] if math.isnan(validation) else validation

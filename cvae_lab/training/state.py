@@ -1,11 +1,14 @@
 """Everything that changes while a model trains: weights, optimizer, weight average, random generators, history."""
 
 import copy
+import logging
+import math
 import time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,8 +22,23 @@ from cvae_lab.rollout import Feedback, UnrollOutput, unroll
 from cvae_lab.training import distributed
 from cvae_lab.training.optimizer import Muon, make_optimizer, restore_moments
 
+_log = logging.getLogger(__name__)
+
+STREAMS = ("weights", "clips", "teacher_forcing", "augment", "noise", "dropout")
+"""Independent streams of random numbers of a run. Noise and dropout have one for each epoch and rank."""
+
 Record = dict[str, float | int]
 """The values of one epoch: a row of history.csv."""
+
+
+def stream_seed(seed: int, stream: str, *key: int) -> int:
+    """Return the seed of a stream: children of one SeedSequence, as `SeedSequence(seed).spawn` numbers them.
+
+    Args:
+        key: for noise and dropout, the epoch and the rank.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *key))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)  # torch accepts seeds up to 2^63 - 1
 
 
 class StepResult(NamedTuple):
@@ -30,6 +48,7 @@ class StepResult(NamedTuple):
     mse: float
     kl: float  # nats per frame
     is_finite: bool  # loss and gradient, on all ranks; otherwise the step was skipped
+    kl_weight: float = math.nan  # factor of the KL in the loss: beta, converted to the loss's scale
 
     @property
     def values(self) -> Float[Tensor, "3"]:
@@ -73,14 +92,14 @@ class TrainState:
         """Create new weights and generators from `config.seed`; the global random state is left unchanged."""
         device = pick_device(config.device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(stream_seed(config.seed, "weights"))
             model = CVAE(model_config).to(device, memory_format=torch.channels_last)
         places = {"clips": "cpu", "teacher_forcing": "cpu", "augment": "cpu", "noise": device}
         generators = {
-            name: torch.Generator(place).manual_seed(1000 * config.seed + index)
-            for index, (name, place) in enumerate(places.items())
+            name: torch.Generator(place).manual_seed(stream_seed(config.seed, name))
+            for name, place in places.items()
         }
-        generators["noise"].manual_seed(1000 * config.seed + len(places) + 100_003 * distributed.rank())
+        generators["noise"].manual_seed(stream_seed(config.seed, "noise", 0, distributed.rank()))
         return cls(
             model,
             distributed.data_parallel(TrainingForward(model)),
@@ -120,6 +139,7 @@ class TrainState:
             "elapsed": self.elapsed,
             "kl_weight": self.kl_weight,
             "history": self.history,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -141,11 +161,12 @@ class TrainState:
                     "(CPU or CUDA) or the file is damaged; resume the run on that kind of device, or start again "
                     "in another folder"
                 ) from error
-        if (
-            distributed.rank()
-        ):  # the file holds the noise generator of rank 0, which the others must not repeat
-            noise = self.generators["noise"]
-            noise.manual_seed(noise.initial_seed() + 100_003 * distributed.rank() + state["step"])
+        threads = state.get("threads")
+        if threads and threads != torch.get_num_threads() and not distributed.rank():
+            _log.warning(
+                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}: sums are rounded "
+                "differently, so its numbers will differ slightly from those of an uninterrupted run."
+            )
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
 

@@ -1,7 +1,7 @@
-"""Pictures: matplotlib figures, the frame scrubber, the stand-alone HTML player, GIFs.
+"""Views of results: figures, the frame player as widget and page, GIFs, the diagram of the modules.
 
-Colours are those of Okabe and Ito: distinct for colour-blind readers, legible on light and dark pages.
+Colours are those of Okabe and Ito 2008. Colour-blind readers can tell them apart, also from `GREY`.
 """
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#808080"  # baselines, in every figure
+GREY = "#707070"  # baselines, in every figure

@@ -1,44 +1,136 @@
-"""A predicted clip of a data set as files: GIFs and the HTML player, with true frames and scores where known."""
+"""A predicted clip as files: animated GIFs and the HTML player, with true frames and scores where known."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cvae_lab.data.clips import Clip
-from cvae_lab.data.pixels import to_float
+from cvae_lab.data.files import replacing
+from cvae_lab.data.pixels import to_float, to_uint8
 from cvae_lab.evaluation.metrics import psnr, static_baseline
-from cvae_lab.views import player
+from cvae_lab.views.html_player import write_html
+from cvae_lab.views.sprites import SCALE, Pictures
+
+FASTEST = 50  # frames per second: browsers slow down a GIF whose frames last less than 2/100 s
+CAPTION = 20  # height of a line of text in a GIF, pixels
+FONT_SIZE = 13  # pixels
+MARGIN = 4  # pixels between the panels of a GIF
+BACKGROUND, BLANK = (235,) * 3, 205  # greys around the panels, and of a panel without a picture
+
+
+def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
+    """Write an endlessly repeating GIF that lasts as long as the video, to 1/100 s.
+
+    A GIF counts time in hundredths of a second. The rounding error is carried from frame to frame, so at 30 frames
+    per second they last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second some frames are left out. Equal
+    neighbours become one frame that lasts as long as both. One palette of 256 colours serves all frames, so a
+    constant background does not flicker and adds no bytes.
+    """
+    if not len(frames):
+        raise ValueError(f"There are no frames to write to {path}: give at least one.")
+    if not fps > 0:
+        raise ValueError(f"{fps} is not a number of frames per second for {path}: give a number above 0.")
+    sample = np.concatenate(frames[:: max(1, len(frames) // 16)])
+    palette = Image.fromarray(sample).quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    images, durations = [], []
+    for i, hundredths in _timing(len(frames), fps):
+        images.append(Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE))
+        durations.append(10 * hundredths)
+    with replacing(path) as temporary:
+        options = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
+        images[0].save(temporary, "GIF", **options)
+
+
+def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
+    """Index of every frame to write, and its duration in hundredths of a second."""
+    rate = min(fps, FASTEST)
+    count = max(1, round(n * rate / fps))
+    ends = [round(100 * (k + 1) / rate) for k in range(count)]
+    for k, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        yield k * n // count, end - start
 
 
 def write_grid_gif(
     path: Path, clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int = 2
 ) -> None:
-    """Write one GIF with a row per clip: label | truth where known | prediction; every second frame, in real time."""
+    """Write one GIF with a row per clip: label, truth where known, prediction; every second frame, in real time.
+
+    The rows end with the shortest prediction. Captions name clips, columns and the frame.
+    """
     length = min(len(frames) for frames in predictions)
-    rows = []
-    for clip, frames in zip(clips, predictions, strict=True):
-        truth = None if clip.answer is None else clip.answer[1 : length + 1 : 2]
-        rows.append(player.panels(clip.labels[1 : length + 1 : 2], truth, frames[:length:2], scale))
-    width = max(row.shape[2] for row in rows)
-    padded = [np.pad(row, ((0, 0), (1, 1), (0, width - row.shape[2]), (0, 0))) for row in rows]
-    player.write_gif(path, np.concatenate(padded, axis=1), fps=10)
+    frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
+    write_gif(path, frames, fps=10)
 
 
 def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write a GIF of one clip: label | truth where known | prediction."""
-    truth = None if clip.answer is None else clip.answer[1:]
-    player.write_gif(path, player.panels(clip.labels[1:], truth, frames))
+    """Write a GIF of one clip at 20 frames per second: label, truth where known, prediction, with captions."""
+    write_gif(path, _captioned([clip], [frames], SCALE, range(1, len(frames) + 1)))
+
+
+def _captioned(
+    clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
+) -> Pictures:
+    """Pictures of all clips, a row for each, with the names of rows and columns and the frame number."""
+    font = _font()
+    known = any(clip.answer is not None for clip in clips)
+    names = ["pose label", *["truth"] * known, "prediction"]
+    height, width = (scale * size for size in clips[0].labels.shape[-2:])
+    words = [f"frame {numbers[-1]}", *(f"clip {clip.name}" for clip in clips)]
+    left = int(max(map(font.getlength, words))) + 2 * MARGIN
+    base = Image.new(
+        "RGB",
+        (left + len(names) * (width + MARGIN), CAPTION + len(clips) * (height + MARGIN)),
+        BACKGROUND,
+    )
+    draw = ImageDraw.Draw(base)
+    for column, name in enumerate(names):
+        center = left + column * (width + MARGIN) + width / 2
+        draw.text((center, CAPTION / 2), name, "black", font, "mm")
+    for row, clip in enumerate(clips):
+        middle = CAPTION + row * (height + MARGIN) + height / 2
+        draw.text((MARGIN, middle), f"clip {clip.name}", "black", font, "lm")
+    frames = np.repeat(np.asarray(base)[None], len(numbers), axis=0)
+    at = list(numbers)
+    for row, (clip, prediction) in enumerate(zip(clips, predictions, strict=True)):
+        panels = [clip.labels[at], *[clip.answer if clip.answer is None else clip.answer[at]] * known]
+        panels.append(prediction[[number - 1 for number in at]])
+        top = CAPTION + row * (height + MARGIN)
+        for column, panel in enumerate(panels):
+            x = left + column * (width + MARGIN)
+            frames[:, top : top + height, x : x + width] = BLANK if panel is None else _enlarged(panel, scale)
+    for frame, number in zip(frames, at, strict=True):
+        frame[:CAPTION, :left] = _text(f"frame {number}", left, font)
+    return frames
+
+
+def _enlarged(panel: Tensor, scale: int) -> Pictures:
+    return to_uint8(panel).permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The font that matplotlib brings along, so that captions are the same on every machine."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _text(text: str, width: int, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarray, "_ _ 3"]:
+    image = Image.new("RGB", (width, CAPTION), BACKGROUND)
+    ImageDraw.Draw(image).text((MARGIN, CAPTION / 2), text, "black", font, "lm")
+    return np.asarray(image)
 
 
 def write_clip_player(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write the stand-alone HTML player of one clip: label | truth where known | prediction, and PSNR where known."""
+    """Write the HTML player of one clip: label, truth where known, prediction, and PSNR where known."""
     known: dict[str, Any] = {}
     if clip.answer is not None:
         truth = to_float(clip.answer)
         known = {"psnr": psnr(frames, truth[1:]).numpy(), "truth": clip.answer[1:]}
         known["baseline"] = static_baseline(truth).numpy()
-    player.write_html(path, clip.labels[1:], frames, title=f"Clip {clip.name}", **known)
+    write_html(path, clip.labels[1:], frames, title=f"Clip {clip.name}", **known)

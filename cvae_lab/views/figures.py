@@ -1,6 +1,7 @@
-"""Matplotlib figures in one quiet style, 9 inches wide; each is returned, none is shown or saved."""
+"""Matplotlib figures in one style, 9 inches wide. Each is returned with alternative text; none is shown or saved."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -16,55 +17,25 @@ from numpy.typing import ArrayLike
 
 from cvae_lab.data.pixels import Frames, to_uint8
 from cvae_lab.views import GREY, PALETTE
+from cvae_lab.views.figure_style import (
+    COLUMN_LABELS,
+    DPI,
+    STYLE,
+    WIDTH,
+    DescribedFigure,
+    described,
+    quiet,
+    save_vector,
+    with_band,
+)
 
-WIDTH = 9.0  # inches
+__all__ = [
+    "COLUMN_LABELS", "DPI", "GREY", "PALETTE", "STYLE", "WIDTH", "film_strip", "histories", "psnr_per_frame", "quiet",
+    "save_vector", "schedule", "strategy_bars", "with_band",
+]  # fmt: skip
 GUTTER = 225  # light grey between pictures, so that white labels have an edge
-DPI = 100
-COLUMN_LABELS = {
-    "loss": "loss",
-    "mse": "mean squared error",
-    "kl_nats": "KL, nats per frame",
-    "beta": "KL weight β",
-    "tf_ratio": "teacher-forcing ratio",
-    "lr": "learning rate",
-    "val_psnr_prior": "validation PSNR, prior z, dB",
-    "heldout_psnr": "held-out PSNR, dB",
-    "val_psnr_posterior": "validation PSNR, posterior z, dB",
-}
+MANY = 12  # from this number of runs on, a history shows their range with the best and the worst run
 LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
-STYLE = {
-    "figure.dpi": DPI,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.prop_cycle": plt.cycler(color=PALETTE),
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-}
-
-
-def quiet(ax: Axes) -> Axes:
-    """Take the top and right spines away."""
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def with_band(
-    ax: Axes, x: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, label: str, color: str
-) -> None:
-    """Draw a line and the band between `low` and `high` around it."""
-    ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-    ax.plot(x, mean, color=color, label=label)
 
 
 @plt.rc_context(STYLE)
@@ -83,7 +54,7 @@ def film_strip(
     pixels = pixels or max(1, int((WIDTH * DPI - left - 8) / (width * len(indices))))
     wide, high = pixels * (width * len(indices) - gap), pixels * (height * len(rows) - gap)
     size = np.array([left + wide + 8, top + high + bottom])
-    figure = plt.figure(figsize=tuple(size / DPI))
+    figure = plt.figure(figsize=tuple(size / DPI), FigureClass=DescribedFigure)
     ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
     ax.imshow(_mosaic(grid, gap), interpolation="nearest", aspect="auto")
     ax.set_xticks([width * i + (width - gap) / 2 - 0.5 for i in range(len(indices))])
@@ -95,13 +66,14 @@ def film_strip(
     ax.grid(False)
     ax.spines[:].set_color(str(GUTTER / 255))
     ax.set_title(title)
-    return figure
+    numbers = ", ".join(str(index + 1) for index in indices)
+    return described(figure, f"{title or 'Film strip'}. Rows: {', '.join(rows)}. Frames: {numbers}.")
 
 
 @plt.rc_context(STYLE)
 def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> Figure:
-    """Step curves of one value per epoch; later curves are thinner, so equal stretches stay visible."""
-    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    """Step curves of one value per epoch; later curves are thinner, so that equal parts of curves stay visible."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained", FigureClass=DescribedFigure)
     for i, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
         thickness = 1.3 + 0.9 * (len(curves) - 1 - i)
@@ -109,8 +81,9 @@ def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> F
         ax.patches[-1].set_edgecolor(_colour(i))
     quiet(ax).set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_right(ax)
-    return figure
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    ends = "; ".join(f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
+    return described(figure, f"{title or 'Schedule'}: {ylabel} per epoch. {ends}.")
 
 
 @plt.rc_context(STYLE)
@@ -121,43 +94,80 @@ def histories(
 ) -> Figure:
     """One panel per column of the runs' histories, three to a row; epochs without a value are skipped.
 
-    A name with several histories (seeds) is drawn as their mean within the band from least to greatest, over
-    the share of training. `baseline`, in dB, is drawn in the PSNR panels.
+    A name with several histories (seeds) is drawn as their mean and a band from the lowest to the highest value,
+    over the fraction of training. From 12 names on, one band covers all runs, and lines show the best and the
+    worst run by the last column: the highest PSNR, or the lowest value of another column.
+
+    Args:
+        histories: a history per name, or several, one per seed.
+        columns: columns to draw; `COLUMN_LABELS` has their titles.
+        baseline: PSNR of the static baseline in dB, drawn in the PSNR panels.
     """
     groups = {name: [h] if isinstance(h, pd.DataFrame) else list(h) for name, h in histories.items()}
+    if len(groups) >= MANY:
+        groups = _extremes(groups, columns[-1])
     several = any(len(group) > 1 for group in groups.values())
     rows, across = math.ceil(len(columns) / 3), min(3, len(columns))
     figure, axes = plt.subplots(
-        rows, across, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False
-    )
+        rows, across, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False,
+        FigureClass=DescribedFigure,
+    )  # fmt: skip
     for ax in axes.flat[len(columns) :]:
         ax.remove()
     for ax, column in zip(axes.flat, columns, strict=False):
         for i, (name, group) in enumerate(groups.items()):
-            _band(ax, group, column, name, _colour(i)) if several else _line(
-                ax, group[0], column, name, _colour(i)
-            )
-        if column in LOGARITHMIC and any((h[column] > 0).any() for group in groups.values() for h in group):
-            ax.set_yscale("log", nonpositive="mask")
-            low, high = ax.get_ylim()
-            ticks = LogLocator(subs=(1, 3)) if high < 1e3 * low else LogLocator(numticks=6)
-            ax.yaxis.set(major_locator=ticks, minor_locator=NullLocator())
-            ax.yaxis.set_major_formatter("{x:g}")
-        if column in ("beta", "tf_ratio"):
-            ax.set_ylim(-0.05, max(1.05, ax.get_ylim()[1]) if column == "tf_ratio" else None)
+            colour = GREY if name.startswith("all ") else _colour(i - (len(histories) >= MANY))
+            _band(ax, group, column, name, colour) if several else _line(ax, group[0], column, name, colour)
+        _scale_axis(ax, column, [h[column] for group in groups.values() for h in group])
         if baseline is not None and "psnr" in column:
             ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="static baseline")
-        quiet(ax).set(
-            xlabel="share of training" if several else "epoch", title=COLUMN_LABELS.get(column, column)
-        )
+        label = "fraction of training" if several else "epoch"
+        quiet(ax).set(xlabel=label, title=COLUMN_LABELS.get(column, column))
         ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
-    ends = [ax.get_xlim() for ax in figure.axes]  # one time axis, though some columns start late
+    _same_time_axis(figure)
+    _legend_below(figure, columns=1 if len(histories) >= MANY else 5)
+    shown = ", ".join(COLUMN_LABELS.get(column, column) for column in columns)
+    return described(figure, f"Training histories of {', '.join(groups)}. Panels: {shown}.")
+
+
+def _same_time_axis(figure: Figure) -> None:
+    """Give all panels one range of epochs, because some columns start late."""
+    ends = [ax.get_xlim() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def _legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all panels, with every name once."""
     handles = [ax.get_legend_handles_labels() for ax in figure.axes]
     entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 5))
-    return figure
+    ncols = min(len(entries), columns)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
+
+
+def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str, list[pd.DataFrame]]:
+    """All histories as one group, then the best and the worst group by the last value of `column`."""
+    last = {name: np.mean([h[column].dropna().iloc[-1] for h in group]) for name, group in groups.items()}
+    ranked = sorted(last, key=last.__getitem__, reverse="psnr" in column)
+    everything = [history for group in groups.values() for history in group]
+    label = COLUMN_LABELS.get(column, column)
+    return {
+        f"all {len(groups)} runs, mean and range": everything,
+        f"best by {label}: {ranked[0]}": groups[ranked[0]],
+        f"worst by {label}: {ranked[-1]}": groups[ranked[-1]],
+    }
+
+
+def _scale_axis(ax: Axes, column: str, values: Sequence[pd.Series]) -> None:
+    """Choose a logarithmic axis for columns that span decades, and the range from 0 to 1 for ratios."""
+    if column in LOGARITHMIC and any((series > 0).any() for series in values):
+        ax.set_yscale("log", nonpositive="mask")
+        low, high = ax.get_ylim()
+        ticks = LogLocator(subs=(1, 3)) if high < 1e3 * low else LogLocator(numticks=6)
+        ax.yaxis.set(major_locator=ticks, minor_locator=NullLocator())
+        ax.yaxis.set_major_formatter("{x:g}")
+    if column in ("beta", "tf_ratio"):
+        ax.set_ylim(-0.05, max(1.05, ax.get_ylim()[1]) if column == "tf_ratio" else None)
 
 
 def _line(ax: Axes, history: pd.DataFrame, column: str, name: str, colour: str) -> None:
@@ -169,11 +179,14 @@ def _line(ax: Axes, history: pd.DataFrame, column: str, name: str, colour: str) 
 
 
 def _band(ax: Axes, group: Sequence[pd.DataFrame], column: str, name: str, colour: str) -> None:
-    """Mean and range over seeds; runs on a time budget differ in epochs, so all are read at 100 shares of them."""
-    share = np.linspace(0, 1, 101)[1:]
+    """Mean and range over seeds. Runs on a time budget differ in epochs, so all are read at 100 fractions of them."""
+    fractions = np.linspace(0, 1, 101)[1:]
     known = [history.dropna(subset=[column]) for history in group]
-    values = np.stack([np.interp(share, h["epoch"] / h["epoch"].iloc[-1], h[column]) for h in known])
-    with_band(ax, share, values.mean(0), values.min(0), values.max(0), name, colour)
+    known = [history for history in known if len(history)]
+    if not known:
+        return
+    values = np.stack([np.interp(fractions, h["epoch"] / h["epoch"].iloc[-1], h[column]) for h in known])
+    with_band(ax, fractions, values.mean(0), values.min(0), values.max(0), name, colour)
 
 
 @plt.rc_context(STYLE)
@@ -190,15 +203,15 @@ def psnr_per_frame(
     The first `horizon` frames are shaded and called `mark`. The legend gives the mean of the frame PSNRs.
     Infinite values (perfect frames) are left out.
     """
-    figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained", FigureClass=DescribedFigure)
     for (name, values), dashes in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
-        values, look = _finite(values), {"color": GREY, "linewidth": 1, "antialiased": False}
-        ax.plot(_frames(values), values, dashes, label=_with_mean(name, values), **look)
+        values, style = _finite(values), {"color": GREY, "linewidth": 1, "antialiased": False}
+        ax.plot(_frames(values), values, dashes, label=_with_mean(name, values), **style)
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
-        look = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
+        style = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
         if len(curves) <= 2:  # more raw lines than that hide each other
-            ax.plot(_frames(values), values, **look)
+            ax.plot(_frames(values), values, **style)
         ax.plot(_frames(values), _smoothed(values, smooth), color=_colour(i), label=_with_mean(name, values))
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
@@ -209,33 +222,50 @@ def psnr_per_frame(
         ax.set_ylabel(f"PSNR, dB ({smooth}-frame means)")
     ax.margins(x=0.01)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
-    return figure
+    means = "; ".join(handle.get_label() for handle in handles)
+    return described(figure, f"{title or 'PSNR per frame'}. Curves over frames: {means}.")
 
 
 @plt.rc_context(STYLE)
 def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
-    """Mean PSNR of every strategy, the best on top, against a static baseline.
+    """Mean PSNR of every variant, the best on top, against a static baseline; the title states the result.
 
     `table` has the columns `variant`, `psnr_mean` and perhaps `psnr_std`, drawn as one standard deviation.
     """
     table = table.sort_values("psnr_mean")
     names, means = table["variant"].astype(str).tolist(), table["psnr_mean"].to_numpy(float)
     spread = table.get("psnr_std", pd.Series(0.0, table.index)).fillna(0).to_numpy(float)
-    figure, ax = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(table)), layout="constrained")
+    figure, ax = plt.subplots(
+        figsize=(WIDTH, 1.6 + 0.42 * len(table)), layout="constrained", FigureClass=DescribedFigure
+    )
     ax.axvline(
         baseline, color=GREY, linestyle="--", linewidth=1.3, label=f"static baseline, {baseline:.1f} dB"
     )
     ax.hlines(names, baseline, means, color="#d0d0d0", linewidth=2)
     ax.errorbar(means, names, xerr=spread, fmt="o", color=PALETTE[0], markersize=8, linewidth=1.6, capsize=3)
-    for y, (mean, std) in enumerate(zip(means, spread, strict=True)):
-        text = f"{mean:.2f} ± {std:.2f}" if std else f"{mean:.2f}"
+    texts = [
+        f"{mean:.2f} ± {std:.2f}" if std else f"{mean:.2f}" for mean, std in zip(means, spread, strict=True)
+    ]
+    for y, (mean, text) in enumerate(zip(means, texts, strict=True)):
         ax.annotate(text, (mean, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
     quiet(ax).set(xlabel="mean PSNR, dB", ylim=(-0.6, len(means) - 0.3))
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
-    return figure
+    figure.legend(loc="outside lower center")
+    title = _result(names, means, spread, baseline)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    listed = "; ".join(f"{name} {text} dB" for name, text in zip(names[::-1], texts[::-1], strict=True))
+    return described(figure, f"{title}. Mean PSNR: {listed}; static baseline {baseline:.2f} dB.")
+
+
+def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baseline: int | float) -> str:
+    """Say which variant is best, by how much, and how large the spread over seeds is."""
+    if len(names) == 1:
+        return f"{names[0]}: {means[0] - baseline:+.2f} dB against the static baseline"
+    deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)" if spread[-2:].any() else ""
+    sentence = f"Best: {names[-1]}, {means[-1]:.2f} dB; {names[-2]} is {means[-1] - means[-2]:.2f} dB lower"
+    return textwrap.fill(sentence + deviation, 95)
 
 
 def _colour(i: int) -> str:
@@ -248,10 +278,6 @@ def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np
     padded = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=GUTTER)
     sheet = padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
     return sheet[:-gap, :-gap]
-
-
-def _legend_right(ax: Axes) -> None:
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _finite(values: ArrayLike) -> np.ndarray:

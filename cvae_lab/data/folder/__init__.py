@@ -59,28 +59,40 @@ def read_folder(
     """
     if fit not in get_args(Fit):
         raise ValueError(f"fit is {fit!r}; choose one of {', '.join(get_args(Fit))}")
-    root = find_root(Path(root))
-    answers = Path(answers) if answers else None
+    root, answers = find_root(Path(root)), Path(answers) if answers else None
     pictures = answers if answers and course_csv.is_picture_folder(answers) else None
     groups = find_parts(root, parts, required, pictures)
     _check_lengths(root, groups, min_frames)
     folder = Path(cache) if cache else cache_dir()
-    read = {part: _read_pictures(root, part, groups[part], size, progress, folder, fit) for part in groups}
+    pixels = _read_parts(root, groups, size, progress, folder, fit)
+    return _dataset(root, groups, pixels, size, boundaries, answers, folder)
+
+
+def _read_parts(
+    root: Path, groups: dict[str, list[Group]], size: tuple[int, int], progress: bool, cache: Path, fit: Fit
+) -> dict[str, Sequence[Tensor]]:
+    """The pixels of every group of every part; logs what was resized and converted."""
+    read = {part: _read_pictures(root, part, groups[part], size, progress, cache, fit) for part in groups}
     for line in (*size_notices(read, groups, size, fit), *conversion_notices(read)):
         logger.warning("%s: %s", root, line)
-    pixels = {
-        part: read[part]["pixels"].split([len(group.files) for group in groups[part]]) for part in groups
-    }
-    videos = {
-        part: _video(root, part, pixels.get(part), size, boundaries if part == "train" else None)
-        for part in ("train", "val")
-    }
+    return {part: read[part]["pixels"].split([len(group.files) for group in groups[part]]) for part in groups}
+
+
+def _dataset(
+    root: Path,
+    groups: dict[str, list[Group]],
+    pixels: dict[str, Sequence[Tensor]],
+    size: tuple[int, int],
+    boundaries: tuple[int, ...] | None,
+    answers: Path | None,
+    cache: Path,
+) -> Dataset:
+    train = _video(root, "train", pixels.get("train"), size, boundaries)
+    val = _video(root, "val", pixels.get("val"), size, None)
     tests = _clips(groups["test"], pixels["test"]) if "test" in groups else ()
-    tests, answer_format = course_csv.with_answers(root, tests, None if pictures else answers, folder)
-    labels = [*(video.labels for video in videos.values()), *(clip.labels for clip in tests)]
-    return Dataset(
-        root.resolve().name, videos["train"], videos["val"], tests, palette_of(root, labels), answer_format
-    )
+    tests, answer_format = course_csv.with_answers(root, tests, answers, cache)
+    palette = palette_of(root, [train.labels, val.labels, *(clip.labels for clip in tests)])
+    return Dataset(root.resolve().name, train, val, tests, palette, answer_format)
 
 
 def _check_lengths(root: Path, groups: dict[str, list[Group]], min_frames: int) -> None:

@@ -51,18 +51,21 @@ def _unpack(file: Path) -> str:
 def _data_sets_inside(root: Path) -> list[Path]:
     level, seen = [root], 0
     for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for outer in level
-            for inner in sorted(outer.iterdir())
-            if inner.is_dir() and not is_ignored(inner.name)
-        ]
+        level = [inner for outer in level for inner in _folders(outer)]
         seen += len(level)
         if seen > MAX_FOLDERS:  # a home folder or a whole disk: searching it would take long
             return []
-        if found := [folder for folder in level if any((folder / part).is_dir() for part in PARTS)]:
+        # The picture folders, too: many other folders hold one called test.
+        if found := [one for one in level if any((one / part / f"{part}_img").is_dir() for part in PARTS)]:
             return found
     return []
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_ignored(path.name))
+    except OSError:  # a folder that may not be read
+        return []
 
 
 def find_parts(

@@ -1,0 +1,132 @@
+"""Rules about the loop over frames: which frame, label and z each module gets, and which losses are summed."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from cvae_lab.teaching.doctor.flow import (
+    Call,
+    Flow,
+    Function,
+    Tag,
+    first_value,
+    functions,
+    name_of,
+    names_in,
+    roles_of,
+)
+
+EVALUATION = re.compile(r"val|eval|test|infer|predict", re.I)
+
+
+def _flows(tree: ast.Module) -> Iterator[tuple[Function, Flow]]:
+    roles = roles_of(tree)
+    for function in functions(tree):
+        flow = Flow(function, roles)
+        if flow.of_role("Decoder_Fusion") or flow.of_role("Generator"):
+            yield function, flow
+
+
+def _target(flow: Flow, call: Call) -> int | None:
+    """Index of the predicted frame minus the loop variable: from the loss in the same loop, else from the range."""
+    for other in flow.calls.values():
+        if other.loop is call.loop and re.search(r"mse|criterion|l1", other.role, re.I):
+            offsets = [tag.offset for value in other.arguments for tag in value if tag.kind == "frame"]
+            if len(offsets) == 1 and offsets[0] is not None:
+                return offsets[0]
+    start = first_value(call.loop) if call.loop else None
+    return None if start is None else 1 - start
+
+
+def _offsets(value: frozenset[Tag], kind: str) -> set[int]:
+    return {tag.offset for tag in value if tag.kind == kind and tag.offset is not None}
+
+
+def posterior_of_previous_frame(tree: ast.Module) -> Iterator[int]:
+    """The posterior gets the frame before the one that is predicted."""
+    for _, flow in _flows(tree):
+        for call in flow.of_role("Gaussian_Predictor"):
+            target = _target(flow, call) if call.loop and call.arguments else None
+            seen = _offsets(call.arguments[0], "frame") if call.arguments else set()
+            if target is not None and seen == {target - 1}:
+                yield call.node.lineno
+
+
+def label_off_by_one(tree: ast.Module) -> Iterator[int]:
+    """The decoder gets the label of another frame than the one it predicts."""
+    for _, flow in _flows(tree):
+        for call in flow.of_role("Decoder_Fusion"):
+            target = _target(flow, call) if call.loop and len(call.arguments) > 1 else None
+            labels = _offsets(call.arguments[1], "label") if len(call.arguments) > 1 else set()
+            if target is not None and len(labels) == 1 and labels != {target}:
+                yield call.node.lineno
+
+
+def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
+    """Validation or test decodes a z that comes from the posterior, which has seen the answer."""
+    for function, flow in _flows(tree):
+        if not EVALUATION.search(function.name):
+            continue
+        for call in flow.of_role("Decoder_Fusion"):
+            z = call.arguments[2] if len(call.arguments) > 2 else frozenset()
+            if Tag("posterior") in z and not {Tag("noise"), Tag("uniform")} & z:
+                yield call.node.lineno
+
+
+def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
+    """Validation or test feeds true frames to the decoder."""
+    for function, flow in _flows(tree):
+        if not EVALUATION.search(function.name):
+            continue
+        for call in flow.of_role("Decoder_Fusion"):
+            previous = call.arguments[0] if call.arguments else frozenset()
+            if _offsets(previous, "frame") and Tag("prediction") not in previous:
+                yield call.node.lineno
+
+
+def loss_of_last_frame(tree: ast.Module) -> Iterator[int]:
+    """A loss that is computed behind the frame loop from values of its last iteration, or never summed in it."""
+    roles = set(roles_of(tree).items())
+    decoders = {name for name, role in roles if role in ("Generator", "Decoder_Fusion")}
+    for function in functions(tree):
+        for loop in ast.walk(function):
+            counts = isinstance(loop, ast.For) and isinstance(loop.target, ast.Name)
+            if counts and "range" in names_in(loop.iter) and names_in(loop) & decoders:
+                yield from _unsummed(function, loop)
+
+
+def _unsummed(function: Function, loop: ast.For) -> Iterator[int]:
+    inside = list(ast.walk(loop))
+    plain = {
+        t.id for a in inside if isinstance(a, ast.Assign) for t in _flat(a.targets)
+        if isinstance(t, ast.Name) and t.id not in names_in(a.value)
+    }  # fmt: skip
+    kept = {name_of(n.func.value) for n in inside if isinstance(n, ast.Call) and name_of(n.func) == "append"
+            and isinstance(n.func, ast.Attribute)}  # fmt: skip
+    after = [n for n in ast.walk(function) if getattr(n, "lineno", 0) > (loop.end_lineno or 0)]
+    for node in after:
+        if isinstance(node, ast.Call) and _is_loss(node):
+            names = {name_of(part) for part in node.args}
+            if names and names & plain and not names & kept:
+                yield node.lineno
+    read_later = {n.id for n in after if isinstance(n, ast.Name)}
+    for statement in inside:
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.value, ast.Call)
+            and _is_loss(statement.value)
+        ):
+            name = name_of(statement.targets[0])
+            others = [n for n in inside if isinstance(n, ast.stmt) and n is not statement and n is not loop]
+            used = any(name in names_in(n) for n in others if not isinstance(n, ast.If | ast.For | ast.With))
+            if name in plain and name in read_later and not used:
+                yield statement.lineno
+
+
+def _flat(targets: list[ast.expr]) -> Iterator[ast.expr]:
+    for target in targets:
+        yield from target.elts if isinstance(target, ast.Tuple) else [target]
+
+
+def _is_loss(node: ast.Call) -> bool:
+    return bool(re.search(r"mse|criterion|l1_loss|kl", name_of(node.func), re.I))

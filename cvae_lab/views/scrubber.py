@@ -1,0 +1,78 @@
+"""The frame scrubber: a notebook widget that plays a clip in the browser, with no help from the kernel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import anywidget
+import traitlets
+from numpy.typing import ArrayLike
+
+from cvae_lab.data.pixels import Frames
+from cvae_lab.views.sprites import (
+    INVITATION,
+    captions,
+    clip_data,
+    film_strip_html,
+    source,
+    split_panels,
+    sprite_sheets,
+)
+
+
+class Scrubber(anywidget.AnyWidget):
+    """A player of one clip. All frames are sent to the browser once, which draws them and the curve's cursor.
+
+    `frame` counts from 1 and is synchronised with the kernel, at most ten times a second while the clip plays.
+    Link it to other widgets with `ipywidgets.jslink((slider, "value"), (scrubber, "frame"))`, or observe it.
+    `speed` is a factor on the clip's frames per second.
+    """
+
+    _esm = source("player.js")
+    _css = source("player.css")
+    clip = traitlets.Dict().tag(sync=True)
+    sheets = traitlets.List().tag(sync=True)
+    # The kernel does not echo what the browser sends: an echo that arrives late would undo a newer change.
+    frame = traitlets.Int(1).tag(sync=True, echo_update=False)
+    playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
+    speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
+
+    def __init__(self, clip: dict[str, Any], sheets: list[list[bytes]], static: str) -> None:
+        super().__init__(clip=clip, sheets=sheets)
+        self._static = static
+
+    @traitlets.validate("frame")
+    def _inside_the_clip(self, proposal: dict[str, Any]) -> int:
+        return max(1, min(self.clip["frames"], proposal["value"]))
+
+    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Add a static film strip, which is shown where the widget cannot be."""
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        return data | {"text/html": self._static, "text/plain": INVITATION}, metadata
+
+
+def scrubber(
+    labels: Frames,
+    prediction: Frames,
+    truth: Frames | None = None,
+    psnr: ArrayLike | None = None,
+    baseline: ArrayLike | None = None,
+    title: str = "",
+    horizon: int | None = None,
+    name: str = "prediction",
+    numbers: Sequence[int] | None = None,
+    fps: int | float = 20,
+) -> Scrubber:
+    """A notebook widget to move through a clip by playing it, dragging, clicking the curve or pressing keys.
+
+    Args:
+        labels, prediction, truth: frames of one shape; their pixels are shown unchanged.
+        psnr, baseline: PSNR in dB per frame, of the prediction and of the static baseline.
+        horizon: number of frames that training unrolled; they are shaded in the curve.
+        name: caption of `prediction`.
+        numbers: number of each frame in its clip, where not all frames are shown.
+        fps: frames per second at speed 1.
+    """
+    parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
+    clip = clip_data(parts, names, psnr, baseline, title, fps, horizon, numbers)
+    static = film_strip_html(parts, names, clip["numbers"], title)
+    return Scrubber(clip, [sprite_sheets(part) for part in parts], static)

@@ -1,0 +1,181 @@
+"""A clip as data for the players: panels of pictures, sprite sheets, PSNR curves, and a static film strip.
+
+Everywhere `labels`, `prediction` and `truth` have the same length, and index i of each is the same moment.
+The first frame of a clip is not predicted and is left out, so index 0 is frame 1.
+"""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from cvae_lab.data.pixels import Frames, to_uint8
+from cvae_lab.views import GREY, PALETTE
+
+SCALE = 4  # screen pixels per frame pixel in a GIF
+PANEL_WIDTH = 256  # screen pixels of a panel in a player
+GAP = 1  # frame pixels between panels
+STRIP_PIXELS = 64  # greatest width of a frame in a film strip, frame pixels
+PALETTE_SAMPLE = 2_000_000  # pixels that choose the colours of a sheet; a larger sheet is sampled
+SHEET = 4096  # greatest width and height of a sprite sheet: phones refuse larger pictures
+INVITATION = "Run this cell for the interactive player."
+
+Pictures = UInt8[np.ndarray, "_ _ _ 3"]  # (time, height, width, 3)
+
+
+def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> list[Pictures]:
+    """Convert label, truth (where known) and prediction to uint8 pictures. Raises ValueError if shapes differ."""
+    parts = [label, prediction] if truth is None else [label, truth, prediction]
+    shapes = " ".join(str(tuple(part.shape)) for part in parts)
+    if len({part.shape for part in parts}) > 1:
+        raise ValueError(f"Clips differ in shape, {shapes}: leave the first frame out of all of them.")
+    if not len(label):
+        raise ValueError("There are no frames to show: give at least one.")
+    return [to_uint8(part).permute(0, 2, 3, 1).numpy() for part in parts]
+
+
+def captions(with_truth: bool, name: str = "prediction") -> list[str]:
+    """Captions of the panels, from left to right."""
+    return ["pose label", "truth", name] if with_truth else ["pose label", name]
+
+
+def panels(label: Frames, truth: Frames | None, prediction: Frames, scale: int = SCALE) -> Pictures:
+    """Label, truth (where known) and prediction side by side, enlarged without smoothing.
+
+    A thin white gap separates them: (time, height * scale, (k * width + (k - 1) * GAP) * scale, 3).
+    """
+    parts = split_panels(label, truth, prediction)
+    gap = np.full((*parts[0].shape[:2], GAP, 3), 255, np.uint8)
+    row = [piece for part in parts for piece in (gap, part)][1:]
+    return np.concatenate(row, axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def clip_data(
+    parts: Sequence[Pictures],
+    names: Sequence[str],
+    psnr: ArrayLike | None,
+    baseline: ArrayLike | None,
+    title: str,
+    fps: int | float,
+    horizon: int | None,
+    numbers: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Collect what a player needs besides the pictures, as values that JSON can hold.
+
+    Raises ValueError where a curve or the frame numbers do not fit the number of frames.
+    """
+    n, height, width, _ = parts[0].shape
+    columns, per_sheet = sheet_layout(n, height, width)
+    numbers = range(1, n + 1) if numbers is None else numbers
+    if len(numbers) != n:
+        raise ValueError(f"{len(numbers)} frame numbers do not fit {n} frames: give one number for each.")
+    panel = width * max(1, round(PANEL_WIDTH / width))
+    curves = [
+        _curve("prediction", "", psnr, n, PALETTE[0], ""),
+        _curve("static baseline", "static baseline ", baseline, n, GREY, "5 3"),
+    ]
+    return {
+        "title": title, "captions": list(names), "frames": n, "width": width, "height": height,
+        "columns": columns, "per_sheet": per_sheet, "fps": fps, "horizon": horizon or 0,
+        "numbers": [int(number) for number in numbers], "page_width": len(parts) * (panel + 8) - 8,
+        "curves": [curve for curve in curves if curve and set(curve["values"]) != {None}],
+    }  # fmt: skip
+
+
+def _curve(
+    name: str, prefix: str, values: ArrayLike | None, n: int, color: str, dash: str
+) -> dict[str, Any] | None:
+    """One PSNR curve for JSON, which has no infinity: values that are not finite become None."""
+    if values is None:
+        return None
+    values = np.asarray(values, float)
+    if values.shape != (n,):
+        raise ValueError(
+            f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each."
+        )
+    finite = [round(float(value), 3) if np.isfinite(value) else None for value in values]
+    return {"name": name, "prefix": prefix, "values": finite, "color": color, "dash": dash}
+
+
+def sheet_layout(n: int, height: int, width: int) -> tuple[int, int]:
+    """Frames per row of a sprite sheet, and frames per sheet; a sheet is about square and at most SHEET pixels wide."""
+    columns = max(1, min(math.ceil(math.sqrt(n * height / width)), SHEET // width))
+    return columns, columns * max(1, min(math.ceil(n / columns), SHEET // height))
+
+
+def sprite_sheets(pictures: Pictures, colours: int | None = None) -> list[bytes]:
+    """Encode all pictures of a panel as lossless WebP sheets, row by row; `colours` reduces each to a palette first."""
+    n, height, width, _ = pictures.shape
+    columns, per_sheet = sheet_layout(n, height, width)
+    return [
+        encode(_grid(pictures[start : start + per_sheet], columns), colours)
+        for start in range(0, n, per_sheet)
+    ]
+
+
+def _grid(pictures: Pictures, columns: int) -> UInt8[np.ndarray, "high wide 3"]:
+    n, height, width, _ = pictures.shape
+    rows = math.ceil(n / columns)
+    cells = np.zeros((rows * columns, height, width, 3), np.uint8)
+    cells[:n] = pictures
+    grid = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width, 3)
+
+
+def encode(picture: UInt8[np.ndarray, "_ _ 3"], colours: int | None = None) -> bytes:
+    """Encode a picture as lossless WebP, with at most `colours` colours where that is given."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    if colours:
+        every = math.ceil(math.sqrt(picture.size / 3 / PALETTE_SAMPLE))
+        sample = Image.fromarray(np.ascontiguousarray(picture[::every, ::every]))
+        palette = sample.quantize(colours, kmeans=1, dither=Image.Dither.NONE)
+        if every > 1:
+            palette = image.quantize(palette=palette, dither=Image.Dither.NONE)
+        image = palette.convert("RGB")
+    image.save(buffer, "WEBP", lossless=True, method=3 if colours else 0, quality=50)
+    return buffer.getvalue()
+
+
+def data_uri(webp: bytes) -> str:
+    """A WebP picture as an address that holds the picture itself."""
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
+
+
+def film_strip_html(
+    parts: Sequence[Pictures], names: Sequence[str], numbers: Sequence[int], title: str = "", columns: int = 6
+) -> str:
+    """A few frames of every panel as HTML that needs no kernel, script or trust, above the sentence INVITATION.
+
+    It stands in for the player where a notebook is only read: on GitHub, in an export, in an untrusted JupyterLab.
+    """
+    every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames lose pixels
+    parts = [part[:, ::every, ::every] for part in parts]
+    n, height, width, _ = parts[0].shape
+    picked = np.unique(np.linspace(0, n - 1, columns).round().astype(int))
+    scale = max(1, 2 * STRIP_PIXELS // width)
+    sheet = np.full((len(parts) * (height + 1) - 1, len(picked) * (width + 1) - 1, 3), 225, np.uint8)
+    for row, part in enumerate(parts):
+        for column, i in enumerate(picked):
+            top, left = row * (height + 1), column * (width + 1)
+            sheet[top : top + height, left : left + width] = part[i]
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    rows, frames = ", ".join(names), ", ".join(str(numbers[i]) for i in picked)
+    description = html.escape(f"Rows from the top: {rows}. Frames from the left: {frames}.")
+    return (
+        f"<div><p><b>{html.escape(title)}</b></p>"
+        f'<img src="{data_uri(encode(sheet, 128))}" alt="Film strip. {description}" width="{sheet.shape[1]}">'
+        f"<p>{description}</p><p><em>{INVITATION}</em></p></div>"
+    )
+
+
+def source(name: str) -> str:
+    """The text of a file of the players' front end: `player.js`, `player.css` or `player.html`."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,23 @@
+"""A pytest plugin for the notebook run of `make test`: an expected failure is a failure, and so is a very slow cell.
+
+nbval 0.11 reports the cells after a timed-out cell as xfail, and a cell that catches KeyboardInterrupt, as a training
+loop does, passes although it timed out. pytest then exits with 0. Load with `-p strict_nbval`.
+"""
+
+import pytest
+
+LARGEST_FRACTION = 0.5  # of the cell timeout that a cell may take
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if getattr(report, "wasxfail", None) is not None:
+        del report.wasxfail
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} did not run, because an earlier cell timed out"
+    limit = LARGEST_FRACTION * (item.config.getoption("--nbval-cell-timeout", default=None) or float("inf"))
+    if call.when == "call" and call.duration > limit:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} took {call.duration:.0f} s; a cell may take {limit:.0f} s"
