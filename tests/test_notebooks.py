@@ -53,7 +53,7 @@ def test_opening(path):
 
 
 def test_numbered_without_a_gap():
-    assert [path.name[:3] for path in SERIES] == [f"{number:02}_" for number in range(10)]
+    assert [path.name[:3] for path in SERIES] == [f"{number:02}_" for number in range(11)]
 
 
 @pytest.mark.parametrize("index", range(len(SERIES)))
