@@ -39,7 +39,7 @@ def check_00_1(answer: Callable) -> None:
         )
 
 
-@exercise("the mean colour minimises the squared error, and what is left is the variance of each channel.")
+@exercise("the mean colour minimises the squared error; the remaining error is the variance of each channel.")
 def check_00_2(answer: Callable) -> None:
     """Check `flat(truth)`: PSNR in dB of the best single colour on all frames except the first, from the mean error."""
     brightness = torch.linspace(0.1, 0.9, 6)[:, None, None, None]
@@ -98,7 +98,7 @@ def check_01_1(answer: Callable, residual: Tensor, weight: Tensor, sigma: float)
     expect_close(answer(mu, logvar), expected, "put line (4) into line (7) and solve for log p.", mistakes)
 
 
-@exercise("the line draws with standard deviation |logvar|, so near logvar = 0 it draws no noise at all.")
+@exercise("the line samples with standard deviation |logvar|, so there is no noise at logvar = 0.")
 def check_01_2(answer: Callable) -> None:
     """Check `true_kl(mu, logvar)`: KL to N(0, 1) of z = mu + logvar * eps, one value per latent."""
     mu, logvar = 2 * torch.randn(2, 50, 2, generator=torch.Generator().manual_seed(0))
@@ -132,7 +132,7 @@ def check_01_3(answer: Callable) -> None:
 # Notebook 02
 
 
-@exercise("each output value sums over k * k pixels of the i / groups channels that its group sees.")
+@exercise("each output value sums over k * k pixels of the i / groups input channels of its group.")
 def check_02_1(answer: Callable) -> None:
     """Check `cost(i, o, k, height, width, groups)`: number of operations of a convolution without bias."""
     for i, o, k, groups in ((3, 16, 3, 1), (8, 24, 1, 1), (16, 16, 3, 16), (8, 24, 1, 4)):
@@ -232,7 +232,9 @@ def check_03_1(answer: Callable) -> None:
     expect_close(answer(prediction, target, mu, logvar, 0.5), mse + 0.5 * kl, hint, mistakes, 1e-4)
 
 
-@exercise("a step needs all predictions since the last true frame, so the longest such sequence decides.")
+@exercise(
+    "a step needs all predictions since the last true frame, so the longest such sequence sets the number."
+)
 def check_03_2(answer: Callable) -> None:
     """Check `batches(teacher_forced)`: number of batches that `unroll` needs for a mask (clips, steps)."""
     generator = torch.Generator().manual_seed(2)
@@ -246,7 +248,7 @@ def check_03_2(answer: Callable) -> None:
 # Notebook 04
 
 
-@exercise("beta is below the threshold for the whole rise, half of each cycle, if it rises to the threshold.")
+@exercise("if beta_max equals the threshold, beta is below it during the rise, which is half of each cycle.")
 def check_04_1(answer: Callable) -> None:
     """Check `top(threshold)`: largest beta_max for which beta is below the threshold for half of the training."""
 
@@ -261,7 +263,10 @@ def check_04_1(answer: Callable) -> None:
         expect(fraction_below(threshold, 1.01 * value) < 0.5 - 2e-3, "too small: beta_max can be larger.")
 
 
-@exercise("what a seed does to both strategies cancels in the difference, so its spread is smaller.")
+@exercise(
+    "the effect of a seed on both strategies cancels in the "
+    "difference, so the spread of the differences is smaller."
+)
 def check_04_2(answer: Callable) -> None:
     """Check `difference(a, b)`: mean difference over seeds and the standard error of this mean."""
     a, b = np.array([28.6, 28.9, 28.1]), np.array([28.4, 28.8, 28.0])
