@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
-`diagnose` computes all of them, in time proportional to the number of frames. Before a call of any other function, the
-caller must switch the model to evaluation mode, as for `free_run`.
+`diagnose` computes all of them, in time proportional to the number of frames. The other functions do not switch the
+model to evaluation mode; the caller does, as for `free_run`.
 """
 
 from collections.abc import Callable, Sequence
