@@ -146,12 +146,13 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             client.wait_for_workers(1)
             yield client
         return
-    # No dashboard: it would listen on all network interfaces and answer without a password.
+    # No dashboard: it would answer without a password. Dask starts its small HTTP server all the same, so this one
+    # gets a free port of the loopback interface: the default port 8787 is taken when a second sweep runs.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            silence_logs=logging.ERROR,
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
