@@ -41,7 +41,7 @@ def params(options: argparse.Namespace) -> None:
     for p in found:
         if not options.names or p.name in options.names:
             default = '""' if p.default == "" else str(p.default)
-            limits = " | ".join(p.choices) or f"{p.kind}{f', {p.range}' if p.range else ''}"
+            limits = " | ".join(map(str, p.choices)) or f"{p.kind}{f', {p.range}' if p.range else ''}"
             print(f"{p.name}: {limits}; default {default}")
             print(textwrap.fill(p.meaning, 78, initial_indent="    ", subsequent_indent="    "))
 

@@ -119,8 +119,11 @@ def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
     for function in functions(tree):
         if any(bounded.search(name) for name in names_in(function) if "grad" not in name):
             continue
+        scales = any(
+            isinstance(node, ast.Constant) and node.value in (255, 255.0) for node in ast.walk(function)
+        )
         for node in ast.walk(function):
-            if isinstance(node, ast.Call) and _to_bytes(node):
+            if isinstance(node, ast.Call) and _to_bytes(node) and (scales or "ToPILImage" in names_in(node)):
                 yield node.lineno
 
 
