@@ -140,7 +140,8 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
         "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
-    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="an empty or new folder")
+    text = "an empty or new folder; required, no default"
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help=text)
     video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
     sizes = ["32x64", "64x128", "128x256"]
     video.add_argument("--size", choices=sizes, default="32x64", help="height x width")

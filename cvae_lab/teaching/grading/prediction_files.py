@@ -19,7 +19,7 @@ from torch import Tensor
 from cvae_lab.data.course_csv import read_2023, read_submission
 from cvae_lab.data.pixels import MAX_PIXELS, DataError, open_picture, to_rgb
 
-Clips = list[UInt8[Tensor, "t 3 h w"]]
+Clips = list[UInt8[Tensor, "_ 3 _ _"]]
 Lengths = int | Sequence[int]
 """Frames per clip in the text formats, frame 0 included: one number for all clips, or one per clip."""
 
@@ -50,7 +50,9 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".txt"):
         return (
-            read_submission(path, frames) if is_later_csv(path) else [read_2023(path, _lengths(frames, 1)[0])]
+            read_submission(path, frames)
+            if is_later_csv(path)
+            else [read_2023(path, _lengths(path, frames, 1)[0])]
         )
     if suffix == ".npz":
         return _npz(path)
@@ -86,6 +88,12 @@ def is_later_csv(file: Path) -> bool:
         return b"," in opened.read(64)
 
 
+def is_prose(file: Path) -> bool:
+    """Whether a text file begins with a letter, and not with the number `nan` or `inf`."""
+    with file.open("rb") as opened:
+        return re.match(rb"\s*(?!nan|inf)[a-z]", opened.read(64), re.IGNORECASE) is not None
+
+
 def numbered(folder: Path, pattern: str = "") -> list[Path]:
     """Return the files (with a pattern) or folders (without) whose names end in a number, in order of these numbers."""
     entries = [
@@ -103,7 +111,7 @@ def picture_folders(folder: Path) -> list[Path]:
 
 def text_files(folder: Path) -> list[Path]:
     """Return the text files of 2023 directly in a folder, in order of their numbers."""
-    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file)]
+    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and not is_prose(file)]
 
 
 def _is_text(path: Path) -> bool:
@@ -112,11 +120,13 @@ def _is_text(path: Path) -> bool:
     )
 
 
-def _lengths(frames: Lengths, count: int) -> list[int]:
+def _lengths(path: Path, frames: Lengths, count: int) -> list[int]:
     if isinstance(frames, int):
         return [frames] * count
     if len(frames) != count:
-        raise DataError(f"there are {count} text files for {len(frames)} clips; give one file per clip")
+        raise DataError(
+            f"{path}: {count} text file(s) of 2023 for {len(frames)} clips; give one file per clip"
+        )
     return list(frames)
 
 
@@ -124,7 +134,7 @@ def _folder(path: Path, frames: Lengths) -> Clips:
     if pictures := numbered(path, PICTURES):
         return [_joined(path, map(_picture, pictures))]
     if texts := text_files(path):
-        lengths = _lengths(frames, len(texts))
+        lengths = _lengths(path, frames, len(texts))
         return [read_2023(file, length) for file, length in zip(texts, lengths, strict=True)]
     if folders := picture_folders(path):
         return _bounded(path, (_folder(folder, frames)[0] for folder in folders))

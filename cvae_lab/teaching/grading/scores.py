@@ -14,7 +14,7 @@ from cvae_lab.teaching.grading.prediction_files import Clips
 
 CHUNK = 50_000_000  # values that are converted to float at once: 200 MB
 SSIM_SIDE = 11  # pixels: the window of SSIM; smaller frames have no SSIM
-Frames = UInt8[Tensor, "t 3 h w"]
+Frames = UInt8[Tensor, "_ 3 _ _"]
 
 
 def score(prediction: Clips, truth: Clips) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def averages(scores: pd.DataFrame) -> dict[str, float]:
     another number; see `metrics.average_2023` and `metrics.average_later`.
     """
     clips = [clip for _, clip in scores.groupby("clip")]
-    curves = [torch.from_numpy(clip["psnr"].to_numpy()) for clip in clips]
+    curves = [torch.tensor(clip["psnr"].to_numpy()) for clip in clips]
     return {
         "mean PSNR": _mean([float(curve.mean()) for curve in curves]),
         "course average of 2023 (sum / (n - 1))": _mean([metrics.average_2023(curve) for curve in curves]),

@@ -21,6 +21,7 @@ from cvae_lab.teaching.grading.prediction_files import (
     PICTURES,
     VIDEO_FORMATS,
     Clips,
+    is_prose,
     numbered,
     picture_folders,
     read_clips,
@@ -60,7 +61,7 @@ def grade_class(
     rows: dict[str, dict[str, Any]] = {}
     samples: dict[str, Tensor] = {}
     for name, path in _named(folders, len(tests)):
-        row = {"submission": name, "fault": ""}
+        row = {"submission": name, "fault": "", "similar to": ""}
         try:
             clips = _prediction(path, tests, data, log)
             found = averages(score(clips, [clip.answer for clip in tests]))
@@ -78,7 +79,7 @@ def grade_class(
     table = pd.DataFrame(rows.values())
     table = table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
     table["grade"] = table["grade"].astype("Int64")
-    return table.fillna({"similar to": ""}).sort_values("mean PSNR", ascending=False, ignore_index=True)
+    return table.sort_values("mean PSNR", ascending=False, ignore_index=True)
 
 
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
@@ -109,8 +110,11 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
-    if folder.is_symlink() or not folder.is_dir():
-        return [folder] if folder.suffix.lower() in FILES else []
+    if folder.is_symlink() or folder.is_file():
+        is_note = folder.suffix.lower() == ".txt" and not folder.is_symlink() and is_prose(folder)
+        return [folder] if folder.suffix.lower() in FILES and not is_note else []
+    if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
+        return []
     if numbered(folder, PICTURES) or text_files(folder) or (n_clips > 1 and picture_folders(folder)):
         return [folder]
     return [path for inner in sorted(folder.iterdir()) for path in submissions(inner, n_clips)]
