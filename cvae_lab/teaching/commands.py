@@ -64,6 +64,17 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     notebooks.add_argument("folder", type=Path, metavar="FOLDER", help="new, or made by this command before")
 
+    student = add(
+        "student", "build the student edition of the notebooks for nbgrader: solutions out, hidden tests apart",
+        "course", "course --only 00_start_here --check 00_start_here",
+    )  # fmt: skip
+    student.add_argument("folder", type=Path, metavar="FOLDER", help="course folder of nbgrader")
+    student.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these notebooks; default: all"
+    )
+    text = "also grade a correct, an empty and a wrong submission of these notebooks; default: none"
+    student.add_argument("--check", nargs="+", default=[], metavar="NAME", help=text)
+
 
 def doctor(options: argparse.Namespace) -> None:
     from cvae_lab.teaching.doctor import CANNOT_SEE, examine
@@ -113,6 +124,16 @@ def notebooks(options: argparse.Namespace) -> None:
 
     lines = copy_notebooks(options.folder)
     print(*(lines or [f"{options.folder}: every notebook is up to date"]), sep="\n")
+
+
+def student(options: argparse.Namespace) -> None:
+    from cvae_lab.teaching.student import build, check
+
+    released = build(options.folder, options.only)
+    print(f"For students: {len(released)} notebooks in {released[0].parent}")
+    print(f"For you, with solutions and hidden tests: {options.folder / 'source'}")
+    if options.check:
+        print(check(options.check).to_string(index=False))
 
 
 def _write_table(path: Path, table: "pd.DataFrame") -> None:
