@@ -147,12 +147,10 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
     video.add_argument("--size", choices=sizes, default="32x64", help="height x width")
     video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
     video.add_argument("--seconds", type=float, help="use only the first seconds; default: all")
-    video.add_argument(
-        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="in pixels"
-    )
-    video.add_argument(
-        "--fit", choices=["letterbox", "crop"], default="letterbox", help="add bars, or cut edges"
-    )
+    edges = ("LEFT", "TOP", "WIDTH", "HEIGHT")
+    video.add_argument("--crop", type=int, nargs=4, metavar=edges, help="in pixels; default: none")
+    fits = ["letterbox", "crop"]
+    video.add_argument("--fit", choices=fits, default="letterbox", help="add bars, or cut edges")
     video.add_argument(
         "--max-gap", type=int, default=5, help="longest gap of a joint, in frames, to interpolate"
     )

@@ -10,7 +10,7 @@ import pytest
 from cvae_lab.__main__ import main
 from cvae_lab.teaching import exercises, exercises_05_09  # noqa: F401  # both register their checks
 from cvae_lab.teaching.check import CHECKS
-from cvae_lab.teaching.student import StudentEditionError, check, teacher_notebook
+from cvae_lab.teaching.student import StudentEditionError, build, check, teacher_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 REGION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?### END SOLUTION", re.MULTILINE | re.DOTALL)
@@ -93,6 +93,14 @@ def test_the_command_says_how_to_install_nbgrader(tmp_path, capsys, monkeypatch)
     assert (
         capsys.readouterr().err == "cvae-lab: nbgrader is not installed; run pip install 'cvae-lab[teach]'\n"
     )
+    assert not (tmp_path / "course").exists()
+
+
+def test_an_installed_package_without_solutions_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+    (tmp_path / "notebooks").mkdir()
+    with pytest.raises(StudentEditionError, match="holds no solutions"):
+        build(tmp_path / "course", source=tmp_path / "notebooks")
     assert not (tmp_path / "course").exists()
 
 

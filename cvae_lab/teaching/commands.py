@@ -92,7 +92,9 @@ def grade(options: argparse.Namespace) -> None:
 
     data = load(options.data, parts=("val", "test"), required=("test",), answers=options.answers)
     table = grade_class(options.folders, data, log=_log_line)
-    shown = table[["submission", "mean PSNR", "static baseline", "grade", "similar to"]]  # faults are printed above
+    shown = table[
+        ["submission", "mean PSNR", "static baseline", "grade", "similar to"]
+    ]  # faults are printed above
     print("", shown.to_string(index=False, float_format="%.2f", na_rep="-"), sep="\n")
     if options.out:
         _write_table(options.out, table)

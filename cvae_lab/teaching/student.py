@@ -3,7 +3,7 @@
 The committed notebooks and their solutions are the one source. `build` merges them into a course folder of nbgrader:
 `source/` with solutions and hidden tests for the teacher, `release/` without them for the students. Submissions go to
 `submitted/STUDENT/lab4/`, and `autograde` runs them: their code is executed, so grade in a container or on a machine
-that holds nothing else. The installed package holds the solutions, too; hidden tests do not prevent reading them.
+that holds nothing else. `build` needs a clone of the project, because an installed wheel holds no solutions.
 """
 
 import importlib.util
@@ -123,6 +123,8 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
     if importlib.util.find_spec("nbgrader") is None:
         raise StudentEditionError("nbgrader is not installed; run pip install 'cvae-lab[teach]'")
     source = source or originals()
+    if not (source / "solutions").is_dir():
+        raise StudentEditionError(f"{source} holds no solutions; run the command in a clone of the project")
     files = [source / f"{name}.ipynb" for name in names] or sorted(source.glob("[0-9]*.ipynb"))
     target = folder / "source" / ASSIGNMENT
     target.mkdir(parents=True, exist_ok=True)
