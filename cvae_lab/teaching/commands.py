@@ -133,7 +133,7 @@ def student(options: argparse.Namespace) -> None:
     from cvae_lab.teaching.student import build, check
 
     released = build(options.folder, options.only)
-    print(f"For students: {len(released)} notebooks in {released[0].parent}")
+    print(f"For students: {len(released)} notebook(s) in {released[0].parent}")
     print(f"For you, with solutions and hidden tests: {options.folder / 'source'}")
     if options.check:
         print(check(options.check).to_string(index=False))

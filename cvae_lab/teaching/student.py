@@ -9,6 +9,7 @@ that holds nothing else. `build` needs a clone of the project, because an instal
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ ASSIGNMENT = "lab4"
 CHECK = re.compile(r"exercises\.(?P<check>check_\d+_\d+)\((?P<answer>\w+)(?P<data>.*)\)")
 STUB = re.compile(r"def (?P<answer>\w+)\(.*\):\n    return None")
 SOLUTIONS_LINK = re.compile(r"Solutions: \[solutions/\d+\]\(solutions/\w+\.ipynb\)\.\s*")
+RECORDS = ("reference", "studies", "bench.json")  # in figures/: what the notebooks read
 TIMEOUT = 600  # seconds: of one cell of a submission
 
 CONFIG = f"""c = get_config()
@@ -59,6 +61,9 @@ def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> Noteboo
     merged = nbformat.from_dict(notebook)
     stubs, checked = set(), set()
     for cell in merged.cells:
+        cell.source = cell.source.replace(
+            "../figures/", "figures/"
+        )  # nbgrader copies what lies beside a notebook
         source = cell.source.strip()
         if cell.cell_type == "markdown":
             cell.source = SOLUTIONS_LINK.sub("", cell.source)
@@ -138,8 +143,20 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
         merged = teacher_notebook(nbformat.read(file, 4), nbformat.read(source / "solutions" / file.name, 4))
         with replacing(target / file.name) as temporary:
             nbformat.write(merged, temporary)
+    for record in RECORDS:
+        _copy(source.parent / "figures" / record, target / "figures" / record)
     _nbgrader(folder, "generate_assignment", ASSIGNMENT, "--force")
     return sorted((folder / "release" / ASSIGNMENT).glob("*.ipynb"))
+
+
+def _copy(origin: Path, target: Path) -> None:
+    """Copy a file or a folder where it exists, in place of an earlier copy."""
+    if origin.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(origin, target)
+    elif origin.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, target)
 
 
 def autograde(folder: Path) -> pd.DataFrame:
