@@ -1,4 +1,4 @@
-# make run | test | lab | notebooks | results | clean. Each sets up what it needs, once; see README.md.
+# make run | test | lab | student | notebooks | results | clean. Each sets up what it needs, once; see README.md.
 PYTHON ?= python3
 DATA ?= small
 MINUTES ?= 4
@@ -8,11 +8,12 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export CVAE_LAB_CACHE ?= $(CURDIR)/data/cache
 export PYTHONHASHSEED = 0
 
-.PHONY: help run test lab notebooks results clean
+.PHONY: help run test lab student notebooks results clean
 help:
 	@echo "make run        train four KL strategies, compare them, predict the test clips (DATA=folder for your own data)"
 	@echo "make test       run every check"
 	@echo "make lab        open JupyterLab on your own copy of the notebooks, in work/"
+	@echo "make student    build the student edition of the notebooks for nbgrader, in student/, and try its autograder"
 	@echo "make notebooks  execute the committed notebooks again, in place, in order"
 	@echo "make results    write the tables and pictures of README.md and figures/README.md from the committed records"
 	@echo "make clean      remove .venv and caches; your data, runs and work stay"
@@ -25,7 +26,7 @@ help:
 	@touch $@
 
 .venv/.ready-dev: .venv/.ready
-	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev,teach]'
 	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "Installing Chromium for the browser tests ..."; \
 		(apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "No Chromium here: the browser tests will skip."; fi
@@ -48,6 +49,12 @@ lab: .venv/.ready
 	@echo "JupyterLab opens in your browser. Press Ctrl-C here to stop it."
 	@$(BIN)/python -m jupyterlab work
 
+student: .venv/.ready
+	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[teach]'
+	@echo "Building the student edition; its autograder then grades three submissions (about 2 minutes) ..."
+	@$(BIN)/python -m cvae_lab student student --check 00_start_here 01_derivation
+	@echo "Give your students student/release. README, section 'Teach with it', says how to grade."
+
 notebooks: .venv/.ready-dev
 	@for notebook in $(NOTEBOOKS) $(sort $(wildcard notebooks/solutions/*.ipynb)); do \
 		begun=$$(date +%s); $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; \
@@ -63,4 +70,4 @@ clean:
 	@rm -rf .venv data/cache build *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rmdir data 2>/dev/null || true
-	@echo "Clean. Your runs and notebooks stay in runs/ and work/."
+	@echo "Clean. Your runs and notebooks stay in runs/, work/ and student/."

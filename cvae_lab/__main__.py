@@ -8,9 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from cvae_lab.teaching.commands import add_commands
 
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
 STUDIES = ["reference", "strategies", "ablation", "minutes", "latent"]
@@ -21,6 +24,7 @@ WORKERS = "processes that run side by side; 0: one per core"
 SCHEDULER = (
     "address of a running Dask scheduler, such as tcp://10.0.0.1:8786; default: processes on this machine"
 )
+CONTINUE = "run the command again to continue (train: with --resume)."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,17 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         with _sigterm_as_exception():
-            return getattr(import_module("cvae_lab.runs.commands"), options.function)(options) or 0
+            return getattr(import_module(options.module), options.function)(options) or 0
     except KeyboardInterrupt:
-        print(
-            "cvae-lab: interrupted; run the command again to continue (train: with --resume).",
-            file=sys.stderr,
-        )
+        print(f"cvae-lab: interrupted; {CONTINUE}", file=sys.stderr)
         return 1
     except _Terminated:
-        print(
-            "cvae-lab: terminated; run the command again to continue (train: with --resume).", file=sys.stderr
-        )
+        print(f"cvae-lab: terminated; {CONTINUE}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except (ValueError, OSError, RuntimeError) as error:
         print(f"cvae-lab: {error}", file=sys.stderr)
@@ -75,9 +74,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         text = action.help or ""
         if not action.option_strings or "default" in text or action.default in (argparse.SUPPRESS, None, []):
             return text
-        default = action.default
-        if isinstance(default, list):
-            default = " ".join(map(str, default))
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{text} (default: {'off' if default is False else str(default).replace('%', '%%')})"
 
 
@@ -95,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     _predict_command(commands)
     _comparison_commands(commands)
     _record_commands(commands)
+    add_commands(partial(_command, commands, module="cvae_lab.teaching.commands"))
     return root
 
 
@@ -104,14 +102,15 @@ def _command(
     text: str,
     *examples: str,
     aliases: Sequence[str] = (),
+    module: str = "cvae_lab.runs.commands",
 ) -> argparse.ArgumentParser:
-    """Add a command whose body is the function of that name in `runs.commands` (_ for -), imported when it runs."""
+    """Add a command whose body is the function of that name in `module` (_ for -), imported when it runs."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
         epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
     )  # fmt: skip
-    command.set_defaults(function=name.replace("-", "_"))
+    command.set_defaults(function=name.replace("-", "_"), module=module)
     return command
 
 
@@ -121,18 +120,12 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
         "data/small", "data/tiny --size tiny --seed 1", aliases=["stage"],
     )  # fmt: skip
     synthetic.add_argument("out", type=Path, metavar="OUT", help="an empty or new folder")
-    synthetic.add_argument(
-        "--size", choices=["tiny", "small", "full"], default="small", help="number of frames"
-    )
+    sizes = ["tiny", "small", "full"]
+    synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
 
-    check = _command(
-        commands,
-        "check",
-        "report what a data folder holds, or why it cannot be used",
-        "data/LAB4_Dataset",
-        "tiny",
-    )
+    about = "report what a data folder holds, or why it cannot be used"
+    check = _command(commands, "check", about, "data/LAB4_Dataset", "tiny")
     check.add_argument("data", metavar="DATA", help=DATA)
 
     params = _command(
@@ -148,21 +141,17 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
         "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
-    video.add_argument(
-        "--out", type=Path, required=True, metavar="DATA", help="an empty or new folder; required, no default"
-    )
+    text = "an empty or new folder; required, no default"
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help=text)
     video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
-    video.add_argument(
-        "--size", choices=["32x64", "64x128", "128x256"], default="32x64", help="height x width"
-    )
+    sizes = ["32x64", "64x128", "128x256"]
+    video.add_argument("--size", choices=sizes, default="32x64", help="height x width")
     video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
     video.add_argument("--seconds", type=float, help="use only the first seconds; default: all")
-    video.add_argument(
-        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="in pixels"
-    )
-    video.add_argument(
-        "--fit", choices=["letterbox", "crop"], default="letterbox", help="add bars, or cut edges"
-    )
+    edges = ("LEFT", "TOP", "WIDTH", "HEIGHT")
+    video.add_argument("--crop", type=int, nargs=4, metavar=edges, help="in pixels; default: none")
+    fits = ["letterbox", "crop"]
+    video.add_argument("--fit", choices=fits, default="letterbox", help="add bars, or cut edges")
     video.add_argument(
         "--max-gap", type=int, default=5, help="longest gap of a joint, in frames, to interpolate"
     )
@@ -206,9 +195,8 @@ def _training_commands(commands: Any) -> None:  # noqa: ANN401
         "ablation --out runs/ablation", "ablation --variants as-is no-noise --seeds 0 --out runs/noise",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
-    study.add_argument(
-        "--out", type=Path, required=True, help="folder of the run folders; required, no default"
-    )
+    text = "folder of the run folders; required, no default"
+    study.add_argument("--out", type=Path, required=True, help=text)
     study.add_argument("--workers", type=int, default=0, help=WORKERS)
     study.add_argument("--scheduler", help=SCHEDULER)
     study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: those of the study")
@@ -246,11 +234,8 @@ def _predict_command(commands: Any) -> None:  # noqa: ANN401
         help="the course's file format: one CSV (later years) or a text file per clip (2023)",
     )  # fmt: skip
 
-
-def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
-    diagnose = _command(
-        commands, "diagnose", "describe the latent of finished runs", "runs/a --out latent.csv"
-    )
+    about = "describe what the latent of each finished run does"
+    diagnose = _command(commands, "diagnose", about, "runs/first --out latent.csv")
     diagnose.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV; default: print only")
 
@@ -260,12 +245,13 @@ def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     compare.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs, or a table by --csv")
     instead = compare.add_mutually_exclusive_group()
-    instead.add_argument("--into", type=Path, metavar="FILE", help="Markdown file; default: draw pictures")
-    instead.add_argument(
-        "--csv", type=Path, metavar="FILE", help="CSV, a row per run; default: draw pictures"
-    )
+    text = "replace the table in this Markdown file; default: draw pictures"
+    instead.add_argument("--into", type=Path, metavar="FILE", help=text)
+    text = "write the table as CSV, a row per run; default: draw pictures"
+    instead.add_argument("--csv", type=Path, metavar="FILE", help=text)
 
-    bench = _command(commands, "bench", "time the reference loop and the fast paths", "--presets compact")
+    about = "time the reference loop and the fast paths on this machine"
+    bench = _command(commands, "bench", about, "--presets compact")
     bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
     bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
     bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
@@ -280,9 +266,8 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
     pictures = _command(commands, "pictures", "draw the pictures of the README", "figures")
     pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
-    pictures.add_argument(
-        "--runs", type=Path, default=Path("figures/reference"), help="folder of runs; the best one is shown"
-    )
+    text = "folder of runs; the best one is shown"
+    pictures.add_argument("--runs", type=Path, default=Path("figures/reference"), help=text)
 
     again = _command(
         commands, "reproduce", "make every committed record again: runs, tables, pictures, notebooks",
@@ -291,21 +276,17 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="print the runs to do and the time they take")
     again.add_argument("--root", type=Path, default=Path(), help="the repository whose records are replaced")
-    again.add_argument(
-        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs, one per commit"
-    )
+    text = "folder of the runs, one per commit"
+    again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help=text)
     again.add_argument("--workers", type=int, default=0, help=WORKERS)
-    names = "studies, bench, tables, notebooks; default: all"
-    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
-    again.add_argument(
-        "--course", default="", metavar="DATA", help="the course's data; default: leave course.csv"
-    )
-    again.add_argument(
-        "--data", default="", help="rehearsal: data of every run; default: those of the studies"
-    )
-    again.add_argument(
-        "--seeds", nargs="+", type=int, metavar="SEED", help="rehearsal; default: those of the studies"
-    )
+    text = "only these: a study, bench, tables, notebooks; default: all"
+    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
+    text = "the course's data; default: leave course.csv"
+    again.add_argument("--course", default="", metavar="DATA", help=text)
+    text = "rehearsal: data of every run; default: those of the studies"
+    again.add_argument("--data", default="", help=text)
+    text = "rehearsal; default: those of the studies"
+    again.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=text)
     _parameters(again)
 
 

@@ -1,0 +1,152 @@
+"""The commands for students and teachers. Bodies import what they need, so that help appears at once."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands to the command line.
+
+    Args:
+        add: makes a command from its name, one sentence and examples (`__main__._command`).
+    """
+    doctor = add(
+        "doctor", "report common mistakes in a trainer's source, which is read and never run", "trainer.py", "lab4.zip"
+    )  # fmt: skip
+    doctor.add_argument(
+        "source", type=Path, metavar="FILE_OR_FOLDER", help=".py, .ipynb or .zip file, or a folder"
+    )
+
+    grade = add(
+        "grade", "score the submissions of a class and report copies; nothing in them is executed",
+        "submissions/ --data data/LAB4_Dataset --out grades.csv",
+    )  # fmt: skip
+    grade.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER",
+        help="a folder with one file or folder per student, or the folder or file of one student",
+    )  # fmt: skip
+    grade.add_argument("--data", required=True, help="data with the true test frames; required, no default")
+    grade.add_argument(
+        "--answers", type=Path, metavar="PATH", help="true frames of the test clips; default: those in or beside DATA"
+    )  # fmt: skip
+    grade.add_argument("--out", type=Path, metavar="CSV", help="also write the table; default: print only")
+
+    score = add(
+        "score", "score predicted frames against true ones, in any of the accepted file formats",
+        "prediction/submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
+    )  # fmt: skip
+    formats = "a submission CSV, text file(s) of 2023, folder(s) of PNGs, GIF, video or npz"
+    score.add_argument("prediction", type=Path, metavar="PREDICTION", help=formats)
+    score.add_argument("answers", type=Path, metavar="ANSWERS", help="true frames, in any of these formats")
+    score.add_argument(
+        "--frames", type=int, help="frames per clip in text formats; default: as in the other file, else 630"
+    )  # fmt: skip
+    score.add_argument(
+        "--out", type=Path, metavar="CSV", help="also write a row per frame; default: print only"
+    )
+
+    report = add(
+        "report", "write a lab report: figures and tables of finished runs, prompts for your own text",
+        "runs/cyclical-seed0 runs/none-seed0 --out report.html",
+    )  # fmt: skip
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder of runs")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="the HTML page; a notebook is written beside it"
+    )  # fmt: skip
+
+    notebooks = add(
+        "notebooks", "copy the notebooks to a folder of your own; your changes there are kept", "work"
+    )
+    notebooks.add_argument("folder", type=Path, metavar="FOLDER", help="new, or made by this command before")
+
+    student = add(
+        "student", "build the student edition of the notebooks for nbgrader: solutions out, hidden tests apart",
+        "course", "course --only 00_start_here --check 00_start_here",
+    )  # fmt: skip
+    student.add_argument("folder", type=Path, metavar="FOLDER", help="course folder of nbgrader")
+    student.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these notebooks; default: all"
+    )
+    text = "also grade a correct, an empty and a wrong submission of these notebooks; default: none"
+    student.add_argument("--check", nargs="+", default=[], metavar="NAME", help=text)
+
+
+def doctor(options: argparse.Namespace) -> None:
+    from cvae_lab.teaching.doctor import CANNOT_SEE, examine
+
+    findings = sorted(examine(options.source), key=lambda finding: finding.rule.note)
+    for finding in findings:
+        print(finding)
+    notes = sum(finding.rule.note for finding in findings)
+    print(f"{len(findings) - notes} mistakes, {notes} notes.", CANNOT_SEE, sep="\n")
+
+
+def grade(options: argparse.Namespace) -> None:
+    from cvae_lab.data import load
+    from cvae_lab.teaching.grading import grade_class
+
+    data = load(options.data, parts=("val", "test"), required=("test",), answers=options.answers)
+    table = grade_class(options.folders, data, log=_log_line)
+    shown = table[
+        ["submission", "mean PSNR", "static baseline", "grade", "similar to"]
+    ]  # faults are printed above
+    print("", shown.to_string(index=False, float_format="%.2f", na_rep="-"), sep="\n")
+    if options.out:
+        _write_table(options.out, table)
+
+
+def score(options: argparse.Namespace) -> None:
+    from cvae_lab.teaching.grading import averages, read_pair, score
+
+    table = score(*read_pair(options.prediction, options.answers, options.frames))
+    print(
+        f"{len(table)} predicted frames of {table['clip'].nunique()} clips; frame 0 of a clip is not scored."
+    )
+    for name, value in averages(table).items():
+        print(f"{name:<42}{value:>9.3f}{'' if 'SSIM' in name else ' dB'}")
+    if options.out:
+        _write_table(options.out, table)
+
+
+def report(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.folder import find_runs
+    from cvae_lab.teaching.report import write_report
+
+    runs = [run for path in options.runs for run in find_runs(path)]
+    for file in write_report(runs, options.out):
+        print(f"Wrote {file}.")
+
+
+def notebooks(options: argparse.Namespace) -> None:
+    from cvae_lab.teaching.workspace import copy_notebooks
+
+    lines = copy_notebooks(options.folder)
+    print(*(lines or [f"{options.folder}: every notebook is up to date"]), sep="\n")
+
+
+def student(options: argparse.Namespace) -> None:
+    from cvae_lab.teaching.student import build, check
+
+    released = build(options.folder, options.only)
+    print(f"For students: {len(released)} notebook(s) in {released[0].parent}")
+    print(f"For you, with solutions and hidden tests: {options.folder / 'source'}")
+    if options.check:
+        print(check(options.check).to_string(index=False))
+
+
+def _write_table(path: Path, table: "pd.DataFrame") -> None:
+    from cvae_lab.data.files import replacing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    print(f"Wrote {path}.")
+
+
+def _log_line(text: str) -> None:
+    print(text, flush=True)

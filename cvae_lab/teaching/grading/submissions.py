@@ -1,0 +1,198 @@
+"""Grade the submissions of a class, one at a time; a broken one is reported and the others are graded."""
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from cvae_lab.data.clips import Clip, Dataset
+from cvae_lab.data.pixels import DataError, to_float, to_uint8
+from cvae_lab.evaluation import predict_clips
+from cvae_lab.evaluation.metrics import grade, pooled_psnr, static_baseline
+from cvae_lab.models.device import pick_device
+from cvae_lab.teaching.grading.prediction_files import (
+    PICTURES,
+    VIDEO_FORMATS,
+    Clips,
+    is_prose,
+    numbered,
+    picture_folders,
+    read_clips,
+    text_files,
+)
+from cvae_lab.teaching.grading.scores import aligned, averages, score
+from cvae_lab.training import checkpoint
+
+CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
+FILES = (".csv", ".txt", ".npz", ".gif", ".zip", *VIDEO_FORMATS, *CHECKPOINTS)
+MAX_BYTES = 2_000_000_000  # of a checkpoint, or of all files in a zip archive, when unpacked
+MAX_MEMBERS = 20_000  # files in a zip archive
+SIMILAR = 45.0  # dB between two submissions from which one is probably a copy of the other
+SAMPLES = 8  # frames per clip that are kept to compare submissions with each other
+
+
+def grade_class(
+    folders: Path | Sequence[Path], data: Dataset, log: Callable[[str], None] = lambda line: None
+) -> pd.DataFrame:
+    """Return one row per submission: its scores, grade, static baseline and similar submissions, or its fault.
+
+    A submission is a file of predictions or a folder of such files (`read_clips`), a checkpoint, which predicts the
+    test clips of `data`, or a zip archive of one of them. The grade follows from the mean PSNR by the assignment's
+    table; a submission with a fault has no grade. Rows are sorted by mean PSNR.
+
+    Args:
+        folders: of the class, or of single students.
+        data: with the true frames of its test clips.
+        log: called with one line per submission.
+    """
+    tests = [clip for clip in data.tests if clip.answer is not None]
+    if not tests:
+        raise DataError(
+            f"{data.name}: no test clip has true frames, so nothing can be graded; give the answers"
+        )
+    baseline = float(np.mean([float(static_baseline(to_float(clip.answer)).mean()) for clip in tests]))
+    rows: dict[str, dict[str, Any]] = {}
+    samples: dict[str, Tensor] = {}
+    for name, path in _named(folders, len(tests)):
+        row = {"submission": name, "fault": "", "similar to": ""}
+        try:
+            clips = _prediction(path, tests, data, log)
+            found = averages(score(clips, [clip.answer for clip in tests]))
+            samples[name] = _sample(clips, tests)
+            rows[name] = row | found | {"grade": grade(found["mean PSNR"])}
+            log(f"{name}: {found['mean PSNR']:.2f} dB")
+        except Exception as error:  # whatever is wrong with a submission, the others are graded
+            kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+            rows[name] = row | {"fault": kind + (str(error).splitlines() or ["unreadable"])[0]}
+            log(f"{name}: {rows[name]['fault']}")
+        rows[name] |= {"static baseline": baseline}
+    for name, others in _similar(samples).items():
+        rows[name]["similar to"] = others
+    columns = ["submission", "mean PSNR", "static baseline", "grade", "similar to", "fault"]
+    table = pd.DataFrame(rows.values())
+    table = table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
+    table["grade"] = table["grade"].astype("Int64")
+    return table.sort_values("mean PSNR", ascending=False, ignore_index=True)
+
+
+def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
+    """Every submission with its name: the path below its folder, after the folder's name where there are several."""
+    roots = [folders] if isinstance(folders, Path) else list(folders)
+    found = []
+    for root in roots:
+        if not root.exists():
+            raise DataError(
+                f"{root}: no such file or folder; give a folder with one file or folder per student"
+            )
+        for path in submissions(root, n_clips):
+            below = path.relative_to(root).as_posix()
+            parts = [str(root)] * (len(roots) > 1 or below == ".") + [below] * (below != ".")
+            found.append(("/".join(parts), path))
+    if not found:
+        raise DataError(
+            f"{', '.join(map(str, roots))}: holds no submission; give a folder with one file or folder per student"
+        )
+    return found
+
+
+def submissions(folder: Path, n_clips: int) -> list[Path]:
+    """Return the submissions at or below a path, sorted: files by their suffix, folders of pictures or of text files.
+
+    Args:
+        n_clips: of the test. With several clips, a folder of picture folders is one submission.
+    """
+    if folder.name.startswith(".") or folder.name == "__MACOSX":
+        return []
+    if folder.is_symlink() or folder.is_file():
+        is_note = folder.suffix.lower() == ".txt" and not folder.is_symlink() and is_prose(folder)
+        return [folder] if folder.suffix.lower() in FILES and not is_note else []
+    if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
+        return []
+    if numbered(folder, PICTURES) or text_files(folder) or (n_clips > 1 and picture_folders(folder)):
+        return [folder]
+    return [path for inner in sorted(folder.iterdir()) for path in submissions(inner, n_clips)]
+
+
+def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
+    """The predicted clips of a submission. Raises an error of any type where they cannot be read."""
+    linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
+    if linked:
+        raise DataError(f"{linked}: a link to another file, which is not followed; hand in the file itself")
+    if path.suffix.lower() == ".zip":
+        return _from_zip(path, tests, data, log)
+    if path.suffix.lower() in CHECKPOINTS:
+        return _from_checkpoint(path, tests, data, log)
+    return read_clips(path, [len(clip) for clip in tests])
+
+
+def _from_checkpoint(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
+    _check_size(path)
+    # The activation of the last layer is chosen by validation frames where there are some.
+    known = data.val.as_clips()[:1] or tests
+    model = checkpoint.load_model(path, pick_device(), clips=known, log=log)
+    return [to_uint8(frames) for frames in predict_clips(model, tests, checkpoint.train_config(path))]
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that is too large, or an archive that claims too many bytes, before anything is unpacked."""
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if len(members) > MAX_MEMBERS:
+            raise DataError(
+                f"{path}: an archive of more than {MAX_MEMBERS} files; hand in the prediction alone"
+            )
+        size = max(size, sum(member.file_size for member in members))
+    if size > MAX_BYTES:
+        raise DataError(f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} that are read; hand in less")
+
+
+def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
+    """The prediction in a zip archive, unpacked to a temporary folder. It must hold exactly one submission."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: not a zip archive, or incomplete; hand it in again")
+    _check_size(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        # zipfile writes no more bytes than a member claims, no links, and nothing outside the folder.
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(temporary)
+        found = submissions(Path(temporary), len(tests))
+        if len(found) != 1 or found[0].suffix.lower() == ".zip":
+            names = ", ".join(str(file.relative_to(temporary)) for file in found[:3]) or "none"
+            raise DataError(f"{path}: the archive must hold one submission, and holds {len(found)} ({names})")
+        try:
+            return _prediction(found[0], tests, data, log)
+        except (ValueError, OSError) as error:
+            raise DataError(str(error).replace(temporary, str(path))) from error
+
+
+def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
+    """A few predicted frames of every clip, frame 0 left out, at the same moments in every submission."""
+    kept = []
+    for number, (predicted, clip) in enumerate(zip(clips, tests, strict=True)):
+        frames, _ = aligned(predicted, clip.answer, number)
+        kept.append(frames[torch.linspace(0, len(frames) - 1, min(SAMPLES, len(frames))).long()])
+    return torch.cat(kept)
+
+
+def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
+    """The other submissions that a submission equals or nearly equals, with the PSNR between the two."""
+    found: dict[str, list[str]] = {name: [] for name in samples}
+    names = list(samples)
+    for index, name in enumerate(names):
+        for other in names[:index]:
+            equal = torch.equal(samples[name], samples[other])
+            between = pooled_psnr(to_float(samples[name]), to_float(samples[other]))
+            if equal or between >= SIMILAR:
+                note = "identical" if equal else f"{between:.0f} dB between them"
+                found[name].append(f"{other} ({note})")
+                found[other].append(f"{name} ({note})")
+    return {name: "; ".join(others) for name, others in found.items()}
