@@ -138,9 +138,8 @@ def tf_ratio_at(
     if strategy == "linear":
         return max(0.0, start - step * max(0, epoch - first_decay + 1))
     if strategy == "inverse_sigmoid":
-        decayed = math.exp(
-            -(epoch - 1) / decay
-        )  # the exponent is negative, so late epochs give 0 and not an overflow
+        # The exponent is negative, so late epochs give 0 and not an overflow.
+        decayed = math.exp(-(epoch - 1) / decay)
         return start * (decay + 1) * decayed / (decay * decayed + 1)
     if strategy == "adaptive":
         return _adaptive(epoch, start, first_decay, step, scores)

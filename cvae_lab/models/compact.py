@@ -47,9 +47,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        nn.init.zeros_(
-            self.conv2.weight
-        )  # a new block equals its skip connection, so deep networks learn from the first step
+        # A new block equals its skip connection, so deep networks learn from the first step.
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         y = self.conv1(F.silu(self.norm1(x)))

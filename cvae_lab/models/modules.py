@@ -74,9 +74,8 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
     All steps can therefore be one batch, and the result is that of the course's network.
     """
 
-    batch_statistics = (
-        False  # True: use the statistics of the batch also in eval mode (see `rollout.evaluating`)
-    )
+    # True: use the statistics of the batch also in eval mode (see `rollout.evaluating`).
+    batch_statistics = False
 
     def forward(self, x: Float[Tensor, "sb c h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
         if not (self.training or self.batch_statistics):

@@ -10,9 +10,8 @@ from cvae_lab.data.pixels import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")
-COPY_MARK = re.compile(
-    r" ?\([0-9]+\)$"
-)  # `3 (1).png` is the name that a browser gives to a second download of `3.png`
+# `3 (1).png` is the name that a browser gives to a second download of `3.png`.
+COPY_MARK = re.compile(r" ?\([0-9]+\)$")
 LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 
 

@@ -117,9 +117,8 @@ def come_close(at: Pose, rng: Generator) -> Poses:
     wait = _through(near[-1], 1.0, (pose(near[-1]), int(rng.integers(3, 12))))
     x, z = float(rng.uniform(-1, 1)), float(rng.uniform(4.4, 5.4))
     speed, backwards = rng.uniform(0.035, 0.05), bool(rng.random() < 0.6)
-    if (
-        not backwards
-    ):  # turn before walking: so close to the camera, both together look like a recording boundary
+    # Turn before walking: so close to the camera, both together change a frame as much as a recording boundary.
+    if not backwards:
         wait = np.concatenate([wait, turn_to(wait[-1], 180 + rng.normal(0, 6))])
     return np.concatenate([near, wait, walk(wait[-1], x, z, speed, backwards)])
 
