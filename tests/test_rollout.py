@@ -42,7 +42,7 @@ BATCH, FRAMES = 2, 6
 
 
 def build(preset, seed=0, **options):
-    """Return a model with random numbers added to all weights. A new `compact` block would equal its skip connection."""
+    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         name = "handout" if preset == "handout" else "compact"

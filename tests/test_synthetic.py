@@ -138,7 +138,7 @@ def test_labels_are_thin_coloured_limbs_on_white(small_tests):
 
 
 def test_each_side_has_its_colours():
-    """From the front, the green right leg is in the left half of the label and the orange left leg in the right half."""
+    """From the front, the green right leg is in the left half of the label, the orange left leg in the right half."""
     found = np.zeros((1, len(skeleton.JOINTS)), bool)
     red, green, _ = drawing.labels(standing(side_l=20, side_r=20), found)[0].astype(int)[:, 20:26]
     assert (green - red)[:, :31].max() > 50
