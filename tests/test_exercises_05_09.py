@@ -1,4 +1,4 @@
-"""The checks of the exercises 05 to 09: correct answers pass, typical mistakes get a hint without the answer."""
+"""Test the checks of the exercises in notebooks 05 to 09 with right answers, typical mistakes and useless answers."""
 
 import math
 
@@ -59,7 +59,7 @@ WRONG = [
 ]
 
 
-def test_every_check_has_a_correct_answer_here():
+def test_every_check_of_notebooks_05_to_09_is_tested_here():
     assert set(RIGHT) == {name for name in CHECKS if name[6:8] in ("05", "06", "07", "08", "09")}
 
 
