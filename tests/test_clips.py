@@ -165,9 +165,8 @@ def test_a_jump_is_a_boundary_and_fast_motion_is_not():
     slow, fast = torch.arange(40) / 4, torch.arange(0, 54, 3)
     assert find_boundaries(walker(torch.cat([slow, 10 + fast]))) == ()
     assert find_boundaries(walker(torch.cat([slow, slow + 40, slow]))) == (40, 80)
-    assert (
-        find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
-    )  # one odd frame, no new recording
+    # A single different frame is not a new recording.
+    assert find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
     assert find_boundaries(walker([0.0])) == ()
 
 

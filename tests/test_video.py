@@ -600,9 +600,8 @@ def test_larger_labels_show_the_same_picture(times):
     large = drawing.draw_limbs(points * times, lost, JOINTS, (32 * times, 64 * times))
     reduced = large.reshape(10, 3, 32, times, 64, times).mean((3, 5))
     assert large.shape == (10, 3, 32 * times, 64 * times)
-    assert (
-        np.abs(reduced - small).mean() < 0.5
-    )  # of 255; differences are due to rounding and to the edges of lines
+    # Grey levels of 255. The differences are due to rounding and to the edges of lines.
+    assert np.abs(reduced - small).mean() < 0.5
 
 
 # --- the estimator ---

@@ -15,9 +15,9 @@ Preset = Literal["handout", "compact"]
 class ModelConfig:
     """The configuration of the network.
 
-    Preset `handout` is the network of the course's code. Its options are the four widths of the course's command line
-    (`width` is F_dim, `label_width` is L_dim, `latents` is N_dim, `decoder_width` is D_out_dim), the output activation
-    and `logvar_bound`. Preset `compact` is a smaller network of this project.
+    Preset `handout` is the network of the course's code. Its options are four widths, the output activation and
+    `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`), N_dim (`latents`)
+    and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
     """
 
     name: Preset = Field("compact", description="network: handout (the course's) or compact (smaller)")

@@ -79,7 +79,7 @@ def _from_plain(plain: dict[str, Any]) -> Dataset:
 
 
 def _source_key() -> str:
-    """Return a hash of the rendering code. It is part of the cache key, so a change of the code renders again."""
+    """Return a hash of the rendering code. It is part of the cache key, so frames are rendered again after a change."""
     here = Path(__file__).parent
     sources = [here / "palette.py", *sorted((here / "synthetic").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

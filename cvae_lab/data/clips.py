@@ -232,9 +232,9 @@ class ClipSampler:
 def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
     """Detect recording boundaries from the frames, and return the index of the first frame after each boundary.
 
-    A boundary is a large change between two frames (mean squared difference above 2e-3, which is a PSNR below 27 dB)
-    that is also more than 4 times as large as each of the 3 changes before it and the 3 changes after it. Fast motion
-    also causes large changes, but several in a row.
+    A boundary is a large change between two frames: the mean squared difference is above 2e-3 (a PSNR below 27 dB). It
+    is also more than 4 times as large as each of the 3 changes before it and each of the 3 changes after it. Fast
+    motion also causes large changes, but several in a row.
     """
     if len(frames) < 2:
         return ()

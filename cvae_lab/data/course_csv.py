@@ -47,8 +47,8 @@ def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) ->
 def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UInt8[Tensor, "t 3 32 64"]]:
     """Read the CSV file of later years, with or without a column Usage after the values.
 
-    Raises DataError with the line and column if a value is not a whole number from 0 to 255, if the ids are not
-    0, 1, 2, … in this order, or if the number of rows or columns is wrong.
+    Values must be whole numbers from 0 to 255, and the ids must be 0, 1, 2, … in this order. Any other content, and a
+    wrong number of rows or columns, raises DataError with the line and the column.
 
     Args:
         frames_per_clip: number of rows of each clip; a single integer if all clips have the same length.
@@ -239,7 +239,7 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
     if not sources:
         raise DataError(
-            f"{path}: no file has answers of clip {', '.join(lengths)}; give the files the numbers of the test clips"
+            f"{path}: no file has answers of clip {', '.join(lengths)}; number the files like the test clips"
         )
     for file in sources.values():
         _regular(file)

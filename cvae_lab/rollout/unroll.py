@@ -22,8 +22,8 @@ def unroll(
     one batch for all steps.
 
     A teacher-forced step starts a segment. The first steps of all segments of all clips form one batch, the second
-    steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment:
-    1 if every step is teacher-forced, and T - 1 if only the first step is.
+    steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment.
+    It is 1 if every step is teacher-forced, and T - 1 if only the first step is.
     """
     batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
     frames = model.frame_transformation(by_step(x))

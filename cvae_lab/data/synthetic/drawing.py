@@ -12,12 +12,8 @@ from cvae_lab.data.synthetic.skeleton import JOINTS
 HEIGHT, WIDTH = 32, 64
 # Supersampling: a pixel is the mean of FINE x FINE drawn pixels, and of COARSE x COARSE in the shadow.
 FINE, COARSE = 6, 3
-FOCAL, HORIZON, EYE, WALL = (
-    70.0,
-    11.5,
-    1.1,
-    7.0,
-)  # focal length in pixels, row of the horizon, height of the camera in metres, metres to the wall
+# Camera: focal length in pixels, row of the horizon, height in metres, distance of the wall in metres.
+FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0
 SHADOW = 0.55  # fraction of the light that a shadow removes
 CAST = 0.3  # shift of a shadow to the back, in metres per metre of height; the lamps hang above the camera
 

@@ -18,9 +18,9 @@ from cvae_lab.data.pixels import DataError
 from cvae_lab.data.video.decode import DecodedVideo
 from cvae_lab.data.video.keypoints import Keypoints, to_joints
 
-MEDIAPIPE = (
-    "mediapipe==0.10.21"  # later wheels contain no pose model, see findings/mediapipe_without_models.sh
-)
+# Later wheels contain no pose model, see findings/mediapipe_without_models.sh.
+MEDIAPIPE = "mediapipe==0.10.21"
+# Only the packages that mediapipe's pose solution imports. It does not import jax and sounddevice.
 REQUIREMENTS = (
     "numpy==1.26.4",
     "opencv-contrib-python-headless==4.11.0.86",  # mediapipe requires the variant that needs display libraries
@@ -29,11 +29,9 @@ REQUIREMENTS = (
     "absl-py",
     "attrs",
     "flatbuffers>=2",
-)  # only what mediapipe's pose solution imports; it does not import the other requirements, jax and sounddevice
-WORKER = Path(__file__).with_name("mediapipe_worker.py")
-COMPLETE = (
-    "complete.txt"  # written at the end of the installation; an environment without this file is not used
 )
+WORKER = Path(__file__).with_name("mediapipe_worker.py")
+COMPLETE = "complete.txt"  # written last; an environment without this file is not used
 
 
 def environment() -> Path:

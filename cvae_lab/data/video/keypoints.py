@@ -77,7 +77,7 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(
-            f"{source}: these keypoints cannot be read ({error}); see the README's formats"
+            f"{source}: these keypoints cannot be read ({error}); see the formats in README"
         ) from error
     wanted = [people.get(int(number), []) for number in numbers]
     if not any(wanted):

@@ -21,11 +21,8 @@ from cvae_lab.data.video.keypoints import JOINTS
 from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
-SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = (
-    24,
-    6,
-    300,
-)  # frames in the sheet; frames shown with label; frames compared for camera movement
+# Number of frames in the contact sheet, frames shown with their label, and frames compared for camera movement.
+SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300
 NAMED_LIMBS = 6
 MOVED = 0.01  # fraction of the width; a larger shift of the background is camera movement
 COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
