@@ -46,7 +46,7 @@ def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             torch.save({"key": key, "value": value, "checksum": checksum(value)}, temporary)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if the disk is full
         _warn_not_written(folder, str(error).split("\n")[0])
     return value
 

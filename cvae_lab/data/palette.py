@@ -33,7 +33,7 @@ DRAWN = 0.2  # smallest label coverage of a drawn pixel; the white background ha
 TOLERANCE = 0.18  # largest RGB distance (values in [0, 1]) between a pixel and the colour to which it belongs
 MAX_UNKNOWN = 0.1  # largest fraction of drawn pixels that may have colours outside the palette
 # Measured fractions of unknown pixels: 1.3 % in the synthetic data set, 0.5 % in the course's real labels, 95 % or
-# more where limbs are drawn in pure red, green and blue.
+# more if limbs are drawn in pure red, green and blue.
 
 
 class Palette(NamedTuple):
