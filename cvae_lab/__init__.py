@@ -1,10 +1,15 @@
 """Pose-conditioned video prediction with a conditional VAE.
 
-From one frame and 630 pose labels, predict the other 629 frames.
+The model gets one frame and 630 pose labels, and predicts the other 629 frames.
 
-Notation, the same in maths, code and figures: `x` frames (b, t, 3, h, w) in [0, 1]; `p` pose labels, same shape;
-`x[:, 0]` is the first frame, known at test time; `z` latents; `mu`, `logvar`; `beta` KL weight; `tf_ratio` probability
-of feeding the true previous frame; PSNR in dB with peak 1; KL in nats per frame.
+Notation in formulas, code and figures:
+
+* `x`: frames (b, t, 3, h, w) in [0, 1]. `x[:, 0]` is the first frame, which is known at test time.
+* `p`: pose labels, with the same shape as `x`.
+* `z`: latents. `mu` and `logvar` are the mean and the log-variance of their distribution.
+* `beta`: weight of the KL term. The KL is given in nats per frame.
+* `tf_ratio`: probability that a step gets the true previous frame (teacher forcing).
+* PSNR: in dB, with peak 1.
 """
 
 import os
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
     from cvae_lab.rollout.predict import predict
     from cvae_lab.training.checkpoint import load_model
 
-if sys.platform == "darwin":  # torch reads it when it is imported: operations that mps lacks run on the CPU
+if sys.platform == "darwin":  # read when torch is imported: operations without an mps version run on the CPU
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 __all__ = ["CVAE", "ModelConfig", "RunConfig", "TrainConfig", "load_model", "predict"]
@@ -34,7 +39,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import a public name when it is first used, so that `cvae-lab --help` does not wait for torch."""
+    """Import a public name at its first use. `cvae-lab --help` therefore starts without importing torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -234,6 +234,8 @@ def _predict_command(commands: Any) -> None:  # noqa: ANN401
         help="the course's file format: one CSV (later years) or a text file per clip (2023)",
     )  # fmt: skip
 
+
+def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     about = "describe what the latent of each finished run does"
     diagnose = _command(commands, "diagnose", about, "runs/first --out latent.csv")
     diagnose.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")

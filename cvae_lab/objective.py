@@ -1,14 +1,15 @@
-"""The training objective: reconstruction error, KL, and the scale that joins them.
+"""The training objective: reconstruction error, KL term and two scales of the KL weight.
 
-Two scales are in use. D is the number of values in a frame, 3 x height x width.
+D is the number of values in a frame, 3 x height x width. The two scales are:
 
     assignment:  loss = (squared error) / D + beta * KL
     ELBO:        loss = -log N(x; prediction, sigma^2 I) + beta * KL
                       = (squared error) / (2 sigma^2) + D/2 log(2 pi sigma^2) + beta * KL
 
-The ELBO's loss times 2 sigma^2 / D is the assignment's loss with beta * 2 sigma^2 / D, plus a constant. So the two
-differ only in their KL weight, and `handout_beta` converts it. Training always uses the assignment's form, for which
-learning rates and gradient clipping mean the same at every sigma.
+Multiplied by 2 sigma^2 / D, the ELBO loss equals the assignment's loss with KL weight beta * 2 sigma^2 / D, plus a
+constant. The two losses therefore differ only in the KL weight, which `handout_beta` converts. Training always uses
+the assignment's form. The scale of its reconstruction term does not depend on sigma, so the same learning rate and
+gradient clipping are suitable for every sigma.
 """
 
 import math
@@ -53,7 +54,7 @@ def kl_standard_normal(
 def kl_per_latent(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"], prior: Gaussian | None = None
 ) -> Float[Tensor, "*b z h w"]:
-    """KL(N(mu, exp(logvar)) || prior) of each latent in nats; nothing is summed.
+    """Return KL(N(mu, exp(logvar)) || prior) in nats, one value per latent.
 
     Args:
         prior: mean and log-variance of a learned prior; None: N(0, I).
@@ -76,11 +77,11 @@ def kl_cost(
 
     Args:
         prior: mean and log-variance of a learned prior; None: N(0, I).
-        free_bits: lower bound in nats on the cost of each channel of z, summed over its grid. Below the bound the KL
-            has no gradient (Kingma et al. 2016, appendix C.8).
-        balance: fraction of the gradient that trains a learned prior; the rest trains the posterior. The value of the
-            cost does not change. 0 is the plain KL, which trains both with the full gradient (Hafner et al. 2021,
-            algorithm 2).
+        free_bits: lower bound in nats on the KL of each channel of z, summed over its grid cells. Below the bound,
+            the KL has no gradient (Kingma et al. 2016, appendix C.8).
+        balance: fraction of the KL gradient that trains a learned prior; the rest trains the posterior. The value of
+            the KL does not change (Hafner et al. 2021, algorithm 2). With 0, prior and posterior both get the full
+            gradient of the plain KL.
     """
     if balance and prior is not None:
         fixed_prior = (prior[0].detach(), prior[1].detach())
@@ -99,11 +100,11 @@ def handout_beta(
     """Convert a KL weight to the scale of the assignment's loss.
 
     Args:
-        scale: `handout`: beta is at that scale already; `elbo`: the result is 2 sigma^2 beta / D.
+        scale: `handout` returns beta unchanged; `elbo` returns 2 sigma^2 beta / D.
         dims: values per frame, D.
-        sigma: standard deviation of the decoder. 0 stands for its closed-form optimum on this batch, sigma^2 = mse
+        sigma: standard deviation of the decoder. 0 selects the closed-form optimum for this batch, sigma^2 = mse
             (Rybkin et al. 2021, section 3.2).
-        mse: mean squared error of the batch; needed where sigma is 0. It gets no gradient.
+        mse: mean squared error of the batch; required if sigma is 0. It gets no gradient.
     """
     if scale == "handout":
         return beta
@@ -114,33 +115,35 @@ def handout_beta(
 def elbo_from_loss(loss: Tensor | float, dims: int, variance: Tensor | float) -> Tensor:
     """Return the ELBO in nats per frame for a training loss at scale `elbo` with beta = 1 and equal frame weights.
 
-    It is a lower bound on log p(x | z ~ prior) of a decoder N(prediction, variance * I). It is not one with
-    `psnr_weights`: they are no likelihood, because they depend on the error and get no gradient.
+    The ELBO is a lower bound on log p(x) of a model with decoder N(prediction, variance * I) and z from the prior.
+    With `psnr_weights` the result is not a lower bound. These weights depend on the error and get no gradient, so the
+    weighted error is not the negative logarithm of a likelihood.
 
     Args:
         dims: values per frame, D.
-        variance: the decoder's variance that the KL weight of the loss was computed with.
+        variance: decoder variance that was used to compute the KL weight of the loss.
     """
     variance = torch.as_tensor(variance)
     return -dims / (2 * variance) * loss - dims / 2 * torch.log(2 * math.pi * variance)
 
 
 def sigma_of_beta(beta: float, dims: int) -> float:
-    """Return the decoder's standard deviation that a KL weight of the assignment implies: sqrt(beta D / 2)."""
+    """Return the decoder's standard deviation sqrt(beta D / 2), which corresponds to a KL weight of the assignment."""
     return math.sqrt(beta * dims / 2)
 
 
 def psnr_weights(
     error: Float[Tensor, "*b"], mean: Float[Tensor, ""], fraction: float = 0.1, floor: float = 1e-4
 ) -> Float[Tensor, "*b"]:
-    """Weights of the frames' mean squared errors that favour the mean of frame PSNRs: mean / (error + offset).
+    """Return the frame weights mean / (error + offset). They make the loss follow the mean PSNR of the frames.
 
-    With no offset, the weighted error has the gradient of mean * log(error), so every frame counts equally in dB.
-    The offset is `fraction` * mean + `floor`. It keeps one easy frame from dominating, and it stops the optimization
-    of frames far below `floor` (an error of 1e-4 is 40 dB). Weights get no gradient.
+    The loss multiplies the mean squared error of each frame by its weight. Without the offset, the weighted error
+    would have the gradient of mean * log(error), and every frame would count equally in dB. The offset is
+    `fraction` * mean + `floor`. It limits the weight of a frame with a small error. Frames with an error far below
+    `floor` (1e-4 is 40 dB) are not optimised further. Weights get no gradient.
 
     Args:
         error: mean squared error of each frame.
-        mean: mean of `error`, over all processes where there are several.
+        mean: mean of `error` over the frames of all processes.
     """
     return (mean / (error + fraction * mean + floor)).detach()

@@ -1,7 +1,8 @@
 """KL weight, teacher-forcing ratio and learning rate as pure functions of progress.
 
-Progress is in [0, 1): finished steps over all steps, or the fraction of a time budget that is used. `Fraction` makes
-it exact: with `Fraction(step, total)` a schedule reaches its peak on the step where it should. Floats also work.
+Progress is in [0, 1). It is the number of finished steps divided by the number of all steps, or the used fraction of
+a time limit. With `Fraction(step, total)` there are no rounding errors, so a schedule changes at exactly the intended
+step. Floats are also accepted.
 """
 
 import math
@@ -24,7 +25,10 @@ def _logistic(u: int | float) -> float:
 
 
 def ramp(phase: Progress, ratio: float, shape: str = "linear") -> float:
-    """Rise from 0 to 1 while `phase` goes from 0 to `ratio`, then stay at 1. With a ratio of 0 it is always 1."""
+    """Return a value that rises from 0 to 1 while `phase` goes from 0 to `ratio`, and is 1 for larger phases.
+
+    If `ratio` is 0, the value is always 1.
+    """
     return 1.0 if phase >= ratio else SHAPES[shape](float(phase / ratio))
 
 
@@ -54,10 +58,10 @@ def beta_at(
 
     Args:
         progress: fraction of training done, in [0, 1).
-        strategy: `cyclical` divides training into `n_cycles` equal cycles. In each, the weight rises from 0 to
-            `beta_max` during the first `ratio` of the cycle and then stays there. `monotonic` is one such cycle,
-            `none` is 0, `constant` is `beta_max`. `stages` applies several of these one after the other.
-        shape: of the rise: a key of SHAPES.
+        strategy: `cyclical` divides training into `n_cycles` equal cycles. In each cycle, the weight rises from 0 to
+            `beta_max` during the first fraction `ratio` of the cycle and then stays at `beta_max`. `monotonic` is one
+            such cycle, `none` is 0, `constant` is `beta_max`. `stages` applies several of these one after the other.
+        shape: shape of the rise, a key of SHAPES.
         stages: (strategy, relative length, n_cycles) of each stage.
 
     >>> [beta_at(Fraction(step, 8), "cyclical", n_cycles=2) for step in range(8)]
@@ -77,10 +81,12 @@ def controlled_beta(
 ) -> float:
     """Return the KL weight after one step of a controller that holds the KL at `target` nats.
 
-    The weight rises where the KL is above the target and falls where it is below, by a factor of at most exp(rate), in
-    proportion to log(kl / target). This is the integral term of ControlVAE (Shao et al. 2020, algorithm 1), applied to
-    log(beta). As there, the weight stays within bounds and nothing accumulates beyond them (anti-windup): a weight at
-    a bound leaves it at the first step whose KL is on the other side of the target.
+    The step adds rate * log(kl / target) to log(beta). The logarithm is limited to -1 to 1, so the weight changes by a
+    factor of at most exp(rate). It rises if the KL is above the target and falls if the KL is below it. This is the
+    integral term of ControlVAE (Shao et al. 2020, algorithm 1), applied to log(beta).
+
+    As in ControlVAE, the weight stays within `bounds` and no error accumulates beyond them (anti-windup). A weight at
+    a bound changes again at the first step where the KL is on the other side of the target.
 
     >>> controlled_beta(1e-4, 30.0, 30.0), controlled_beta(1.0, 60.0, 1.0, rate=0.1) == math.exp(0.1)
     (0.0001, True)
@@ -115,12 +121,12 @@ def tf_ratio_at(
     """Return the teacher-forcing ratio: the probability that a step gets the true previous frame.
 
     Args:
-        epoch: 1 for the first.
+        epoch: number of the epoch, counted from 1.
         strategy: `none` is 0 and `constant` is `start`. `linear` decreases by `step` per epoch from epoch
             `first_decay` on. `inverse_sigmoid` is k / (k + exp((epoch - 1) / k)) with k = `decay` (Bengio et al. 2015),
-            scaled so that epoch 1 has `start`. `adaptive` is `start` before epoch `first_decay`; after that it
-            decreases by `step` when validation PSNR has improved on the epoch before, and increases by `step` when not.
-        scores: `adaptive`: validation PSNR of each finished epoch.
+            scaled so that epoch 1 has `start`. `adaptive` is `start` before epoch `first_decay`. From that epoch on, it
+            decreases by `step` if the last epoch improved the validation PSNR, and increases by `step` otherwise.
+        scores: validation PSNR of each finished epoch; used by `adaptive` only.
 
     >>> [round(tf_ratio_at(e, "linear", start=0.75, first_decay=6, step=0.2), 2) for e in (5, 6, 7, 8, 9, 10)]
     [0.75, 0.55, 0.35, 0.15, 0.0, 0.0]
@@ -132,9 +138,8 @@ def tf_ratio_at(
     if strategy == "linear":
         return max(0.0, start - step * max(0, epoch - first_decay + 1))
     if strategy == "inverse_sigmoid":
-        decayed = math.exp(
-            -(epoch - 1) / decay
-        )  # exp of a negative number: late epochs give 0, not an overflow
+        # The exponent is negative, so late epochs give 0 and not an overflow.
+        decayed = math.exp(-(epoch - 1) / decay)
         return start * (decay + 1) * decayed / (decay * decayed + 1)
     if strategy == "adaptive":
         return _adaptive(epoch, start, first_decay, step, scores)
@@ -161,9 +166,9 @@ def lr_factor_at(
 
     Args:
         progress: fraction of training done, in [0, 1].
-        schedule: after the warm-up: `constant`; `step`, which multiplies by `gamma` at each of `milestones`; or
-            `cosine`, half a cosine from 1 to 0.
-        warmup: fraction of training in which the rate rises linearly from 0 to 1.
+        schedule: schedule after the warm-up. `constant` is 1. `step` starts at 1 and multiplies by `gamma` at each of
+            `milestones`. `cosine` is half a period of a cosine, from 1 to 0.
+        warmup: fraction of training in which the factor rises linearly from 0 to 1.
     """
     if progress < warmup:
         return float(progress / warmup)

@@ -8,34 +8,33 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(
-    1
-)  # several test processes run at once, and threads that compete for cores are slower than one
+# Several test processes run at once, and threads that compete for cores are slower than one thread.
+torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Every test and its fixtures start from the same seed, whatever ran before in the same process."""
+    """Set the same seed before each test and its fixtures. Earlier tests in the process then have no influence."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
-    """Every test has its own cache and never uses the user's."""
+    """Set an empty cache folder for each test, so that the user's cache is never used."""
     monkeypatch.setenv("CVAE_LAB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def picture():
-    """Return a function that makes a picture of one grey level, so that a test can recognise it."""
+    """Return a function that makes a picture of one grey level. A test can recognise the picture by this level."""
     return lambda level, size=(32, 64): Image.fromarray(np.full((*size, 3), level, np.uint8))
 
 
 @pytest.fixture
 def data_folder(tmp_path, picture):
-    """The assignment's folders: 20 training and 4 validation pairs, two test clips of 3 labels.
+    """Write a data set in the assignment's folder layout: 20 training frames, 4 validation frames, two test clips.
 
-    Clip 0 has answers. Picture k of a folder is grey level k, plus 100 in label folders.
+    A test clip has 3 labels, and clip 0 has answers. Picture k of a folder has grey level k, or k + 100 for labels.
     """
     root = tmp_path / "data"
     counts = {"train/train": 20, "val/val": 4}
@@ -53,22 +52,22 @@ def data_folder(tmp_path, picture):
 
 @pytest.fixture
 def handout(data_folder):
-    """The former name of `data_folder`."""
+    """Return `data_folder` under its former name."""
     return data_folder
 
 
 @pytest.fixture
 def real_data():
-    """Real clips of the course, which lie beside the repository and are not part of it."""
+    """Return the folder with real clips of the course. It is beside the repository and not part of it."""
     root = Path(__file__).parents[2] / "shared/data/lab4-real"
     if not root.is_dir():
-        pytest.skip("real clips are not here (../shared/data/lab4-real)")
+        pytest.skip("no real clips in ../shared/data/lab4-real")
     return root
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium."""
+    """Start headless Chromium."""
     names = ("chromium", "chromium-browser", "google-chrome")
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:

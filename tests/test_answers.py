@@ -1,4 +1,4 @@
-"""Answers of the course beside a data folder: found, given by path, or left out with a reason."""
+"""Answers of the course: files found in or beside a data folder, and files given by path."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def read(root, **options):
 
 @pytest.fixture
 def truth(data_folder):
-    """Test clip 1, which has no answers in the fixture: its frames are grey levels 0, 50, 60."""
+    """Remove the answers of the data folder, and return true frames for both clips: levels 0, 50 + k, 60 + k."""
     shutil.rmtree(data_folder / "test/test_answer")
     return [
         torch.stack([torch.full((3, 32, 64), v, dtype=torch.uint8) for v in (0, 50 + k, 60 + k)])
@@ -55,7 +55,7 @@ def test_answers_are_read_again_after_an_edit(data_folder, truth):
     assert read(data_folder).tests[0].answer[1, 0, 0, 0] == 77
 
 
-def test_answers_given_by_path_come_first(data_folder, truth, tmp_path):
+def test_answers_given_by_path_are_preferred(data_folder, truth, tmp_path):
     write_later(data_folder, truth)
     other = [clip.clone() for clip in truth]
     other[1][2] = 99
@@ -75,7 +75,7 @@ def test_a_folder_of_pictures_may_be_given_as_answers(data_folder, truth, tmp_pa
     assert torch.equal(dataset.tests[0].answer, truth[0])
 
 
-def test_picture_answers_of_the_data_folder_come_before_found_text(data_folder, truth, picture):
+def test_picture_answers_are_preferred_to_text_files_that_are_found(data_folder, truth, picture):
     write_later(data_folder, truth)
     (data_folder / "test/test_answer/0").mkdir(parents=True)
     for n in range(3):
@@ -86,7 +86,7 @@ def test_picture_answers_of_the_data_folder_come_before_found_text(data_folder, 
     assert dataset.tests[1].answer is None
 
 
-def test_found_answers_that_do_not_fit_are_left_out_and_given_ones_refused(data_folder, truth, caplog):
+def test_wrong_answers_are_not_used_if_found_and_refused_if_given(data_folder, truth, caplog):
     write_later(data_folder, truth[:1])
     dataset = read(data_folder)
     assert (dataset.answer_format, dataset.tests[0].answer) == ("none", None)
@@ -98,7 +98,7 @@ def test_found_answers_that_do_not_fit_are_left_out_and_given_ones_refused(data_
         read(data_folder, answers=data_folder / "empty")
     (data_folder / "GT7.csv").write_text("0.5")
     with pytest.raises(
-        DataError, match=r"none of the answers is of clip 0, 1; number them as the test clips"
+        DataError, match=r"no file has answers of clip 0, 1; number the files like the test clips"
     ):
         read(data_folder, answers=data_folder / "GT7.csv")
     with pytest.raises(DataError, match=r"nowhere: holds no answers"):

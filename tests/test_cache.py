@@ -1,4 +1,4 @@
-"""The cache of decoded and rendered pixels: never stale, never damaged, and never needed."""
+"""The cache of decoded and rendered pixels: it is rebuilt if it is old or damaged, and can be missing."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from cvae_lab.data import cache
 
 
 def make(value):
-    """A builder that counts its calls."""
+    """Return a builder of `value` that counts its calls."""
 
     def build():
         build.calls += 1
@@ -42,8 +42,8 @@ def test_a_value_is_built_once_per_key(tmp_path, value):
     assert [file.name for file in tmp_path.iterdir()] == ["n.pt"]
 
 
-def test_every_kind_of_damage_is_noticed_and_the_value_built_again(tmp_path, value, caplog):
-    """40 copies, as a disk or a copy tool damages them: a flipped bit, 4 kB of zeros, the end cut off, noise."""
+def test_every_kind_of_damage_is_detected_and_the_value_built_again(tmp_path, value, caplog):
+    """Damage 40 copies of a file by a flipped bit, 4 kB of zeros, a missing end or random bytes."""
     cache.cached(tmp_path, "n", "k", make(value))
     file, rng = tmp_path / "n.pt", np.random.default_rng(0)
     sound = file.read_bytes()
@@ -62,15 +62,15 @@ def test_every_kind_of_damage_is_noticed_and_the_value_built_again(tmp_path, val
         file.write_bytes(damaged)
         caplog.clear()
         build = make(value)
-        assert same(cache.cached(tmp_path, "n", "k", build), value)  # whatever the damage, the right pixels
+        assert same(cache.cached(tmp_path, "n", "k", build), value)  # correct pixels after any damage
         assert len(caplog.records) == build.calls
         warned += build.calls
-    assert warned >= 38  # a bit between two records has no meaning
+    assert warned >= 38  # a flipped bit between two records has no effect
     assert "n.pt: this cache file is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04" + bytes(100)])
-def test_a_file_of_something_else_is_replaced(tmp_path, value, content, caplog):
+def test_a_file_with_other_content_is_replaced(tmp_path, value, content, caplog):
     (tmp_path / "n.pt").write_bytes(content)
     assert same(cache.cached(tmp_path, "n", "k", make(value)), value)
     assert "is built again" in caplog.text
@@ -79,7 +79,7 @@ def test_a_file_of_something_else_is_replaced(tmp_path, value, content, caplog):
     assert again.calls == 0
 
 
-def test_a_folder_that_cannot_be_written_is_named_once(tmp_path, value, caplog):
+def test_a_folder_that_cannot_be_written_gives_one_warning(tmp_path, value, caplog):
     (tmp_path / "blocked").write_text("")
     for name in ("a", "b"):
         assert same(cache.cached(tmp_path / "blocked" / "cache", name, "k", make(value)), value)
@@ -88,8 +88,8 @@ def test_a_folder_that_cannot_be_written_is_named_once(tmp_path, value, caplog):
     assert "CVAE_LAB_CACHE" in record.getMessage()
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path):
-    """A process whose files may have 100 kB, which is what a full disk does to a write."""
+def test_on_a_full_disk_the_value_is_returned_without_a_cache(tmp_path):
+    """A limit of 100 kB per file makes writes fail as on a full disk."""
     code = (
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Videos with recording boundaries, clips sampled from them, and finding the boundaries."""
+"""Videos with recording boundaries, clips sampled from them, and detection of the boundaries."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from cvae_lab.data.clips import find_boundaries, frame_changes
 
 
 def numbered(n, boundaries=(), name="v"):
-    """Frame k has grey level k, its label k + 100, so that a test can read the index from the pixels."""
+    """Return a video in which frame k has grey level k and its label k + 100. Pixels then show the frame's index."""
     frames = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 2, 4).contiguous()
     return Video(frames, frames + 100, boundaries, name)
 
@@ -41,7 +41,7 @@ def test_clip_starts_are_exactly_those_inside_a_recording():
 
 
 def test_a_clip_too_long_for_every_recording_is_refused():
-    with pytest.raises(ValueError, match=r"clip of 8 frames, the longest recording has 7; ask for 7"):
+    with pytest.raises(ValueError, match=r"clip of 8 frames, the longest recording has 7; use clips of 7"):
         numbered(10, (7,)).clip_starts(8)
 
 
@@ -63,7 +63,8 @@ def test_video_refuses_unequal_lengths_and_floats():
 def test_hold_out_splits_every_recording_and_keeps_the_boundaries():
     video = numbered(100, (40, 50))
     kept, held = video.hold_out(0.25, min_frames=8)
-    # Recordings 0-40, 40-50, 50-100. A quarter is 10 and 12 frames; the recording of 10 cannot give 8 and keep 8.
+    # Recordings 0-40, 40-50, 50-100. A quarter is 10 and 12 frames. The recording of 10 frames is not split, because
+    # it is too short to hold out 8 frames and keep 8.
     assert kept.frames[:, 0, 0, 0].tolist() == [*range(30), *range(40, 50), *range(50, 88)]
     assert held.frames[:, 0, 0, 0].tolist() == [*range(30, 40), *range(88, 100)]
     assert (kept.boundaries, held.boundaries) == ((30, 40), (10,))
@@ -106,7 +107,7 @@ def test_an_epoch_of_all_clips_has_every_start_once_and_crosses_no_boundary():
 def test_a_default_epoch_shows_each_frame_about_once_in_whole_batches():
     s = sampler(numbered(90))
     batches = list(s.epoch())
-    assert len(batches) == len(s) == 10  # 90 / 3 new frames = 30 clips in batches of 3
+    assert len(batches) == len(s) == 10  # 90 frames / 3 predicted frames per clip = 30 clips, in batches of 3
     assert {len(b.x) for b in batches} == {3}
     assert levels(torch.cat([b.x for b in batches]))[:, 0].unique().numel() == 30
 
@@ -141,7 +142,7 @@ def test_random_reference_frames_come_from_the_same_recording_and_cover_it():
     assert seen == set(range(30))
 
 
-def test_a_first_reference_frame_is_the_one_before():
+def test_reference_frame_first_is_the_frame_before_frame_1():
     for batch in sampler(numbered(30), reference_frame="first").epoch():
         assert (levels(batch.x).diff() == 1).all()
 
@@ -152,7 +153,7 @@ def test_the_sampler_refuses_more_clips_than_there_are():
 
 
 def walker(columns):
-    """A dark square on grey with its left edge at fractional columns, anti-aliased."""
+    """Draw a dark anti-aliased square on grey. `columns` gives the position of its left edge in every frame."""
     x, left = torch.arange(64.0), torch.as_tensor(columns, dtype=torch.float)[:, None]
     cover = (torch.minimum(x + 1, left + 8) - torch.maximum(x, left)).clamp(0, 1)
     frames = torch.full((len(left), 3, 32, 64), 180.0)
@@ -164,9 +165,8 @@ def test_a_jump_is_a_boundary_and_fast_motion_is_not():
     slow, fast = torch.arange(40) / 4, torch.arange(0, 54, 3)
     assert find_boundaries(walker(torch.cat([slow, 10 + fast]))) == ()
     assert find_boundaries(walker(torch.cat([slow, slow + 40, slow]))) == (40, 80)
-    assert (
-        find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
-    )  # one odd frame, no new recording
+    # A single different frame is not a new recording.
+    assert find_boundaries(walker(torch.cat([slow, torch.tensor([50.0]), slow]))) == ()
     assert find_boundaries(walker([0.0])) == ()
 
 
@@ -177,8 +177,8 @@ def test_boundaries_of_the_synthetic_set_are_found():
 
 
 def test_boundaries_of_real_clips_are_where_frames_are_missing(real_data):
-    # Checked by eye: the person jumps at these frames, so frames are missing. At the joins 629 and 1258 only one
-    # frame is missing, and no jump is visible.
+    # Checked by eye: the person jumps at these frames, so frames are missing before them. At the clip boundaries 629
+    # and 1258 only one frame is missing, and no jump is visible.
     dataset = read_folder(real_data, progress=False)
     assert dataset.train.boundaries == (697, 729, 1425, 1470)
     assert dataset.val.boundaries == ()

@@ -1,4 +1,4 @@
-"""Every range and choice is refused just outside it; parameter names; JSON."""
+"""Configurations: values outside a range or a choice are refused, parameter names, conversion to JSON and back."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ FIELDS = [
 
 
 def bounds(info):
-    """The least and the largest value that pydantic allows."""
+    """Return the smallest and the largest value that pydantic allows."""
     found = {
         side: getattr(rule, side) for rule in info.metadata for side in ("ge", "le") if hasattr(rule, side)
     }
@@ -60,7 +60,7 @@ def test_every_number_has_a_range(kind, name, info):
 
 @pytest.mark.parametrize(("kind", "name", "info"), NUMBERS)
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, True, "1", None, {}, (), 10**30, -(10**999), 1e308])
-def test_a_value_that_is_no_number_in_range_is_refused_in_a_short_line(kind, name, info, wrong):
+def test_a_value_of_another_type_or_out_of_range_is_refused_in_one_short_line(kind, name, info, wrong):
     with pytest.raises(ConfigError, match=f"^{name} = ") as error:
         kind(**{name: wrong})
     assert len(str(error.value)) < 200
@@ -81,7 +81,7 @@ def test_a_choice_must_be_one_of_its_options(kind, name, info):
 
 
 @pytest.mark.parametrize(("kind", "name"), [(ModelConfig, "anchor"), (TrainConfig, "flip")])
-def test_a_switch_is_true_or_false(kind, name):
+def test_a_boolean_parameter_must_be_true_or_false(kind, name):
     with pytest.raises(ConfigError, match=name):
         kind(**{name: 1})
 
@@ -188,7 +188,7 @@ STAGES = [["monotonic", 60, 1], ["cyclical", 80.5, 2]]
         ("handout", {"minutes": 0.5}),
     ],
 )
-def test_json_round_trip(preset, params):
+def test_a_configuration_is_unchanged_after_conversion_to_json_and_back(preset, params):
     config = RunConfig.from_params("some/folder", preset, **params)
     again = RunConfig.from_json(config.to_json())
     assert again == config
@@ -228,15 +228,15 @@ def test_with_training_checks_the_changed_values():
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "message"),
     [
         ({"sigma": 0.1}, "belongs to scale"),
         ({"kl_balance": 0.8}, "needs prior"),
         ({"scale": "elbo", "weighting": "psnr"}, "not an ELBO"),
     ],
 )
-def test_values_that_would_be_ignored_are_refused(params, said):
-    with pytest.raises(ConfigError, match=said):
+def test_values_that_would_have_no_effect_are_refused(params, message):
+    with pytest.raises(ConfigError, match=message):
         RunConfig.from_params("small", **params)
     RunConfig.from_params("small", sigma=0.1, scale="elbo", kl_balance=0.8, prior="learned")
 
@@ -294,7 +294,7 @@ GOOD = RunConfig.from_params("tiny").to_json()
      '{"data": 1, "model": {}, "train": {}}', GOOD.replace('"epochs": 40', '"epochs": "40"'),
      GOOD.replace('"epochs"', '"epoch"'), GOOD.replace('"epochs": 40', '"epochs": NaN'), GOOD[:-5], "[" * 100_000],
 )  # fmt: skip
-def test_a_text_that_is_no_configuration_is_refused(text):
+def test_a_text_that_is_not_a_configuration_is_refused(text):
     with pytest.raises(ConfigError):
         RunConfig.from_json(text)
 

@@ -1,4 +1,4 @@
-"""The course's text formats: written files are read by plain Python, damaged files are refused by line and column."""
+"""Text formats of the course: the content of written files, and errors for damaged files with line and column."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ VALUE_FAULTS = {
 
 
 @pytest.mark.parametrize("value", VALUE_FAULTS)
-def test_a_value_that_is_no_pixel_is_refused_by_line_and_column(tmp_path, value):
+def test_the_error_for_a_value_that_is_no_pixel_has_line_and_column(tmp_path, value):
     lines = as_lines(random_clip(3))
     fields = lines[2].split(",")
     fields[1 + 17] = value
@@ -92,10 +92,10 @@ TABLE_FAULTS = {
         lambda lines: lines.__setitem__(2, lines[2].rpartition(",")[0]),
         r"line 3 has 6144 columns; it needs id and 6144 values",
     ),
-    "no header": (lambda lines: lines.pop(0), r"line 1 must name 6145 columns .* the first of them '0'"),
+    "no header": (lambda lines: lines.pop(0), r"line 1 must name 6145 columns .* the first is '0'"),
     "an extra column": (
         lambda lines: lines.__setitem__(0, lines[0] + ",note"),
-        r"line 1 must name 6145 columns .* has 6146",
+        r"line 1 must name 6145 columns .* it names 6146",
     ),
     "an extra row": (
         lambda lines: lines.append("3" + ",0" * 6144),
@@ -106,7 +106,7 @@ TABLE_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", TABLE_FAULTS)
-def test_a_damaged_table_is_refused_and_named(tmp_path, fault):
+def test_a_damaged_table_is_refused(tmp_path, fault):
     lines = as_lines(random_clip(3))
     spoil, message = TABLE_FAULTS[fault]
     spoil(lines)
@@ -122,7 +122,7 @@ def test_a_table_with_too_many_rows_is_refused_before_they_are_read(tmp_path):
 
 
 def test_a_huge_sparse_file_is_refused_in_little_memory(tmp_path):
-    """Two files of 2 GB that take no room on the disk, read by a process that may use 200 MB more than it has."""
+    """A process that may allocate 200 MB reads two sparse files of 2 GB, which need no disk space."""
     for name in ("submission.csv", "GT0.csv"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(2 * 1024**3)
@@ -147,7 +147,7 @@ def test_a_huge_sparse_file_is_refused_in_little_memory(tmp_path):
     assert "GT0.csv: 2147483648 bytes are too many for 630 frames" in done.stdout
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "gt.csv")
     for read in (course_csv.read_2023, lambda path: course_csv.read_submission(path, 3)):
         with pytest.raises(DataError, match=r"gt\.csv: no such file, or not a regular one"):
@@ -172,7 +172,7 @@ def test_a_clip_of_2023_is_read(tmp_path):
         ("x", r"frame 1, value 5: 'x' is not a number"),
     ],
 )
-def test_a_damaged_clip_of_2023_is_refused_by_frame_and_value(tmp_path, word, message):
+def test_the_error_for_a_damaged_clip_of_2023_has_frame_and_value(tmp_path, word, message):
     words = ["0.5"] * (2 * 6144)
     words[6144 + 5] = word
     (tmp_path / "GT0.csv").write_text(" ".join(words))
@@ -180,7 +180,7 @@ def test_a_damaged_clip_of_2023_is_refused_by_frame_and_value(tmp_path, word, me
         course_csv.read_2023(tmp_path / "GT0.csv", frames=2)
 
 
-def test_a_clip_of_2023_is_written_exactly_enough_to_read_every_level_back(tmp_path):
+def test_every_level_of_a_clip_of_2023_is_recovered_after_writing(tmp_path):
     steps = torch.arange(256).repeat(24).reshape(1, 3, 32, 64) / 255
     clip = torch.cat([steps, 2 * steps - 0.5])  # the second frame must clamp
     course_csv.write_2023(tmp_path / "pred0.csv", clip)
@@ -194,7 +194,7 @@ def test_a_clip_of_2023_is_written_exactly_enough_to_read_every_level_back(tmp_p
 
 
 def two_clips():
-    """Two test clips of unequal length without answers, and their true frames."""
+    """Return two test clips of unequal length without answers, and their true frames."""
     truths = [random_clip(3, seed=1), random_clip(5, seed=2)]
     labels = torch.full((5, 3, 32, 64), 255, dtype=torch.uint8)
     return [Clip(str(k), truth[0], labels[: len(truth)]) for k, truth in enumerate(truths)], truths
@@ -212,7 +212,7 @@ def test_answers_of_2023_are_one_file_per_clip(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_answers_of_later_years_are_one_table_with_usage(tmp_path):
+def test_answers_of_later_years_are_one_table_with_a_usage_column(tmp_path):
     clips, truths = two_clips()
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths), usage=True)))
     for path in (tmp_path, tmp_path / "gt.csv"):
@@ -220,15 +220,15 @@ def test_answers_of_later_years_are_one_table_with_usage(tmp_path):
         assert all(torch.equal(clip.answer, truth) for clip, truth in zip(answered, truths, strict=True))
 
 
-def test_answers_of_other_clips_are_noticed(tmp_path, caplog):
+def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
     clips, truths = two_clips()
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths).flip(-1), usage=True)))
     answered = course_csv.read_answers(tmp_path, clips)
-    assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known, and never scored
+    assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known and never scored
     assert "first frame of clip 1 differs from the one in test_img" in caplog.text
 
 
-def test_answers_that_do_not_fit_are_refused(tmp_path):
+def test_missing_or_incomplete_answers_are_refused(tmp_path):
     clips, truths = two_clips()
     with pytest.raises(DataError, match=r"holds no answers; give GT0\.csv"):
         course_csv.read_answers(tmp_path, clips)

@@ -1,4 +1,4 @@
-"""Steps replayed from a CUDA graph: on a GPU, and elsewhere on an emulated graph."""
+"""Prediction steps replayed from a CUDA graph on a GPU, or from an emulated graph on a CPU."""
 
 import sys
 from contextlib import contextmanager, nullcontext
@@ -19,7 +19,7 @@ FRAMES = 40
 
 
 class Recorder(TorchDispatchMode):
-    """An emulated CUDA graph: operations on fixed memory, recorded once and repeated."""
+    """Emulated CUDA graph: it records operations on fixed memory once and repeats them."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ def _tensors(tree):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """Let graphs record on a CPU; return the list of recorded graphs."""
+    """Replace CUDA graphs by emulated ones, and return the list of recorded graphs."""
     recorded = []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Random damage to every kind of data file: each is read or refused in one line that names the file."""
+"""Random damage to every kind of data file. Each file is read, or refused in one line that contains its name."""
 
 import io
 import json
@@ -26,7 +26,7 @@ FUZZ = settings(
 
 
 def refused_or(file, read):
-    """What `read` returns, or None after a refusal in one line that names the file."""
+    """Return the result of `read`, or None if it is refused in one line that contains the file's name."""
     try:
         return read()
     except DataError as error:
@@ -75,7 +75,7 @@ def test_a_damaged_picture_is_read_or_refused(tmp_path, content, edits, is_label
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Two frames in both of the course's formats."""
+    """Write two frames in both text formats of the course."""
     folder = tmp_path_factory.mktemp("texts")
     clip = torch.randint(256, (2, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     course_csv.write_submission(folder / "s.csv", [clip.float() / 255])

@@ -1,4 +1,4 @@
-"""The choice of device and of the precision of convolutions."""
+"""The choice of the device and of the precision of convolutions."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from cvae_lab.training import TrainState
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that makes torch report other hardware."""
+    """Return a function that makes torch report other hardware."""
 
     def pretend(gpus=0, capability=(8, 0), mps=False, cpu=()):
         monkeypatch.delenv("LOCAL_RANK", raising=False)
@@ -104,7 +104,7 @@ def test_convolutions_run_at_the_chosen_precision_and_losses_in_float32():
 
 
 @pytest.mark.skipif(not torch.backends.mps.is_available(), reason="this machine has no Apple GPU (mps)")
-def test_a_model_runs_on_mps_as_on_the_cpu():
+def test_features_on_mps_equal_those_on_the_cpu():
     state = TrainState.create(ModelConfig(width=8), TrainConfig(device="mps"))
     twin = CVAE(state.model.config)
     twin.load_state_dict({name: value.cpu() for name, value in state.model.state_dict().items()})

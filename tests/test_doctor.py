@@ -1,4 +1,4 @@
-"""Planted mistakes are found, correct trainers in seven styles raise no alarm, and no code is run."""
+"""The code check finds planted mistakes, reports nothing for correct code in seven styles, and runs no code."""
 
 import json
 import zipfile
@@ -292,12 +292,12 @@ def names(source):
 
 
 @pytest.mark.parametrize("style", CLEAN)
-def test_a_correct_trainer_raises_no_alarm(style):
+def test_nothing_is_reported_for_correct_code(style):
     assert names(CLEAN[style]) == set()
 
 
 @pytest.mark.parametrize(("name", "correct", "wrong"), PLANTED)
-def test_a_planted_mistake_is_found_and_nothing_else(name, correct, wrong):
+def test_only_the_planted_mistake_is_reported(name, correct, wrong):
     assert correct in COURSE
     source = COURSE.replace(correct, wrong, 1)
     assert names(source) == {name}
@@ -313,12 +313,12 @@ def test_a_planted_mistake_is_found_and_nothing_else(name, correct, wrong):
         ("pixels wrap around", ".clip(0, 1).mul(255)", ".mul(255)"),
     ],
 )  # fmt: skip
-def test_a_loop_from_zero_is_read_with_its_own_offset(name, correct, wrong):
+def test_mistakes_in_a_loop_that_starts_at_zero_are_found(name, correct, wrong):
     assert correct in ZERO_BASED
     assert names(ZERO_BASED.replace(correct, wrong, 1)) == {name}
 
 
-def test_a_finding_names_file_line_reason_and_remedy(tmp_path):
+def test_a_finding_has_the_file_the_line_and_the_name_of_the_mistake(tmp_path):
     (tmp_path / "trainer.py").write_text(COURSE.replace("shuffle=True", "shuffle=False"))
     (finding,) = examine(tmp_path)
     line = COURSE.splitlines().index(next(row for row in COURSE.splitlines() if "shuffle=True" in row)) + 1
@@ -338,7 +338,7 @@ def test_notebooks_and_zips_are_read(tmp_path):
         assert (finding.rule.name, finding.line) == ("uniform noise", 4)
 
 
-def test_nothing_is_run(tmp_path):
+def test_examined_code_is_not_run(tmp_path):
     (tmp_path / "trainer.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit\n")
     assert examine(tmp_path / "trainer.py") == []
     assert not (tmp_path / "ran").exists()
@@ -352,21 +352,21 @@ def test_nothing_is_run(tmp_path):
         ("t.txt", "", "no .py"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, name, content, message):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         examine(tmp_path if name == "t.txt" else tmp_path / name)
 
 
-def test_features_kept_in_a_list_are_followed():
+def test_a_mistake_in_features_stored_in_a_list_is_found():
     wrong = FEATURE_LISTS.replace(
         "self.Gaussian_Predictor(features[i],", "self.Gaussian_Predictor(features[i - 1],"
     )
     assert names(wrong) == {"posterior of the previous frame"}
 
 
-def test_our_own_code_and_notebooks_raise_no_alarm():
-    """The solutions are left out: one of them draws uniform noise on purpose."""
+def test_nothing_is_reported_for_the_code_and_notebooks_of_this_project():
+    """The solutions are not examined, because one of them draws uniform noise on purpose."""
     root = Path(__file__).parents[1]
     paths = [root / "cvae_lab", *root.glob("notebooks/*.ipynb")]
     found = [str(finding) for path in paths for finding in examine(path) if not finding.rule.note]

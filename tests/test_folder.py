@@ -1,4 +1,4 @@
-"""The assignment's folders: read in order, refused with one clear sentence, written and read back."""
+"""Reading and writing data sets in the assignment's folder layout, and the errors for faulty folders."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def grey(pictures):
     return pictures[:, 0, 0, 0].tolist()
 
 
-def test_reads_every_part_in_the_order_of_numbers(data_folder):
+def test_every_split_is_read_in_the_order_of_numbers(data_folder):
     dataset = read(data_folder)
     assert dataset.name == "data"
     assert grey(dataset.train.frames) == list(range(20))  # as text, 10 would come before 2
@@ -105,7 +105,7 @@ def part_sizes(dataset):
 
 
 @pytest.mark.parametrize("there", [("test",), ("train",), ("val",), ("train", "test"), ("train", "val")])
-def test_missing_parts_stay_empty(data_folder, there):
+def test_missing_splits_are_empty(data_folder, there):
     for part in PART_SIZES.keys() - set(there):
         shutil.rmtree(data_folder / part)
     dataset = read(data_folder)
@@ -114,7 +114,7 @@ def test_missing_parts_stay_empty(data_folder, there):
 
 
 @pytest.mark.parametrize("part", PART_SIZES)
-def test_a_required_part_must_be_there(data_folder, part):
+def test_a_required_split_must_exist(data_folder, part):
     assert part_sizes(read(data_folder, required=(part,))) == PART_SIZES
     shutil.rmtree(data_folder / part)
     with pytest.raises(DataError, match=rf"{part}_img: no such folder.*add it"):
@@ -123,17 +123,17 @@ def test_a_required_part_must_be_there(data_folder, part):
         load(data_folder, progress=False, required=(part,))
 
 
-def test_parts_that_are_not_read_may_be_damaged(data_folder):
+def test_splits_that_are_not_read_may_be_damaged(data_folder):
     (data_folder / "train/train_img/3.png").write_text("not a picture")
     assert part_sizes(read(data_folder, parts=("test",))) == {"train": 0, "val": 0, "test": 2}
 
 
-def test_a_part_with_empty_folders_is_left_out_with_one_line(data_folder, caplog):
+def test_a_split_with_empty_folders_is_not_read_and_logged(data_folder, caplog):
     for kind in ("img", "label", "answer"):
         for clip in (data_folder / f"test/test_{kind}").iterdir():
             shutil.rmtree(clip)
     assert part_sizes(read(data_folder)) == PART_SIZES | {"test": 0}
-    assert "both picture folders are empty; the test part is left out" in caplog.text
+    assert "both picture folders are empty; the split test is not read" in caplog.text
     with pytest.raises(DataError, match=r"test_img: holds no clip folders; add them"):
         read(data_folder, required=("test",))
 
@@ -154,7 +154,7 @@ def test_a_validation_video_may_be_shorter_than_a_training_clip(data_folder):
     assert len(read(data_folder).val) == 2
 
 
-def test_boundaries_are_found_or_passed(data_folder, picture):
+def test_boundaries_are_detected_or_given(data_folder, picture):
     for k in range(10, 20):
         picture(200).save(data_folder / f"train/train_img/{k}.png")
     assert read(data_folder).train.boundaries == (10,)
@@ -165,9 +165,9 @@ def test_boundaries_are_found_or_passed(data_folder, picture):
 @pytest.mark.parametrize(
     ("text", "boundaries"), [("4 6\n", (4, 6)), ("4\n6", (4, 6)), ("\n", ()), ("\ufeff4 6", (4, 6))]
 )
-def test_cuts_txt_names_the_boundaries(data_folder, picture, text, boundaries):
+def test_cuts_txt_lists_the_boundaries(data_folder, picture, text, boundaries):
     for k in range(10, 20):
-        picture(200).save(data_folder / f"train/train_img/{k}.png")  # a boundary that would be found
+        picture(200).save(data_folder / f"train/train_img/{k}.png")  # a boundary that would be detected
     (data_folder / "train/cuts.txt").write_text(text, encoding="utf-8")
     (data_folder / "val/cuts.txt").write_text("2")
     dataset = read(data_folder)
@@ -216,7 +216,7 @@ def dangling(name):
 
 
 def huge(name, side=60_000):
-    """A PNG of some hundred bytes that claims 60,000 x 60,000 pixels."""
+    """Write a PNG file of a few hundred bytes whose header gives 60,000 x 60,000 pixels."""
 
     def chunk(kind, content):
         return (
@@ -234,10 +234,10 @@ def enlarge(name):
 
 FAULTS = {
     "folder missing": (shutil.rmtree, r"data: no such folder; give the folder that holds train"),
-    "half a part missing": (lambda r: shutil.rmtree(r / "val/val_img"), r"val_img: no such folder.*add it"),
+    "half a split missing": (lambda r: shutil.rmtree(r / "val/val_img"), r"val_img: no such folder.*add it"),
     "nothing there": (
         lambda r: [shutil.rmtree(r / part) for part in ("train", "val", "test")],
-        r"data: holds none of train, val and test; give the folder that does",
+        r"data: holds none of train, val and test; give the folder that holds them",
     ),
     "folder empty": (
         lambda r: [f.unlink() for f in (r / IMG).iterdir()],
@@ -258,10 +258,13 @@ FAULTS = {
     "gap": (remove(f"{IMG}/3.png", f"{LABEL}/3.png"), r"train_img: gap in the numbering before 4\.png; add"),
     "duplicate": (
         copy(f"{IMG}/3.png", f"{IMG}/frame3.png"),
-        r"frame3\.png: number 3 is there twice, see 3\.png",
+        r"frame3\.png: number 3 occurs twice, also in 3\.png",
     ),
-    "name of text": (rename(f"{IMG}/3.png", f"{IMG}/three.png"), r"three\.png: the name is text .*rename it"),
-    "clip name of text": (rename("test/test_img/1", "test/test_img/one"), r"one: the name is text"),
+    "name of text": (
+        rename(f"{IMG}/3.png", f"{IMG}/three.png"),
+        r"three\.png: the name has no number; rename it",
+    ),
+    "clip name of text": (rename("test/test_img/1", "test/test_img/one"), r"one: the name has no number"),
     "unreadable": (text(f"{IMG}/3.png"), r"3\.png: not a readable PNG or JPEG file .*replace the file"),
     "truncated": (truncate(f"{IMG}/3.png"), r"3\.png: not a readable PNG or JPEG file .*replace the file"),
     "truncated first": (truncate(f"{IMG}/0.png"), r"0\.png: not a readable PNG or JPEG file"),
@@ -271,26 +274,29 @@ FAULTS = {
     ),
     "two patterns": (
         rename(f"{IMG}/3.png", f"{IMG}/frame3.png"),
-        r"frame3\.png: the name does not follow the pattern of 0\.png; name all files of a folder in one way",
+        r"frame3\.png: the name does not follow the pattern of 0\.png; use one pattern for all names in a folder",
     ),
-    "copy": (copy(f"{IMG}/3.png", f"{IMG}/3 (1).png"), r"3\.png: number 3 is there twice, see 3 \(1\)\.png"),
-    "png and jpg": (copy(f"{IMG}/3.png", f"{IMG}/3.jpg"), r"3\.png: number 3 is there twice, see 3\.jpg"),
+    "copy": (
+        copy(f"{IMG}/3.png", f"{IMG}/3 (1).png"),
+        r"3\.png: number 3 occurs twice, also in 3 \(1\)\.png",
+    ),
+    "png and jpg": (copy(f"{IMG}/3.png", f"{IMG}/3.jpg"), r"3\.png: number 3 occurs twice, also in 3\.jpg"),
     "padded and not": (
         copy(f"{IMG}/3.png", f"{IMG}/003.png"),
-        r"3\.png: number 3 is there twice, see 003\.png",
+        r"3\.png: number 3 occurs twice, also in 003\.png",
     ),
     "pipe": (pipe(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
     "device": (device(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
     "dangling link": (dangling(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
     "huge": (huge(f"{IMG}/3.png"), r"3\.png: too large \(.*\); make it smaller"),
-    "size mix": (enlarge(f"{IMG}/3.png"), r"3\.png: 128 x 64 pixels, but the first file .* 64 x 32; bring"),
+    "size mix": (enlarge(f"{IMG}/3.png"), r"3\.png: 128 x 64 pixels, but the first file .* 64 x 32; resize"),
     "too few frames": (
         remove(*(f"{f}/{k}.png" for f in (IMG, LABEL) for k in range(8, 20))),
         r"train_img: 8 frames are too few, a clip needs 16; add frames",
     ),
     "few test labels": (
         remove(*(f"test/test_label/1/{k}.png" for k in (1, 2))),
-        r"test_label.1: 1 label, too few",
+        r"test_label.1: 1 label is too few",
     ),
     "clip without labels": (
         lambda r: shutil.rmtree(r / "test/test_label/1"),
@@ -308,35 +314,35 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_refused_in_one_clear_sentence(data_folder, fault):
     spoil, message = FAULTS[fault]
-    read(data_folder)  # the folder is sound before, and a filled cache must not hide the fault
+    read(data_folder)  # no error before the fault; the filled cache must not hide the fault
     spoil(data_folder)
     with pytest.raises(DataError, match=message) as caught:
         read(data_folder)
     assert "\n" not in str(caught.value)
 
 
-def test_the_folder_of_one_part_is_not_a_data_set(data_folder):
-    with pytest.raises(DataError, match=r"one part of a data set; use .*data"):
+def test_the_folder_of_one_split_is_not_a_data_set(data_folder):
+    with pytest.raises(DataError, match=r"one split of a data set; use .*data"):
         read(data_folder / "train")
 
 
 @pytest.mark.parametrize("inside", ["lab4", "lab4/LAB4_Dataset", "a/b/c"])
-def test_a_data_set_inside_other_folders_is_read_with_one_line(data_folder, inside, caplog):
+def test_a_data_set_inside_other_folders_is_read_and_logged(data_folder, inside, caplog):
     (data_folder / inside).mkdir(parents=True)
     (data_folder / "__MACOSX/lab4/train").mkdir(parents=True)
     for part in ("train", "val", "test"):
         (data_folder / part).rename(data_folder / inside / part)
     assert part_sizes(read(data_folder)) == PART_SIZES
-    assert f"data: the data set is in {inside}, which is read" in caplog.text
+    assert f"data: the data set in the subfolder {inside} is read" in caplog.text
 
 
-def test_two_data_sets_inside_a_folder_are_named(data_folder, tmp_path):
+def test_two_data_sets_inside_a_folder_are_refused(data_folder, tmp_path):
     shutil.copytree(data_folder, data_folder.parent / "second")
     with pytest.raises(DataError, match=r"holds several data sets; use one of .*data, .*second"):
         read(tmp_path)
 
 
-def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(data_folder, tmp_path):
+def test_the_error_for_a_zip_file_contains_the_command_that_unpacks_it(data_folder, tmp_path):
     shutil.make_archive(tmp_path / "lab4", "zip", data_folder)
     with pytest.raises(
         DataError, match=r'lab4\.zip: this is a file; unpack it by: python -m zipfile -e ".*lab4\.zip"'
@@ -346,7 +352,7 @@ def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(data_
     (tmp_path / "lab4.zip").rename(tmp_path / "only/lab4.zip")
     with pytest.raises(DataError, match=r"only: holds none of train, val and test; unpack it by") as caught:
         read(tmp_path / "only")
-    # The command in the message does what it says.
+    # The command in the message unpacks the data set.
     subprocess.run(
         str(caught.value).split("unpack it by: ")[1].split(",")[0].replace("python", sys.executable, 1),
         shell=True,
@@ -355,7 +361,7 @@ def test_a_data_set_inside_a_zip_is_named_with_the_command_that_unpacks_it(data_
     assert part_sizes(read(tmp_path / "only")) == PART_SIZES
 
 
-def test_files_that_systems_leave_behind_are_ignored(data_folder):
+def test_files_created_by_operating_systems_are_ignored(data_folder):
     for part in (IMG, LABEL, "test/test_img/0", "test/test_label/0"):
         for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini", "notes.txt"):
             (data_folder / part / name).write_text("")
@@ -368,7 +374,7 @@ def never(*_, **__):
     raise AssertionError("decoded although cached")
 
 
-def test_the_second_read_comes_from_the_cache(data_folder, monkeypatch):
+def test_pictures_are_decoded_once_and_then_read_from_the_cache(data_folder, monkeypatch):
     first = read(data_folder)
     monkeypatch.setattr(folder, "decode", never)
     again = read(data_folder)
@@ -376,12 +382,12 @@ def test_the_second_read_comes_from_the_cache(data_folder, monkeypatch):
     assert torch.equal(first.tests[0].answer, again.tests[0].answer)
 
 
-def test_the_cache_follows_every_edit_and_keeps_one_file_per_part(data_folder, picture, tmp_path):
+def test_every_edit_updates_the_cache_which_has_one_file_per_split(data_folder, picture, tmp_path):
     read(data_folder)
     file = data_folder / IMG / "3.png"
     before = file.stat()
     picture(99).save(file)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # even with its old time restored
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # restores the old time
     assert grey(read(data_folder).train.frames)[3] == 99
     for part in (IMG, LABEL):
         picture(77).save(data_folder / part / "20.png")
@@ -401,14 +407,14 @@ def test_a_damaged_cache_is_built_again(data_folder, tmp_path, caplog):
     assert caplog.text.count("this cache file is damaged") == 3
 
 
-def test_a_cache_that_cannot_be_written_only_warns(data_folder, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_gives_only_a_warning(data_folder, tmp_path, caplog):
     (tmp_path / "blocked").write_text("")
     assert len(read(data_folder, cache=tmp_path / "blocked/cache").train) == 20
     assert caplog.text.count("no cache was written") == 1
 
 
-def test_written_data_is_read_back_as_it_was(data_folder, tmp_path):
-    dataset = read(data_folder, boundaries=(4, 6))  # which cannot be found from the frames
+def test_written_data_is_unchanged_when_read(data_folder, tmp_path):
+    dataset = read(data_folder, boundaries=(4, 6))  # these cannot be detected from the frames
     (tmp_path / "out").mkdir()  # an empty folder may exist already
     write_folder(dataset, tmp_path / "out")
     again = read(tmp_path / "out")
@@ -417,21 +423,21 @@ def test_written_data_is_read_back_as_it_was(data_folder, tmp_path):
     assert torch.equal(dataset.val.frames, again.val.frames)
     assert torch.equal(dataset.tests[0].answer, again.tests[0].answer)
     assert again.tests[1].answer is None
-    with pytest.raises(DataError, match="out: already holds something; choose a new or empty folder"):
+    with pytest.raises(DataError, match="out: already exists and is not empty; choose a new or empty folder"):
         write_folder(dataset, tmp_path / "out")
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".out")]
 
 
 def test_clip_names_without_a_number_are_not_written(data_folder, tmp_path):
     dataset = dataclasses.replace(read(data_folder), tests=read(data_folder).val.as_clips())
-    with pytest.raises(DataError, match="test clip 'val0': the name is text"):
+    with pytest.raises(DataError, match="test clip 'val0': the name is not a number"):
         write_folder(dataset, tmp_path / "out")
 
 
 def test_the_report_equals_a_computation_by_hand(data_folder):
     table = report(read(data_folder, boundaries=(8,))).set_index("part")
     assert table.loc["train", ["frames", "recordings", "boundaries"]].tolist() == [20, 2, "8"]
-    # Frame k is grey level k: one step is 1/255, and recordings begin at 0 and 8.
+    # Frame k has grey level k, so consecutive frames differ by 1/255. Recordings begin at 0 and 8.
     step = 20 * np.log10(255)
     static = [k - 8 * (k > 8) for k in range(20) if k not in (0, 8)]
     np.testing.assert_allclose(table.loc["train", "copy_previous"], step, atol=1e-3)
@@ -443,8 +449,8 @@ def test_the_report_equals_a_computation_by_hand(data_folder):
     assert table.loc["test 1", ["static", "copy_previous", "mean_frame"]].isna().all()
 
 
-def test_the_report_of_many_frames_stays_readable():
-    """100,000 frames of 2 x 4 pixels in 1,000 recordings: each row is one short line."""
+def test_the_report_of_many_recordings_has_short_rows():
+    """With 100,000 frames of 2 x 4 pixels in 1,000 recordings, only the first boundaries are listed."""
     count = 100_000
     frames = (torch.arange(count) % 100).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 4)
     train = Video(frames, frames, tuple(range(100, count, 100)), "train")
@@ -461,7 +467,7 @@ def test_identical_frames_score_100_db(data_folder, picture):
     assert report(read(data_folder)).set_index("part").loc["val", "static"] == pytest.approx(100)
 
 
-def test_the_synthetic_set_comes_from_the_cache_the_second_time(monkeypatch):
+def test_the_synthetic_data_set_is_rendered_once_and_then_read_from_the_cache(monkeypatch):
     first = load("tiny", seed=3)
     monkeypatch.setattr("cvae_lab.data._render", never)
     again = load("tiny", seed=3)
@@ -477,4 +483,4 @@ def test_real_clips_are_read(real_data):
     assert (len(dataset.train), len(dataset.val), len(dataset.tests)) == (1887, 630, 3)
     assert {len(clip) for clip in dataset.tests} == {630}
     table = report(dataset).set_index("part")
-    assert table.loc["val", "static"] == pytest.approx(35.5, abs=0.2)  # measured by other code
+    assert table.loc["val", "static"] == pytest.approx(35.5, abs=0.2)  # measured with independent code

@@ -1,4 +1,4 @@
-"""The two networks: parameter counts, names, bounds, and the independence of clips in a batch."""
+"""The networks of both presets: parameter counts, names, bounds, and independence of the clips in a batch."""
 
 import inspect
 from pathlib import Path
@@ -27,7 +27,7 @@ SMALL = {"handout": {}, "compact": {"width": 8, "latents": 2}}
 
 
 def build(preset, seed=0, **changes):
-    """Return a model with random numbers added to all weights, because a new `compact` block equals its skip."""
+    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CVAE(ModelConfig.preset(preset, **SMALL[preset] | changes))
@@ -42,7 +42,7 @@ def rand(*shape, seed=0):
 
 
 def listed_state():
-    """Yield name and shape of every tensor of the course's network, from the list of its layers in a text file."""
+    """Yield name and shape of every tensor of the course's network, read from handout_state.txt."""
     for line in (Path(__file__).parent / "handout_state.txt").read_text().splitlines()[1:]:
         layer, channels, size = line.split()
         if channels == "norm":
@@ -69,7 +69,7 @@ def test_handout_has_the_tensor_names_and_shapes_of_the_course_in_order():
 
 
 @pytest.mark.parametrize(("part", "name"), [(part, name) for part, (name, _) in PARTS.items()])
-def test_compact_has_the_same_five_names_and_signatures(part, name):
+def test_the_modules_of_both_presets_have_the_same_names_and_signatures(part, name):
     ours, theirs = getattr(compact, name), getattr(modules, name)
     assert type(getattr(build("compact"), part)) is ours
     assert type(getattr(build("handout"), part)) is theirs
@@ -94,7 +94,7 @@ def test_compact_needs_at_most_a_twentieth_of_the_operations_of_handout():
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_logvar_is_bounded_and_values_are_finite_at_its_bounds(preset):
+def test_logvar_is_bounded_and_all_values_are_finite_at_the_bounds(preset):
     model = build(preset, logvar_bound=20.0)
     with torch.no_grad():
         list(model.Gaussian_Predictor.modules())[-1].weight.mul_(1e4)
@@ -138,7 +138,7 @@ def test_clips_of_a_batch_are_independent_in_eval_mode(preset):
 
 
 def test_the_gated_feed_forward_matches_its_formula():
-    """Values and gradients: one convolution to four times the channels, whose second half gates the first."""
+    """Compare values and gradients with the formula: the activated second half multiplies the first half."""
     block = modules.GatedFeedForward(6).double()
     x = torch.randn(2, 6, 5, 7, dtype=torch.double, requires_grad=True)
 
@@ -227,8 +227,8 @@ def test_every_weight_of_a_deeper_network_gets_a_gradient(height):
     assert missing == []
 
 
-def test_frames_of_32_rows_keep_their_parameter_names():
-    """Checkpoints made before `height` existed must load."""
+def test_the_network_for_32_rows_has_no_extra_levels():
+    """Checkpoints that were saved before the parameter `height` existed must still load."""
     names = build("compact").state_dict().keys()
     assert not any("extra" in name for name in names)
     assert sum(value.numel() for value in CVAE(ModelConfig.preset("compact")).parameters()) == 751_875

@@ -1,4 +1,4 @@
-"""Reconstruction error, KL and the scale that joins them, against torch.distributions and plain loops."""
+"""Compare the reconstruction error, the KL and both scales of the loss with torch.distributions and plain loops."""
 
 import math
 
@@ -57,8 +57,8 @@ def test_kl_to_a_learned_prior_equals_that_of_torch_distributions(generator):
 
 def test_a_channel_below_its_free_bits_has_constant_cost_and_no_gradient(generator):
     mu = torch.zeros(4, 2, 3, 1, 2, dtype=torch.float64)
-    mu[:, :, 1] = torch.tensor([1.0, 2.0])  # nats: 0.5 + 2
-    mu[:, :, 2] = 0.1  # 0.01
+    mu[:, :, 1] = torch.tensor([1.0, 2.0])  # KL in nats: 0.5 + 2
+    mu[:, :, 2] = 0.1  # KL: 0.01
     mu.requires_grad_()
     cost = kl_cost(mu, torch.zeros_like(mu), free_bits=0.4)
     assert cost.item() == pytest.approx(2.5 + 2 * 0.4)
@@ -156,7 +156,7 @@ def test_sigma_of_beta_is_the_inverse_of_the_conversion():
 
 
 class LinearModel:
-    """A decoder N(W z + b, sigma^2 I) with z ~ N(0, I): log p(x) is known exactly, frames have 3 x 1 x 2 values."""
+    """Decoder N(W z + b, sigma^2 I) with z ~ N(0, I), for which log p(x) is known. Frames have 3 x 1 x 2 values."""
 
     dims, latents, sigma = 6, 2, 0.4
 
@@ -172,7 +172,7 @@ class LinearModel:
         return MultivariateNormal(self.bias, covariance).log_prob(x.flatten(-3))
 
     def importance_sampled_log_p(self, x, mu, logvar, draws, generator):
-        """log of the mean of p(x | z) p(z) / q(z | x) over z ~ q (Burda et al. 2016), per frame."""
+        """Return, per frame, the log of the mean of p(x | z) p(z) / q(z | x) over z ~ q (Burda et al. 2016)."""
         q = Normal(mu, (logvar / 2).exp())
         z = mu + (logvar / 2).exp() * normal(generator, draws, *mu.shape)
         fit = Normal(self.decode(z), self.sigma).log_prob(x).sum((-3, -2, -1))
@@ -180,7 +180,7 @@ class LinearModel:
         return weights.logsumexp(0) - math.log(draws)
 
     def loss(self, x, mu, logvar, draws, generator, weighting):
-        """The training loss at scale elbo, per frame and averaged over draws of z."""
+        """Return the training loss at scale elbo, per frame and averaged over draws of z."""
         z = mu + (logvar / 2).exp() * normal(generator, draws, *mu.shape)
         error = squared_error(self.decode(z), x.expand(draws, *x.shape)) / self.dims
         weights = psnr_weights(error, error.mean()) if weighting == "psnr" else 1.0
@@ -189,14 +189,14 @@ class LinearModel:
 
 
 def posterior_of(model, x):
-    """mu of the exact posterior, and the log-variances of the independent Gaussian closest to it."""
+    """Return mu of the exact posterior, and the log-variances of the closest Gaussian with independent latents."""
     precision = torch.eye(2, dtype=torch.float64) + model.weight.T @ model.weight / model.sigma**2
     mu = (x.flatten(1) - model.bias) @ model.weight / model.sigma**2 @ precision.inverse()
     return mu, -precision.diagonal().log().expand(len(x), 2)
 
 
 def test_the_loss_at_scale_elbo_is_a_lower_bound_on_log_p(generator):
-    """Against exact and importance-sampled log p, for the best posterior and for worse ones."""
+    """Compare with the exact and the importance-sampled log p(x), for the best posterior and for two shifted ones."""
     model, frames = LinearModel(generator), 5
     x = model.decode(normal(generator, frames, 2)) + model.sigma * normal(generator, frames, 3, 1, 2)
     best_mu, logvar = posterior_of(model, x)
@@ -207,15 +207,15 @@ def test_the_loss_at_scale_elbo_is_a_lower_bound_on_log_p(generator):
     for shift in (0.0, 0.5, 1.0):
         loss = model.loss(x, best_mu + shift, logvar, 10_000, generator, "equal")
         gaps.append(sampled - elbo_from_loss(loss, model.dims, model.sigma**2))
-        assert (gaps[-1] > -0.05).all()  # the error of both sampled quantities
+        assert (gaps[-1] > -0.05).all()  # tolerance for the error of both sampled quantities
     assert gaps[0].mean() < 1.0 < gaps[1].mean() < gaps[2].mean()
 
 
-def test_the_loss_with_psnr_weights_is_no_lower_bound(generator):
-    """The reason why the configuration refuses the combination."""
+def test_the_loss_with_psnr_weights_is_not_a_lower_bound(generator):
+    """For this reason, the configuration refuses scale elbo with psnr weights."""
     model = LinearModel(generator)
     basis = torch.linalg.qr(model.weight, mode="complete").Q
-    x = (model.bias + 3 * basis[:, -1]).reshape(1, 3, 1, 2)  # no z can explain the last direction
+    x = (model.bias + 3 * basis[:, -1]).reshape(1, 3, 1, 2)  # the decoder cannot produce the last direction
     bounds = {}
     for weighting in ("equal", "psnr"):
         loss = model.loss(x, *posterior_of(model, x), 10_000, generator, weighting)

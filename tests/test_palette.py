@@ -1,4 +1,4 @@
-"""Label colours: which ones are known, and those that a data folder brings itself."""
+"""Label colours: known and unknown colours, and colours that a data folder defines."""
 
 import json
 
@@ -14,7 +14,7 @@ GREEN, RED, BLUE = (0, 255, 0), (255, 0, 0), (0, 0, 255)
 
 
 def labels_in(colours, count=20):
-    """Labels on white with one thick limb per colour."""
+    """Return labels with one thick limb per colour on white."""
     label = Image.new("RGB", (64, 32), "white")
     for k, colour in enumerate(colours):
         ImageDraw.Draw(label).rectangle([4 + 8 * k, 4, 8 + 8 * k, 28], fill=colour)
@@ -23,7 +23,7 @@ def labels_in(colours, count=20):
 
 @pytest.fixture
 def folder_with_colours(data_folder):
-    """Write labels of the colours into the data folder, return the folder."""
+    """Return a function that writes labels in the given colours into the data folder and returns the folder."""
 
     def write(*colours):
         for part in ("train/train_label", "val/val_label", "test/test_label/0", "test/test_label/1"):
@@ -67,7 +67,7 @@ def test_the_fraction_counts_drawn_pixels_with_other_colours():
     assert palette.unknown_fraction(torch.full((2, 3, 4, 8), 255, dtype=torch.uint8)) == 0
 
 
-def test_other_colours_make_the_palette_unknown_with_one_line(folder_with_colours, caplog):
+def test_other_colours_make_the_palette_unknown_with_one_warning(folder_with_colours, caplog):
     dataset = read_folder(folder_with_colours(GREEN, RED, BLUE), progress=False)
     assert dataset.palette is None
     (line,) = [record.getMessage() for record in caplog.records]
@@ -76,14 +76,14 @@ def test_other_colours_make_the_palette_unknown_with_one_line(folder_with_colour
     assert report(dataset)["unknown_colours"].tolist() == [1, 1, 1, 1]
 
 
-def test_labels_json_names_the_colours(folder_with_colours, caplog, tmp_path):
+def test_labels_json_defines_the_colours(folder_with_colours, caplog, tmp_path):
     root = folder_with_colours(GREEN, RED, BLUE)
     (root / "labels.json").write_text(json.dumps([["#00ff00", "#ff0000"], [BLUE, BLUE]]))
     dataset = read_folder(root, progress=False)
     assert dataset.palette == Palette((GREEN, RED, BLUE), (1, 0, 2))
     assert report(dataset)["unknown_colours"].tolist() == [0, 0, 0, 0]
     assert not caplog.records
-    # The labels mirrored by hand: flipped, with green and red exchanged.
+    # Expected mirrored labels: flipped, with green and red exchanged.
     label = dataset.train.labels[:1].float() / 255
     (by_hand,) = labels_in((RED, GREEN, BLUE), 1)
     by_hand = torch.tensor(list(by_hand.tobytes())).reshape(32, 64, 3).permute(2, 0, 1) / 255

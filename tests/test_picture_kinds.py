@@ -1,4 +1,4 @@
-"""Pictures of every kind and size that people have: converted and resized, with one line that says so."""
+"""Conversion and resizing of pictures of every kind and size, and the logged lines about it."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def read(root, **options):
 
 
 def notices(caplog):
-    """Logged lines, without the one about label colours: the labels of the fixture are grey."""
+    """Return the logged lines except the warning about label colours, which the grey labels of the fixture cause."""
     lines = [record.getMessage() for record in caplog.records]
     return [line.split(": ", 1)[1] for line in lines if "palette" not in line or "converted" in line]
 
@@ -30,7 +30,7 @@ def rewrite(folder, change):
 
 
 def gradient(channels=3):
-    """Values that differ in every row, column and channel."""
+    """Return pixels whose values differ in every row, column and channel."""
     values = np.arange(32 * 64 * channels).reshape(32, 64, channels) * 37 % 256
     return values.astype(np.uint8).squeeze()
 
@@ -75,11 +75,11 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_every_kind_of_picture_is_read_with_one_line(data_folder, kind, caplog):
+def test_every_kind_of_picture_is_read_and_its_conversion_logged(data_folder, kind, caplog):
     folder, change, notice = LOSSLESS[kind]
     rewrite(data_folder / folder, change)
     base = 100 if folder == LABEL else 0
-    for _ in range(2):  # the second time from the cache, which must not hide the line
+    for _ in range(2):  # the second time from the cache; the line must still be logged
         caplog.clear()
         train = read(data_folder).train
         levels = (train.labels if folder == LABEL else train.frames)[:, 0, 0, 0].int()
@@ -89,7 +89,7 @@ def test_every_kind_of_picture_is_read_with_one_line(data_folder, kind, caplog):
         assert not notice or notice in lines[0]
 
 
-def test_a_mixture_of_kinds_is_counted_in_one_line(data_folder, caplog):
+def test_several_kinds_of_pictures_are_counted_in_one_line(data_folder, caplog):
     for number, kind in ((3, "L"), (4, "L"), (5, "P")):
         with Image.open(data_folder / IMG / f"{number}.png") as picture:
             converted = picture.quantize(16) if kind == "P" else picture.convert(kind)
@@ -98,7 +98,7 @@ def test_a_mixture_of_kinds_is_counted_in_one_line(data_folder, caplog):
     assert notices(caplog) == ["train: pictures are converted to 8-bit RGB (grey: 2 files; palette: 1 file)."]
 
 
-def test_16_bit_colour_is_read_and_named(tmp_path):
+def test_16_bit_colour_is_converted_and_reported(tmp_path):
     import imageio.v3  # Pillow cannot write 16-bit colour
 
     values = gradient().astype(np.uint16) * 257
@@ -132,7 +132,7 @@ def png_of_16_bits(values):
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
 def test_transparent_labels_are_shown_over_white(tmp_path, mode):
-    """A label that is transparent except for one limb; the colour under the transparency is black."""
+    """The label is transparent except for one limb. The colour of transparent pixels is black."""
     label = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
     label.paste((84, 216, 255, 255), (10, 5, 14, 25))
     if mode == "P":
@@ -150,7 +150,7 @@ def test_the_largest_picture_is_read_and_a_larger_one_is_not(tmp_path):
     for name, width in (("ok", MAX_PIXELS // 1000), ("large", MAX_PIXELS // 1000 + 1)):
         Image.new("1", (width, 1000)).save(tmp_path / f"{name}.png")
     assert open_picture(tmp_path / "ok.png").size == (MAX_PIXELS // 1000, 1000)
-    with pytest.raises(DataError, match=r"large\.png: too large \(it claims 40001 x 1000 pixels\)"):
+    with pytest.raises(DataError, match=r"large\.png: too large \(it has 40001 x 1000 pixels\)"):
         open_picture(tmp_path / "large.png")
 
 
@@ -181,7 +181,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_source_size_and_its_distortion_are_named(data_folder, size, caplog):
+def test_the_source_size_and_the_distortion_are_logged(data_folder, size, caplog):
     resize_all(data_folder, size)
     for _ in range(2):
         caplog.clear()
@@ -191,7 +191,7 @@ def test_the_source_size_and_its_distortion_are_named(data_folder, size, caplog)
         assert not lines or SIZES[size] in lines[0]
 
 
-def test_frames_of_another_size_than_labels_are_named(data_folder, caplog):
+def test_frames_of_another_size_than_labels_are_logged(data_folder, caplog):
     resize_all(data_folder, (426, 240), ("img",))
     read(data_folder)
     (line,) = notices(caplog)
@@ -199,7 +199,7 @@ def test_frames_of_another_size_than_labels_are_named(data_folder, caplog):
 
 
 def square(colour=(200, 0, 0)):
-    """A square picture of 64 x 64 with a filled square of 16 x 16 in its centre, and a mark at the top."""
+    """Draw a picture of 64 x 64 pixels with a square of 16 x 16 in the centre and a bar at the top."""
     picture = Image.new("RGB", (64, 64), (90, 90, 90))
     picture.paste(colour, (24, 24, 40, 40))
     picture.paste((0, 0, 255), (0, 0, 64, 8))
@@ -214,7 +214,7 @@ def square_data(data_folder):
 
 
 def extent(frame):
-    """Width and height in pixels of the region that is more red than blue."""
+    """Return width and height, in pixels, of the region that is more red than blue."""
     red = frame[0].int() > frame[2].int() + 50
     return int(red.any(0).sum()), int(red.any(1).sum())
 
@@ -237,11 +237,11 @@ def test_letterbox_keeps_proportions_and_adds_bars(square_data, caplog):
     assert extent(frame) == extent(label) == (8, 8)
     assert (frame[:, :, :16] == 0).all()  # black bars left and right of frames
     assert (frame[:, :, 48:] == 0).all()
-    assert (label[:, :, :16] == 255).all()  # white bars in labels, as their background
+    assert (label[:, :, :16] == 255).all()  # white bars in labels, like their background
     assert "by letterbox, with proportions kept" in notices(caplog)[0]
 
 
-def test_crop_of_frames_and_labels_with_other_proportions_is_refused(data_folder):
+def test_crop_is_refused_if_frames_and_labels_have_different_proportions(data_folder):
     resize_all(data_folder, (426, 240), ("img",))
     with pytest.raises(DataError, match=r"train: frames and labels differ in their proportions"):
         read(data_folder, fit="crop")

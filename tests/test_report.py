@@ -1,4 +1,4 @@
-"""The report is one file, in the order of the assignment, and each figure brings its data."""
+"""The report is one file with its sections in the order of the assignment and the data of each figure."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def page(runs, tmp_path_factory):
     return out
 
 
-def test_sections_stand_in_the_order_of_the_assignment(page):
+def test_sections_are_in_the_order_of_the_assignment(page):
     titles = re.findall(r"<h2>(.*?)</h2>", page.read_text())
     assert titles == [section.title for section in SECTIONS]
 
@@ -59,6 +59,6 @@ def test_the_notebook_runs_from_top_to_bottom(page):
             exec(cell.source, scope)
 
 
-def test_runs_of_one_name_are_told_apart():
+def test_runs_with_the_same_name_get_different_labels():
     runs = [RunFolder(Path("a/one")), RunFolder(Path("b/one")), RunFolder(Path("b/two"))]
     assert run_names(runs) == ["a/one", "b/one", "two"]

@@ -1,4 +1,4 @@
-"""The batched unroll and the fast prediction against the reference loops, and which inputs may affect which frames."""
+"""Compare the batched unroll and the fast prediction with the reference loops. Check which inputs affect a frame."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ BATCH, FRAMES = 2, 6
 
 
 def build(preset, seed=0, **options):
-    """Return a model with random numbers added to all weights, because a new `compact` block equals its skip."""
+    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         name = "handout" if preset == "handout" else "compact"
@@ -55,7 +55,7 @@ def build(preset, seed=0, **options):
 
 
 def predicted_by_both(model, x, p):
-    """Predictions of the fast path and of the reference loop, with equal seeds, in eval mode."""
+    """Return the predictions of `predict` and of `reference_predict`, with equal seeds, in eval mode."""
     model.eval()
     return (way(model, x[:, 0], p, seeded(3)) for way in (predict, reference_predict))
 
@@ -69,7 +69,7 @@ def rand(*shape, seed=0):
 
 
 def clips(preset, frames=FRAMES):
-    """Return frames and labels."""
+    """Return random frames and labels."""
     return tuple(rand(BATCH, frames, 3, *SIZE[preset], seed=seed) for seed in range(2))
 
 
@@ -93,13 +93,13 @@ def trained_by(way, model, feed):
 
 @pytest.fixture
 def double(monkeypatch):
-    """Let models compute in double precision, so that differences are not rounding errors."""
+    """Make models compute in double precision, so that differences are not rounding errors."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     return torch.float64
 
 
 def close(ours, theirs):
-    """Compare relative to the largest absolute value."""
+    """Compare with a tolerance relative to the largest absolute value."""
     scale = max(float(value.detach().abs().max()) for value in theirs)
     for mine, wanted in zip(ours, theirs, strict=True):
         assert float((mine - wanted).detach().abs().max()) <= 1e-9 * scale
@@ -115,7 +115,7 @@ def compare(preset, way, other, feed):
 
 
 def hand_loop(model, x, p, eps, feed):
-    """The training protocol written independently, with the truncation of gradients written out."""
+    """Independent implementation of the training protocol, with explicit truncation of gradients."""
     previous, predictions, mus, logvars, priors = x[:, 0], [], [], [], []
     anchor = model.anchor(x[:, 0], p[:, 0])
     for t in range(1, x.shape[1]):
@@ -124,7 +124,7 @@ def hand_loop(model, x, p, eps, feed):
         now = model.decode(previous, label, reparameterise(mu, logvar, eps[:, t - 1]), anchor)
         for kept, new in zip((predictions, mus, logvars), (now, mu, logvar), strict=True):
             kept.append(new)
-        cut = feed.bptt >= 0 and t % (feed.bptt + 1) == 0  # at most bptt links in a row
+        cut = feed.bptt >= 0 and t % (feed.bptt + 1) == 0  # gradients pass through at most bptt frames
         if model.Prior_Predictor is not None:
             priors.append(model.Prior_Predictor(model.frame_transformation(previous), label))
         previous = now.detach() if cut else now
@@ -176,7 +176,7 @@ def test_predict_equals_the_reference_loop_at_any_length(preset, frames):
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_predict_in_parts_of_the_batch_equals_the_reference_loop(preset, monkeypatch):
+def test_predict_in_several_smaller_batches_equals_the_reference_loop(preset, monkeypatch):
     model, (x, p) = build(preset), (part.repeat(3, 1, 1, 1, 1)[:5] for part in clips(preset))
     monkeypatch.setitem(STREAMS_PER_CALL, model.config.name, 2)  # 2, 2 and 1
     ours, wanted = predicted_by_both(model, x, p)
@@ -185,11 +185,11 @@ def test_predict_in_parts_of_the_batch_equals_the_reference_loop(preset, monkeyp
 
 @pytest.mark.parametrize("preset", SMALL)
 def test_a_prediction_depends_on_its_inputs_only(preset, monkeypatch):
-    """No state of the model or of an earlier call, such as true frames, takes part."""
+    """A prediction uses no state of an earlier call, such as true frames."""
     model, (x, p) = build(preset), clips(preset)
     before = predict(model, x[:, 0].clone(), p, seeded(3))
     predict_with_posterior(model, x, p, seeded(4))
-    monkeypatch.setattr(model, "posterior", lambda *_: pytest.fail("a prediction asked for the posterior"))
+    monkeypatch.setattr(model, "posterior", lambda *_: pytest.fail("a prediction used the posterior"))
     assert torch.equal(predict(model, x[:, 0], p, seeded(3)), before)
     assert not torch.equal(predict(model, 1 - x[:, 0], p, seeded(3)), before)
 
@@ -205,7 +205,7 @@ def test_later_labels_do_not_change_earlier_predictions(preset):
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_reconstruct_uses_a_true_frame_at_its_own_step_and_no_earlier(preset):
+def test_predict_with_posterior_uses_a_true_frame_only_from_its_own_step_on(preset):
     model, (x, p) = build(preset), clips(preset)
     t, altered = 3, x.clone()
     altered[:, t:] = 1 - altered[:, t:]
@@ -214,7 +214,7 @@ def test_reconstruct_uses_a_true_frame_at_its_own_step_and_no_earlier(preset):
     assert (before[:, t - 1] != after[:, t - 1]).any()
 
 
-def test_reconstruct_with_the_mean_needs_no_generator():
+def test_predict_with_the_posterior_mean_draws_no_noise():
     model, (x, p) = build("compact"), clips("compact")
     assert torch.equal(
         predict_with_posterior(model, x, p, mean=True), predict_with_posterior(model, x, p, mean=True)
@@ -262,7 +262,7 @@ def test_latents_of_prior_zero_and_posterior_mean():
 
 @pytest.mark.parametrize("latents", [1, 2])
 def test_the_noise_of_a_clip_does_not_depend_on_the_other_clips(latents):
-    """For any number of values in z: torch.randn(6, n) is not six draws of n where n is no multiple of 16."""
+    """This must hold for any number n of values in z. torch.randn(6, n) equals six draws only if 16 divides n."""
     model = CVAE(ModelConfig.preset("compact", width=8, latents=latents))
     first = torch.zeros(6, 3, 8, 16)
     together = [next(noise) for noise in [clip_noise(model, first, seeded(3))] for _ in range(40)]
@@ -286,7 +286,7 @@ def test_the_prediction_of_a_clip_is_the_same_alone_and_in_a_batch(preset):
         torch.testing.assert_close(together[k : k + 1], alone, atol=1e-4, rtol=0)
 
 
-def test_a_generator_per_clip_is_needed_for_every_clip():
+def test_a_list_of_generators_must_have_one_per_clip():
     model, (x, p) = build("compact"), clips("compact")
     with pytest.raises(ValueError, match="3 generators for 2 clips"):
         predict(model, x[:, 0], p, clip_streams(seeded(), 3))
@@ -304,7 +304,7 @@ FOLDED += [{"height": 64}, {"height": 128}]
 
 @pytest.mark.parametrize("options", FOLDED)
 def test_the_folded_decoder_equals_the_reference_loop(options):
-    """With every option of `compact` and across chunks of labels."""
+    """This holds for every option of `compact`, and for more labels than one chunk."""
     model = build("compact", **options)
     size = model.config.height
     first, p = rand(2, 3, size // 2, size), rand(2, LABELS_PER_CALL + 6, 3, size // 2, size, seed=1)
@@ -324,7 +324,7 @@ def test_the_folded_decoder_at_bfloat16_stays_close_to_autocast():
     assert 0 < error < 2 * usual
 
 
-def test_a_convolution_after_upsampling_is_one_convolution_to_cells():
+def test_upsampled_conv_equals_upsampling_and_a_convolution():
     conv = torch.nn.Conv2d(5, 3, 3, padding=1).double()
     x = torch.rand(2, 5, 4, 6, dtype=torch.float64, generator=seeded())
     cells = upsampled_conv(conv)(x)
@@ -343,7 +343,7 @@ def test_chunks_and_uint8_labels_give_the_same_frames(preset):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_a_long_clip_is_predicted_in_bounded_memory():
-    """3,000 labels of 32 x 64 pixels: as float32, labels and frames would take 74 MB each.
+    """With 3,000 frames of 32 x 64 pixels in float32, labels and predictions would need 74 MB each.
 
     VmHWM is the peak of this process alone; `ru_maxrss` starts at the size of the process that called `exec`.
     """
@@ -368,7 +368,7 @@ print(frames, peak() - before, peak())
     assert peak < 400
 
 
-def test_a_learned_prior_draws_around_its_own_mean():
+def test_samples_of_a_learned_prior_have_its_mean_and_variance():
     model, (x, p) = build("learned prior").eval(), clips("learned prior")
     frame, label = model.frame_transformation(x[:, 0]), model.label_transformation(p[:, 1])
     with torch.no_grad():
@@ -378,7 +378,7 @@ def test_a_learned_prior_draws_around_its_own_mean():
         assert torch.equal(prior_mean_latents(model, x[:, 0])(0, frame, label), mu)
     assert mu.abs().max() > 0.01
     scaled = (drawn - mu) / (logvar / 2).exp()
-    assert scaled.mean().abs() < 0.01  # 4,000 draws of some 8 values: standard error 0.005 at most
+    assert scaled.mean().abs() < 0.01  # 4,000 draws of 8 values: the standard error is 0.006
     assert (scaled.var() - 1).abs() < 0.03
 
 
@@ -401,8 +401,8 @@ def test_evaluating_restores_the_mode_of_every_module(fails):
     assert not any(layer.batch_statistics for layer in norms)
 
 
-def test_batch_statistics_predict_as_the_code_of_the_course_does():
-    """Its batch norm is in train mode during the test: one label at a time, with the statistics of that batch."""
+def test_predict_with_batch_statistics_equals_the_loop_of_the_course_s_code():
+    """In that code, batch norm is in train mode during the test, with the statistics of the labels of one step."""
     model, (x, p) = build("handout"), clips("handout")
     ours = predict(model, x[:, 0], p, seeded(3), batch_statistics=True)
     buffers = [buffer.clone() for buffer in model.buffers()]

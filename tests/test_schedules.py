@@ -1,4 +1,4 @@
-"""Schedules against tables computed by hand, exact at the steps where a schedule changes."""
+"""Compare schedules with tables computed by hand, exactly at the steps where a schedule changes."""
 
 import doctest
 import itertools
@@ -20,8 +20,8 @@ def betas(total, strategy, **options):
     return [beta_at(Fraction(step, total), strategy, **options) for step in range(total)]
 
 
-def test_the_controller_settles_where_kl_meets_its_target():
-    """A latent whose KL is log(1 + 1 / beta) has KL 2 at beta = 1 / (e^2 - 1), from either side."""
+def test_the_controller_converges_to_the_target_kl():
+    """If the KL is log(1 + 1 / beta), it is 2 at beta = 1 / (e^2 - 1). Start above and below this weight."""
     for start in (1e-6, 1e3):
         beta = start
         for _ in range(2000):
@@ -108,12 +108,12 @@ def test_inverse_sigmoid_decreases_from_its_start():
     assert values[0] == pytest.approx(0.8)
     assert all(after < before for before, after in itertools.pairwise(values))
     assert 0 < values[-1] < 0.01
-    k, e = 5.0, 7.0  # Bengio's k / (k + exp(e / k)), over its own value at e = 0
+    k, e = 5.0, 7.0  # k / (k + exp(e / k)) of Bengio et al., divided by its value at e = 0
     assert values[7] == pytest.approx(0.8 * (k / (k + math.exp(e / k))) / (k / (k + 1)))
 
 
 def test_adaptive_decreases_after_an_improvement_and_increases_otherwise():
-    """0.5 for five epochs; then 0.1 less where validation improved and 0.1 more where it did not."""
+    """The ratio is 0.5 for five epochs. It then falls by 0.1 after an improvement and rises by 0.1 otherwise."""
     psnr = [20, 25, 19, 18, 21, 22, 21, 20, 19, 23]
     expected = [0.5] * 5 + [0.4, 0.3, 0.4, 0.5, 0.6, 0.5]
     found = [
@@ -149,7 +149,7 @@ def test_an_unknown_teacher_forcing_strategy_is_refused():
         ("step", {"milestones": (0.25,), "gamma": 0.0}, {0.2: 1, 0.25: 0}),
     ],
 )
-def test_learning_rate_at_its_knots(schedule, options, knots):
+def test_learning_rate_factor_at_the_points_where_it_changes(schedule, options, knots):
     found = [lr_factor_at(progress, schedule, **options) for progress in knots]
     assert found == pytest.approx(list(knots.values()), abs=1e-12)
 

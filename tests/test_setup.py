@@ -1,4 +1,4 @@
-"""The set-up files agree with each other, and README with the results it shows."""
+"""Consistency of the set-up files, and of the committed tables with the committed results."""
 
 import re
 import shutil
@@ -41,7 +41,7 @@ def test_every_dependency_is_pinned_within_its_range():
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, text
 
 
-def test_every_dependency_says_why():
+def test_every_dependency_has_a_comment_with_its_purpose():
     block = (ROOT / "pyproject.toml").read_text().split("dependencies = [", 1)[1].split("]", 1)[0]
     lines = [line for line in block.splitlines() if line.strip()]
     assert all("#" in line for line in lines)
@@ -56,33 +56,33 @@ def test_ci_calls_make_test_only():
     assert commands == ["CI=true exec make test"]
 
 
-def test_readme_names_real_make_targets():
+def test_the_make_targets_in_readme_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z]+)", (ROOT / "README.md").read_text())) <= targets
 
 
 def _tables():
-    """Every committed table: the file that shows it, its name, and its text as the records give it."""
+    """Yield the file of every committed table, the table's name, and its text computed from the records."""
     yield ROOT / "README.md", "results", markdown(runs_table(find_runs(ROOT / "figures/reference")), RESULTS)
     for name in ("ablation", "minutes", "course"):
         table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
         yield ROOT / "figures/README.md", name, markdown(table, STUDY)
 
 
-def test_committed_tables_are_those_of_the_committed_records():
+def test_committed_tables_match_the_committed_records():
     for file, name, table in _tables():
         text = file.read_text()
         assert text.split(START.format(name), 1)[1].split(END.format(name), 1)[0].strip() == table
 
 
 def _code_blocks(heading):
-    """The code blocks of a README section."""
+    """Return the Python code blocks in a section of README."""
     section = (ROOT / "README.md").read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
-def test_the_readmes_own_schedule_runs_as_described(tmp_path):
-    """Append the README's code to a copy of the package and train with the new schedule."""
+def test_training_runs_with_the_example_schedule_of_readme(tmp_path):
+    """Append the code in README to a copy of the package, and train with the new schedule."""
     shutil.copytree(ROOT / "cvae_lab", tmp_path / "cvae_lab", ignore=shutil.ignore_patterns("__pycache__"))
     (code,) = _code_blocks("Add your own KL schedule")
     with (tmp_path / "cvae_lab/schedules.py").open("a") as file:

@@ -1,4 +1,4 @@
-"""Step groups: every step occurs once, after the step it depends on, and features stay channels-last."""
+"""Step groups: every step occurs once, after the step that it depends on, and features are channels-last."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_every_step_occurs_once_and_after_the_step_it_depends_on(teacher_forced)
             group_of[row, step] = number
             if teacher_forced[row, step]:
                 assert number == 0
-            else:  # it gets the prediction of the previous step, which is in the previous group
+            else:  # this step gets the prediction of the previous step, which is in the previous group
                 earlier = groups.clips[number - 1][place], groups.steps[number - 1][place]
                 assert earlier == (row, step - 1)
     assert len(group_of) == BATCH * STEPS
@@ -53,7 +53,7 @@ class Layouts(TorchDispatchMode):
         self.seen, self.others = 0, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        packed = torch.ops.mkldnn._convolution_pointwise.default  # of the folded decoder
+        packed = torch.ops.mkldnn._convolution_pointwise.default  # convolutions of the folded decoder
         if func in (torch.ops.aten.convolution.default, packed):
             self.seen += 1
             if not args[0].is_contiguous(memory_format=torch.channels_last):
@@ -63,7 +63,7 @@ class Layouts(TorchDispatchMode):
 
 @pytest.mark.parametrize("preset", ["handout", "compact"])
 def test_features_stay_channels_last(preset, teacher_forced):
-    """Otherwise every convolution converts them. Frames and labels are small and may have another layout."""
+    """Other layouts are converted in every convolution. Only frames and labels may have another layout."""
     model = CVAE(ModelConfig.preset(preset)).to(memory_format=torch.channels_last)
     x, p = torch.rand(2, BATCH, STEPS + 1, 3, 16, 16)
     eps = torch.randn(BATCH, STEPS, *model.latent_shape(16, 16))

@@ -1,4 +1,4 @@
-"""The notebook run of `make test` fails on cells that did not run, and on cells near the timeout."""
+"""The notebook tests of `make test` fail if a cell did not run or took almost as long as the timeout."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def run_nbval(tmp_path, monkeypatch, cells, timeout):
     ("cells", "timeout", "message"),
     [([CATCHES, "assert False"], 3, "timed out"), (["import time; time.sleep(3)"], 4, "a cell may take 2 s")],
 )
-def test_a_cell_that_timed_out_or_nearly_did_fails_the_run(tmp_path, monkeypatch, cells, timeout, message):
+def test_a_cell_at_or_near_the_timeout_fails_the_run(tmp_path, monkeypatch, cells, timeout, message):
     result = run_nbval(tmp_path, monkeypatch, cells, timeout)
     assert result.returncode == 1, result.stdout
     assert message in result.stdout

@@ -1,4 +1,4 @@
-"""The synthetic data set: repeatable, in motion, labelled, with hidden factors of the documented strength."""
+"""The synthetic data set: reproducibility, motion, labels, and the strength of the hidden factors."""
 
 import math
 
@@ -25,13 +25,13 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def small_tests():
-    """The six test clips of `small`, without its training part."""
+    """Render the six test clips of `small`, without its training recordings."""
     recordings = [one for one in synthetic._recordings("small", 0) if one.key[1] == 2]
     return synthetic._render_recordings(recordings, workers=1)
 
 
 def mean_psnr(truth, guess):
-    """Mean over frames of the PSNR in dB, peak 255; both (n, 3, h, w)."""
+    """Return the mean over frames of the PSNR in dB with peak 255. Both arguments have shape (n, 3, h, w)."""
     mse = ((truth.double() - guess.double()) ** 2).flatten(1).mean(1)
     return (10 * torch.log10(255**2 / mse.clamp_min(1e-6))).mean().item()
 
@@ -104,18 +104,18 @@ def test_a_short_recording_is_the_beginning_of_a_long_one():
     assert torch.equal(short[1], long[1][:33])
 
 
-# --- what trivial baselines score -------------------------------------------------------------------------
+# --- PSNR of trivial baselines ----------------------------------------------------------------------------
 
 
-def test_repeating_the_first_frame_scores_badly_on_every_clip(small_tests):
+def test_the_static_baseline_has_a_low_psnr_on_every_clip(small_tests):
     assert all(mean_psnr(frames[1:], frames[:1]) < 22 for frames, _ in small_tests)
 
 
-def test_the_mean_frame_scores_badly_on_every_clip(small_tests):
+def test_the_mean_frame_has_a_low_psnr_on_every_clip(small_tests):
     assert all(mean_psnr(frames[1:], frames.double().mean(0, keepdim=True)) < 24 for frames, _ in small_tests)
 
 
-def test_motion_between_frames_is_natural(small_tests):
+def test_consecutive_frames_differ_by_a_realistic_amount(small_tests):
     for frames, _ in small_tests:
         assert 28 < mean_psnr(frames[1:], frames[:-1]) < 45
         assert (frames[1:] != frames[:-1]).flatten(1).any(1).all()
@@ -138,7 +138,7 @@ def test_labels_are_thin_coloured_limbs_on_white(small_tests):
 
 
 def test_each_side_has_its_colours():
-    """From the front, the right leg is green in the left half of the label, the left leg orange in the right half."""
+    """From the front, the green right leg is in the left half of the label, the orange left leg in the right half."""
     found = np.zeros((1, len(skeleton.JOINTS)), bool)
     red, green, _ = drawing.labels(standing(side_l=20, side_r=20), found)[0].astype(int)[:, 20:26]
     assert (green - red)[:, :31].max() > 50
@@ -185,7 +185,7 @@ def test_hidden_factors_cover_every_frame():
 
 
 def test_brightness_follows_the_recorded_flicker(small_tests):
-    """A corner of the wall that is never covered becomes brighter by FLICKER per unit."""
+    """The brightness of an uncovered corner of the wall increases by FLICKER per unit."""
     factors = synthetic.hidden_factors("small")
     slopes = []
     for k, (frames, _) in enumerate(small_tests):
@@ -195,7 +195,7 @@ def test_brightness_follows_the_recorded_flicker(small_tests):
 
 
 def test_the_hem_sways_by_the_documented_number_of_metres():
-    """In the row of the hem, the centre of the figure moves with the hem; the arms are raised and do not interfere."""
+    """In the row of the hem, the centre of the figure moves with the hem. The arms are raised out of this row."""
     row = math.floor(drawing.HORIZON - (0.70 - drawing.EYE) * drawing.FOCAL / 5.0)
     place = standing(out_l=100.0, out_r=100.0).repeat(2, axis=0)
     rows = drawing.frames(place, np.array([0.0, synthetic.SWAY]), np.ones(2))[:, :, row].astype(float)
@@ -219,7 +219,7 @@ def test_hidden_factors_change_frames_and_not_labels():
 
 @pytest.mark.parametrize("name", EVERY_MOVE)
 def test_moves_are_physically_possible(name):
-    """Bones keep their length, feet stay on or above the floor, joints move smoothly, the last pose is neutral."""
+    """Bones have constant length, feet are on or above the floor, joints move smoothly, the last pose is neutral."""
     start = motion.pose(x=-0.5, z=4.9, yaw=30.0)
     poses = EVERY_MOVE[name](start, np.random.default_rng(3))
     places = skeleton.joints(np.concatenate([start[None], poses]))

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: other keys, prefixes, widths, formats; one sentence for every other file."""
+"""Checkpoints with other keys, prefixes, widths and formats, and the errors for files that are not checkpoints."""
 
 import argparse
 import collections
@@ -28,8 +28,8 @@ def weights():
 
 
 @pytest.fixture
-def said():
-    """The lines that load_model logs."""
+def logged():
+    """Return an empty list for the lines that load_model logs."""
     return []
 
 
@@ -39,8 +39,8 @@ def saved(tmp_path, content, name="epoch=9.ckpt"):
     return path
 
 
-def loaded(path, said):
-    return load_model(path, log=said.append)
+def loaded(path, logged):
+    return load_model(path, log=logged.append)
 
 
 def assert_holds(model, weights):
@@ -48,15 +48,15 @@ def assert_holds(model, weights):
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", None])
-def test_weights_are_found_at_the_top_level_and_under_the_usual_names(tmp_path, weights, said, key):
+def test_weights_are_found_at_the_top_level_and_under_the_usual_names(tmp_path, weights, logged, key):
     other = CVAE(SMALL).state_dict()
     content = (
         weights if key is None else {"epoch": 3, "optimizer": other, key: weights, "config": {"lr": 1e-3}}
     )
-    model = loaded(saved(tmp_path, content), said)
+    model = loaded(saved(tmp_path, content), logged)
     assert_holds(model, weights)
     assert model.config == SMALL
-    assert said == []
+    assert logged == []
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ def test_weights_are_found_at_the_top_level_and_under_the_usual_names(tmp_path, 
         (lambda name: name.replace("Generator.", "Generator._orig_mod."), "_orig_mod. (torch.compile)"),
     ],
 )
-def test_prefixes_of_wrappers_are_removed_with_one_line(tmp_path, weights, said, rename, prefix):
+def test_prefixes_of_wrapper_classes_are_removed_and_logged(tmp_path, weights, logged, rename, prefix):
     path = saved(tmp_path, {"state_dict": {rename(name): value for name, value in weights.items()}})
-    assert_holds(loaded(path, said), weights)
-    assert said == [f"{path}: removed the prefix {prefix} from the names of the tensors."]
+    assert_holds(loaded(path, logged), weights)
+    assert logged == [f"{path}: removed the prefix {prefix} from the names of the tensors."]
 
 
-def test_two_networks_with_the_same_names_are_refused(tmp_path, weights, said):
+def test_two_networks_with_the_same_names_are_refused(tmp_path, weights, logged):
     both = weights | {f"module.{name}": value for name, value in weights.items()}
     with pytest.raises(CheckpointError, match="two networks"):
-        loaded(saved(tmp_path, both), said)
+        loaded(saved(tmp_path, both), logged)
 
 
 HARMLESS = {
@@ -95,19 +95,19 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_harmless_values_beside_the_weights_are_read(tmp_path, weights, said, name, legacy):
+def test_harmless_values_beside_the_weights_are_read(tmp_path, weights, logged, name, legacy):
     path = tmp_path / "epoch=9.ckpt"
     content = {"state_dict": weights, name: HARMLESS[name]}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert_holds(loaded(path, said), weights)
+    assert_holds(loaded(path, logged), weights)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_whole_pickled_module_is_refused_with_the_two_lines_that_convert_it(tmp_path, said, legacy):
+def test_the_error_for_a_whole_pickled_module_has_two_lines_that_convert_it(tmp_path, logged, legacy):
     path = tmp_path / "whole.pt"
     torch.save(CVAE(SMALL).Generator, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match="whole pickled module") as error:
-        loaded(path, said)
+        loaded(path, logged)
     _, *lines = str(error.value).splitlines()
     assert [line.strip() for line in lines] == [
         "model = torch.load('whole.pt', weights_only=False)",
@@ -116,7 +116,7 @@ def test_a_whole_pickled_module_is_refused_with_the_two_lines_that_convert_it(tm
 
 
 class Trap:
-    """An object that writes a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -126,14 +126,14 @@ class Trap:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_an_object_with_code_is_refused_by_its_type_and_does_not_run(tmp_path, weights, said, legacy):
+def test_an_object_that_runs_code_is_refused_without_running_it(tmp_path, weights, logged, legacy):
     path, written = tmp_path / "bad.pt", tmp_path / "written"
     content = {"state_dict": weights, "extra": Trap(written)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(
         CheckpointError, match=r"bad\.pt holds an object of type _?io\.open, which could run code"
     ):
-        loaded(path, said)
+        loaded(path, logged)
     assert not written.exists()
 
 
@@ -144,9 +144,8 @@ def zip_around(path, weights):
 
 
 def torchscript(path, weights):
-    with zipfile.ZipFile(
-        path, "w"
-    ) as archive:  # the layout of torch.jit.save, which newer versions deprecate
+    # The layout of a file of torch.jit.save, which newer versions of torch deprecate.
+    with zipfile.ZipFile(path, "w") as archive:
         for name in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
             archive.writestr(f"model/{name}", b"")
 
@@ -222,59 +221,59 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, weights, said, kind):
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, weights, logged, kind):
     write, message = REFUSED[kind]
     path = tmp_path / "model.pt"
     write(path, weights)
     with pytest.raises(CheckpointError, match=message) as error:
-        loaded(path, said)
+        loaded(path, logged)
     text = str(error.value)
     assert str(path) in text
     assert len(text.splitlines()) == 1
     assert len(text) < len(str(path)) + 250
-    assert said == []
+    assert logged == []
 
 
-def test_safetensors_are_read(tmp_path, weights, said):
+def test_safetensors_are_read(tmp_path, weights, logged):
     path = tmp_path / "model.safetensors"
     save_file(weights, path)
-    assert_holds(loaded(path, said), weights)
+    assert_holds(loaded(path, logged), weights)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="safetensors"):
-        loaded(path, said)
+        loaded(path, logged)
 
 
 @pytest.mark.parametrize(
     "widths", [WIDTHS, {"width": 100, "label_width": 24, "latents": 8, "decoder_width": 96}, {}]
 )
-def test_other_widths_of_the_course_s_network_are_read_off_the_tensors(tmp_path, said, widths):
-    """F_dim, L_dim, N_dim and D_out_dim of the course's command line."""
+def test_other_widths_of_the_course_s_network_are_inferred_from_the_tensors(tmp_path, logged, widths):
+    """The widths are F_dim, L_dim, N_dim and D_out_dim of the course's command line."""
     config = ModelConfig.preset("handout", **widths)
     path = saved(tmp_path, {"state_dict": CVAE(config).state_dict()})
-    assert loaded(path, said).config == config
+    assert loaded(path, logged).config == config
 
 
 @pytest.mark.parametrize("option", WIDTHS)
-def test_a_width_outside_its_range_is_refused(tmp_path, weights, said, option):
+def test_a_width_outside_its_range_is_refused(tmp_path, weights, logged, option):
     names = {"width": "frame_transformation.6.weight", "label_width": "label_transformation.4.conv2.weight",
              "latents": "Gaussian_Predictor.6.weight", "decoder_width": "Decoder_Fusion.5.weight"}  # fmt: skip
     path = saved(tmp_path, weights | {names[option]: torch.zeros(1, 1, 1, 1)})
     with pytest.raises(CheckpointError, match=option):
-        loaded(path, said)
+        loaded(path, logged)
 
 
-def test_half_precision_weights_are_read_as_float32(tmp_path, weights, said):
+def test_half_precision_weights_are_read_as_float32(tmp_path, weights, logged):
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-    model = loaded(saved(tmp_path, half), said)
+    model = loaded(saved(tmp_path, half), logged)
     assert all(value.dtype == weights[name].dtype for name, value in model.state_dict().items())
     assert_holds(model, {name: value.float() for name, value in half.items()})
 
 
-# -- the last activation -------------------------------------------------------------------------------------
+# -- the output activation -----------------------------------------------------------------------------------
 
 
 def constant(config, level):
-    """A network whose raw output is `level` everywhere."""
+    """Return a network whose raw output is `level` for every pixel."""
     model = CVAE(config)
     with torch.no_grad():
         model.Generator[7].weight.zero_()
@@ -291,28 +290,28 @@ def clip(grey, answer=True):
 @pytest.mark.parametrize(
     ("raw", "expected"), [(0.2, "linear"), (-1.3863, "sigmoid")]
 )  # sigmoid(-1.3863) = 0.2
-def test_auto_takes_the_activation_that_predicts_the_frames(tmp_path, said, raw, expected, with_answer):
+def test_auto_selects_the_activation_that_predicts_the_frames(tmp_path, logged, raw, expected, with_answer):
     path = saved(tmp_path, {"state_dict": constant(SMALL, raw).state_dict()})
     clips = [clip(51, with_answer)]  # 51 / 255 = 0.2
-    model = load_model(path, clips=clips, log=said.append)
+    model = load_model(path, clips=clips, log=logged.append)
     assert model.config.output == expected
     prediction = predict(model, torch.rand(1, 3, 8, 16), torch.rand(1, 3, 3, 8, 16))
     torch.testing.assert_close(prediction, torch.full_like(prediction, 0.2), atol=1e-4, rtol=0)
-    (line,) = said
+    (line,) = logged
     assert f"output = {expected}, because" in line
     assert ("true frames" in line) == with_answer
 
 
 @pytest.mark.parametrize("output", ["linear", "sigmoid"])
-def test_an_activation_that_is_set_is_used_without_a_comparison(tmp_path, said, output):
+def test_an_activation_that_is_set_is_used_without_a_comparison(tmp_path, logged, output):
     path = saved(tmp_path, {"state_dict": constant(SMALL, 0.2).state_dict()})
-    assert load_model(path, output=output, clips=[clip(51)], log=said.append).config.output == output
-    assert said == []
+    assert load_model(path, output=output, clips=[clip(51)], log=logged.append).config.output == output
+    assert logged == []
 
 
-def test_without_frames_the_activation_is_that_of_the_course(tmp_path, said):
+def test_without_frames_the_activation_is_linear_as_in_the_course_s_code(tmp_path, logged):
     path = saved(tmp_path, {"state_dict": constant(SMALL, -3.0).state_dict()})
-    assert loaded(path, said).config.output == "linear"
+    assert loaded(path, logged).config.output == "linear"
 
 
 def test_a_linear_network_whose_outputs_lie_outside_the_range_of_pixels_gets_a_warning():
@@ -323,7 +322,7 @@ def test_a_linear_network_whose_outputs_lie_outside_the_range_of_pixels_gets_a_w
     assert "warning" not in choose_output(constant(SMALL, 0.2), [clip(51)]).message
 
 
-def test_the_comparison_is_the_psnr_of_one_step():
+def test_activations_are_compared_by_the_psnr_of_one_step():
     choice = choose_output(constant(SMALL, 0.3), [clip(51)])
     expected = {"linear": 0.3 - 0.2, "sigmoid": float(torch.tensor(0.3).sigmoid()) - 0.2}
     assert choice.psnr == pytest.approx(
@@ -332,6 +331,6 @@ def test_the_comparison_is_the_psnr_of_one_step():
     assert choice.frames == 4
 
 
-def test_a_sigmoid_network_keeps_the_course_s_names():
+def test_a_sigmoid_output_does_not_change_the_names_of_the_tensors():
     with_sigmoid = CVAE(ModelConfig.preset("handout", **WIDTHS, output="sigmoid"))
     check_weights(Path("model.pt"), with_sigmoid.state_dict(), SMALL)

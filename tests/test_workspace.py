@@ -1,4 +1,4 @@
-"""The working copy of the notebooks: what a student changes is never overwritten."""
+"""The working copy of the notebooks. Files that a student changed are never overwritten."""
 
 import pytest
 
@@ -20,11 +20,11 @@ def test_notebooks_and_solutions_are_copied(source, tmp_path):
     assert (tmp_path / "work/solutions/00_start.ipynb").read_text() == "version 1 of solutions/00_start.ipynb"
 
 
-def test_a_changed_copy_stays_and_the_new_version_is_written_beside_it(source, tmp_path):
+def test_a_changed_copy_is_kept_and_the_new_version_is_written_beside_it(source, tmp_path):
     work = tmp_path / "work"
     copy_notebooks(work, source)
     (work / "00_start.ipynb").write_text("my answers")
-    assert copy_notebooks(work, source) == []  # the original did not change, so there is nothing to offer
+    assert copy_notebooks(work, source) == []  # the original did not change, so there is no new version
     (source / "00_start.ipynb").write_text("version 2")
     (line,) = copy_notebooks(work, source)
     assert "unchanged" in line
@@ -43,5 +43,5 @@ def test_a_copy_without_changes_is_updated(source, tmp_path):
     assert not (work / "00_start.new.ipynb").exists()
 
 
-def test_the_project_ships_its_notebooks():
+def test_the_original_notebooks_are_found():
     assert (originals() / "03_training.ipynb").exists()

@@ -1,6 +1,6 @@
-"""What a run is: its model, its training and its data. Every parameter has a type, a range and a meaning.
+"""The configuration of a run: its model, its training and its data. Every parameter has a type, a range and a meaning.
 
-A run is described by flat names: the parameters cell of a notebook, or `-p NAME VALUE` on the command line.
+Parameters are set in the parameters cell of a notebook, or with `-p NAME VALUE` on the command line.
 `RunConfig.from_params` assigns each name to the model or to the training. pydantic checks types and ranges.
 """
 

@@ -11,16 +11,16 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """A parameter with an impossible value; the message says which, why, and what is possible."""
+    """Error for a parameter with an invalid value. The message names the parameter, the value and what is allowed."""
 
 
 class Parameter(NamedTuple):
-    """One configuration parameter, as the help shows it."""
+    """Description of one configuration parameter, shown by the command-line help."""
 
     name: str
     kind: str  # int, float, bool, str, a choice or a tuple
-    choices: tuple[str, ...]  # of a choice; else empty
-    range: str  # such as "0 to 1"; empty where there is none
+    choices: tuple[str, ...]  # the options of a choice; empty for other kinds
+    range: str  # such as "0 to 1"; empty if the parameter has no range
     default: Any
     meaning: str
 
@@ -75,7 +75,7 @@ def _config_error(cls: type, error: ValidationError) -> ConfigError:
         return ConfigError(f"{where} is missing.")
     if first["msg"].startswith("Input should be"):
         return ConfigError(f"{where} = {value}{first['msg'].replace('Input should be', ' is not')}.")
-    return ConfigError(f"{where} = {value} is refused: {first['msg']}.")
+    return ConfigError(f"{where} = {value} is not valid: {first['msg']}.")
 
 
 def shortened(value: Any, limit: int = 60) -> str:  # noqa: ANN401

@@ -13,32 +13,33 @@ Preset = Literal["handout", "compact"]
 @one_sentence
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """The network.
+    """The configuration of the network.
 
-    `handout` is the course's network. Its options are the course's own: `width` (F_dim), `label_width` (L_dim),
-    `latents` (N_dim) and `decoder_width` (D_out_dim), the last activation, and `logvar_bound`.
+    Preset `handout` is the network of the course's code. Its options are four widths, the output activation and
+    `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`), N_dim (`latents`)
+    and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
     """
 
-    name: Preset = Field("compact", description="network: the course's (handout) or ours (compact)")
+    name: Preset = Field("compact", description="network: handout (the course's) or compact (smaller)")
     height: Literal[32, 64, 128] = Field(
         32,
-        description="frame height in pixels; `compact` has one more level per doubling, so z keeps its size",
+        description="frame height in pixels; each doubling adds a level to `compact`, so z keeps its size",
     )
     width: int = Field(
         32,
         ge=8,
         le=1024,
-        description="channels at half resolution, a multiple of 8; handout: of frame features (F_dim)",
+        description="channels at half resolution, a multiple of 8; handout: channels of frame features (F_dim)",
     )
     label_width: int = Field(32, ge=8, le=1024, description="handout: channels of label features (L_dim)")
     decoder_width: int = Field(
         192, ge=16, le=1024, description="handout: channels between decoder and generator (D_out_dim)"
     )
     latents: int = Field(8, ge=1, le=64, description="channels of z")
-    anchor: bool = Field(True, description="pass features of the first frame and its label to every step")
+    anchor: bool = Field(True, description="give features of the first frame and its label to every step")
     norm: Literal["group", "none"] = Field("group", description="normalisation layers")
-    output: Literal["sigmoid", "linear"] = Field("sigmoid", description="last activation of the generator")
-    invert_labels: bool = Field(True, description="feed 1 - label, so that the white background is 0")
+    output: Literal["sigmoid", "linear"] = Field("sigmoid", description="output activation of the generator")
+    invert_labels: bool = Field(True, description="encode 1 - label, so that the white background is 0")
     dropout: float = Field(0.0, ge=0.0, le=0.9, description="dropout probability in decoder and generator")
     prior: Literal["normal", "learned"] = Field(
         "normal", description="prior of z: N(0, I), or p(z | previous frame, label)"
@@ -47,12 +48,12 @@ class ModelConfig:
         10.0,
         ge=0.1,
         le=20.0,
-        description="log-variance is clamped to plus or minus this; needed where beta is 0",
+        description="log-variances are clamped to plus or minus this value; needed if beta is 0",
     )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "ModelConfig":  # noqa: ANN401
-        """Return `handout` (exactly the course's network) or `compact` (ours), with some values changed."""
+        """Return the configuration of preset `handout` or `compact`, with some values changed."""
         if name == "handout":
             return cls(name="handout", **(_HANDOUT | _HANDOUT_FIXED | changes))
         return cls(name=name, **changes)  # type: ignore[arg-type]
@@ -72,7 +73,7 @@ class ModelConfig:
             raise ConfigError(f"width = {self.width} is not a multiple of 8.")
         for key in ("label_width", "decoder_width"):
             if getattr(self, key) != getattr(type(self), key):
-                raise ConfigError(f"{key} belongs to preset handout; leave it out, or use preset handout.")
+                raise ConfigError(f"{key} belongs to preset handout; remove it, or use preset handout.")
 
     @property
     def latent_stride(self) -> int:
@@ -81,7 +82,7 @@ class ModelConfig:
 
     @property
     def extra_levels(self) -> int:
-        """Levels of `compact` beyond the three that frames of 32 x 64 need."""
+        """Number of resolution levels of `compact` in addition to the three for frames of 32 x 64 pixels."""
         return {32: 0, 64: 1, 128: 2}[self.height]
 
 

@@ -1,4 +1,4 @@
-"""A run: its data, its model and its training, and the flat names that describe them."""
+"""The configuration of a run: its data, its model and its training, built from one list of parameter names."""
 
 import difflib
 import json
@@ -19,18 +19,18 @@ from cvae_lab.config.train import TrainConfig
 _log = logging.getLogger(__name__)
 
 RENAMED = {"start": "init_from", "given": "reference_frame", "optimiser": "optimizer"}
-"""Old parameter names, accepted for one version, and the new ones."""
+"""Old parameter names and the new ones. This version still accepts the old names; the next one will not."""
 
 
 def parameters(*classes: type) -> list[Parameter]:
-    """Return every parameter of the given configuration classes, by default of the model and of the training."""
+    """Return every parameter of these configuration classes; the default is the model and the training."""
     return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
 
 
 @one_sentence
 @dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class RunConfig:
-    """A model, its training and its data."""
+    """The configuration of a model, its training and its data."""
 
     data: str
     model: ModelConfig = ModelConfig()
@@ -39,7 +39,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.train.sigma and self.train.scale == "handout":
             raise ConfigError(
-                'sigma belongs to scale = "elbo"; at the scale of the assignment there is only beta_max.'
+                'sigma belongs to scale = "elbo"; at scale = "handout" only beta_max sets the KL weight.'
             )
         if self.train.scale == "elbo" and self.train.weighting != "equal":
             raise ConfigError(
@@ -52,7 +52,7 @@ class RunConfig:
 
     @classmethod
     def from_params(cls, data: str | Path, preset: str = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
-        """Build a run from flat names. Raises ConfigError for an unknown name, with the most similar known one."""
+        """Build the configuration from parameters. An unknown name raises ConfigError with the most similar name."""
         model_names = {f.name for f in fields(ModelConfig)} - {"name"}
         train_names = {f.name for f in fields(TrainConfig)}
         params = current_names(params)
@@ -75,32 +75,32 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
-        """Read what `to_json` wrote; files of the previous version are accepted.
+        """Read a configuration that `to_json` of this version or the previous one wrote.
 
-        Raises ConfigError where the text is not the configuration of a run.
+        Raises ConfigError if the text is not the configuration of a run.
         """
         try:
             raw = json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError("The configuration is not JSON text.") from error
         if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
-            raise ConfigError("The configuration has no data, model and train of a run.")
+            raise ConfigError("The configuration of a run needs data, model and train.")
         parts = [raw.get("model"), raw.get("train")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ConfigError("The configuration has no data, model and train of a run.")
+            raise ConfigError("The configuration of a run needs data, model and train.")
         train = {name: _tuples(value) for name, value in current_names(parts[1], None).items()}
         return cls(raw["data"], ModelConfig(**parts[0]), TrainConfig(**train))
 
     def difference(self, other: "RunConfig", ignore: tuple[str, ...] = ()) -> str:
-        """Describe the first value that differs in `other`; empty where all are equal, except those to `ignore`."""
+        """Describe the first value that differs from `other`. The result is empty if only names in `ignore` differ."""
         mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
         changed = [name for name in mine if mine[name] != theirs[name] and name not in ignore]
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
 
     def command(self) -> str:
-        """Return the command line that trains this run: every value that differs from its preset's default.
+        """Return the command line that trains this run, with every value that differs from the preset's default.
 
-        Paths are given by their last part only.
+        Of a path, only the last component is included.
         """
         plain = RunConfig.from_params(self.data, self.model.name)
         mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))
@@ -134,7 +134,7 @@ def current_names(
     return {RENAMED.get(name, name): value for name, value in params.items()}
 
 
-# Training values of preset `handout`, after the course's code: clips of 16, Adam, no noise, no weight average.
+# Training values of preset `handout`, as in the course's code: clips of 16 frames, Adam, no noise, no EMA of weights.
 _PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "handout": {
         "n_frames": 16, "batch_size": 2, "optimizer": "adam", "lr": 1e-4, "weight_decay": 0.0,

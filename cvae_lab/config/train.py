@@ -15,9 +15,9 @@ TFStrategy = Literal["none", "constant", "linear", "inverse_sigmoid", "adaptive"
 @one_sentence
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """How a model is trained. The defaults suit `compact` on two CPU cores."""
+    """The configuration of training. The defaults are chosen for `compact` on two CPU cores."""
 
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, clips, masks and noise")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, clips, masks and noise")
     init_from: str = Field(
         "", description="run folder or checkpoint file with initial weights; empty: random weights"
     )
@@ -26,15 +26,16 @@ class TrainConfig:
         0.0,
         ge=0.0,
         le=10**6,
-        description="time budget; above 0 it replaces `epochs`, and all schedules follow it",
+        description="time limit in minutes; above 0 it replaces `epochs` and sets the length of all schedules",
     )
-    n_frames: int = Field(4, ge=2, le=512, description="frames in a clip, the first one included")
+    n_frames: int = Field(4, ge=2, le=512, description="frames in a clip, including the first")
     batch_size: int = Field(10, ge=1, le=65536, description="clips per optimizer step")
     clips_per_epoch: int = Field(
-        0, ge=0, le=10**9, description="clips per epoch; 0: as many as show each frame once"
+        0, ge=0, le=10**9, description="clips per epoch; 0: so many that each frame is predicted about once"
     )
     reference_frame: Literal["random", "first"] = Field(
-        "random", description="frame 0 of a clip: a random frame of the recording, or the one before frame 1"
+        "random",
+        description="frame 0 of a clip: a random frame of the recording, or the frame before frame 1",
     )
     holdout: float = Field(
         0.1, ge=0.0, le=0.5, description="fraction of each training recording held out to select checkpoints"
@@ -43,7 +44,7 @@ class TrainConfig:
         5,
         ge=1,
         le=10**6,
-        description="epochs between evaluations (1 if tf_strategy is adaptive); the last has one",
+        description="epochs between evaluations (1 if tf_strategy is adaptive); the last epoch is evaluated",
     )
 
     optimizer: Literal["adam", "adamw", "adamax", "muon"] = Field("muon", description="optimizer")
@@ -55,39 +56,42 @@ class TrainConfig:
     lr_milestones: tuple[float, ...] = Field(
         (0.5, 0.8),
         max_length=1000,
-        description="`step`: fractions of training at which the learning rate falls",
+        description="`step`: fractions of training at which the learning rate is multiplied by lr_gamma",
     )
-    lr_gamma: float = Field(0.1, ge=0.0, le=1.0, description="`step`: factor of each fall")
+    lr_gamma: float = Field(0.1, ge=0.0, le=1.0, description="`step`: factor at each milestone")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="weight decay of the optimizer")
     clip_norm: float = Field(
-        1.0, ge=0.0, le=10**6, description="gradient norm is clipped to this; 0: no clipping"
+        1.0, ge=0.0, le=10**6, description="a larger gradient norm is scaled down to this; 0: no clipping"
     )
     ema: float = Field(
         0.998,
         ge=0.0,
         le=0.99999,
-        description="decay per step of the weight average that is evaluated; 0: none",
+        description="decay per step of the moving average of weights, which is evaluated; 0: no average",
     )
     bptt: int = Field(
-        -1, ge=-1, le=512, description="consecutive predicted frames that gradients pass; 0: none, -1: all"
+        -1, ge=-1, le=512, description="predicted frames in a row that gradients pass through; -1: all"
     )
     feedback_noise: float = Field(
         0.03, ge=0.0, le=1.0, description="standard deviation of noise on predicted frames that are fed back"
     )
     flip: bool = Field(True, description="mirror half of the clips and exchange left and right limb colours")
     paste: float = Field(
-        0.0, ge=0.0, le=1.0, description="fraction of clips that get a rectangle of another clip (CutMix)"
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="fraction of clips with a rectangle copied from another clip (CutMix)",
     )
     shift: int = Field(
         2, ge=0, le=16, description="shift half of the clips horizontally by up to this many pixels"
     )
     jitter: float = Field(
-        0.0, ge=0.0, le=0.5, description="scale a clip's brightness by up to plus or minus this"
+        0.0, ge=0.0, le=0.5, description="largest random change of a clip's brightness, as a fraction"
     )
 
     weighting: Literal["equal", "psnr"] = Field(
         "psnr",
-        description="weights of frame errors: equal (always so at scale elbo), or inverse to the error",
+        description="frame weights: equal (required at scale elbo), or psnr (larger if the error is smaller)",
     )
     scale: Literal["handout", "elbo"] = Field("handout", description="scale of the KL term")
     sigma: float = Field(
@@ -100,7 +104,10 @@ class TrainConfig:
         description="nats per frame and channel of z below which the KL is not reduced further",
     )
     kl_target: float = Field(
-        0.0, ge=0.0, le=10**6, description="KL in nats per frame that a controller holds; 0: no controller"
+        0.0,
+        ge=0.0,
+        le=10**6,
+        description="target of a controller of the KL, nats per frame; 0: no controller",
     )
     kl_balance: float = Field(
         0.0,
@@ -129,25 +136,27 @@ class TrainConfig:
     )
     tf_step: float = Field(0.1, ge=0.0, le=1.0, description="change of the ratio per epoch")
     tf_decay: float = Field(
-        5.0, ge=1.0, le=10**6, description="`inverse_sigmoid`: k of k / (k + exp(e / k)), in epochs"
+        5.0, ge=1.0, le=10**6, description="`inverse_sigmoid`: k in k / (k + exp(e / k)), in epochs"
     )
     tf_per: Literal["epoch", "batch", "clip", "step"] = Field(
-        "step", description="what each random teacher-forcing decision covers"
+        "step", description="unit that each random teacher-forcing decision applies to"
     )
 
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
-        description="auto, cpu, mps, cuda, or one GPU such as cuda:1; auto: CUDA where there is a GPU, else CPU",
+        description="auto, cpu, mps, cuda, or one GPU such as cuda:1; auto: CUDA if there is a GPU, else CPU",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of convolutions; auto: bfloat16 where the hardware has instructions for it"
+        "auto", description="dtype of convolutions; auto: bfloat16 if the hardware has instructions for it"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: torch's default")
 
     def __post_init__(self) -> None:
         if self.kl_target and not self.beta_max:
-            raise ConfigError("kl_target needs a beta_max above 0, where its controller starts; try 1e-5.")
+            raise ConfigError(
+                "kl_target needs beta_max above 0, because beta_max is its first KL weight; try 1e-5."
+            )
         if self.kl_strategy == "stages" and not self.stages:
             raise ConfigError(
                 'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'

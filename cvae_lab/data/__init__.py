@@ -1,4 +1,4 @@
-"""Data: the synthetic data set, the assignment's folders, and clips sampled from them."""
+"""Data sets: the synthetic one and folders in the assignment's layout. Clips for training are sampled from them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -35,18 +35,19 @@ def load(
     answers: str | Path | None = None,
     min_frames: int = 2,
 ) -> Dataset:
-    """Return the synthetic set where `data` is tiny, small or full; otherwise read the assignment's folders there.
+    """Return a data set: a synthetic one if `data` is tiny, small or full, otherwise the one in the folder `data`.
 
-    The synthetic set is rendered once per size, seed and version of its code, and kept in the cache.
+    A synthetic data set is rendered once per size, seed and version of its code, and kept in the cache. A folder must
+    have the assignment's layout (`read_folder`).
 
     Args:
-        data: the size of the synthetic set, or a folder.
-        seed: of the synthetic set.
-        parts: what to read of a folder: train, val, test. A part that is missing stays empty.
-        required: parts that must be there, such as `("train",)` for training; otherwise DataError.
-        fit: what to do with pictures of other proportions: stretch, crop or letterbox (`pixels.Fit`).
+        data: size of the synthetic data set, or a folder.
+        seed: seed of the synthetic data set.
+        parts: splits to read from a folder (train, val, test). A missing split is empty in the result.
+        required: splits that must exist, such as `("train",)` for training. A missing one raises DataError.
+        fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`course_csv.read_answers`).
-        min_frames: that the training part needs.
+        min_frames: smallest allowed number of training frames.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -78,7 +79,7 @@ def _from_plain(plain: dict[str, Any]) -> Dataset:
 
 
 def _source_key() -> str:
-    """A hash of the rendering code, so that cached frames are never older than the code."""
+    """Return a hash of the rendering code. It is part of the cache key, so frames are rendered again after a change."""
     here = Path(__file__).parent
     sources = [here / "palette.py", *sorted((here / "synthetic").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

@@ -1,4 +1,4 @@
-"""Keep decoded pictures and rendered data on disk, so that they are made only once."""
+"""Cache of decoded pictures and rendered data on disk."""
 
 import functools
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cvae_lab.data.files import replacing
 
-FORMAT = 3  # of the cache files; a new number makes every older file invalid
+FORMAT = 3  # version of the cache files; a new number makes every older file invalid
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ def cache_dir() -> Path:
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the value in the cache file `name` if its key and checksum are right; otherwise call `build`.
+    """Return the value in the cache file `name` if its key and checksum are correct. Otherwise call `build`.
 
     The value consists of tensors, numbers and text in dicts, lists and tuples. Tensors from the file are
-    memory-mapped, so that several processes use the same memory. A damaged file is logged and built again. A file
-    that cannot be written is logged once per folder, and the value is returned.
+    memory-mapped, so that several processes use the same memory. A damaged file is logged and built again. If the
+    file cannot be written, one warning per folder is logged and the value is still returned.
     """
     file = folder / f"{name}.pt"
     value = _read(file, key)
@@ -46,13 +46,13 @@ def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             torch.save({"key": key, "value": value, "checksum": checksum(value)}, temporary)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where the disk is full
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if the disk is full
         _warn_not_written(folder, str(error).split("\n")[0])
     return value
 
 
 def _read(file: Path, key: str) -> dict[str, Any] | None:
-    """The value in the file; None where the file is missing, has another key or is damaged."""
+    """Return the value in the file, or None if the file is missing, has another key or is damaged."""
     try:
         found = torch.load(file, weights_only=True, mmap=True)
         if found["key"] != key:
@@ -62,7 +62,7 @@ def _read(file: Path, key: str) -> dict[str, Any] | None:
         reason = "its checksum is wrong"
     except FileNotFoundError:
         return None
-    # A damaged file makes torch raise errors of almost any type, and all of them mean the same here.
+    # torch.load raises errors of almost any type for a damaged file. All are handled in the same way.
     except Exception as error:
         reason = type(error).__name__
     if file.is_file():
@@ -73,7 +73,7 @@ def _read(file: Path, key: str) -> dict[str, Any] | None:
 @functools.cache
 def _warn_not_written(folder: Path, reason: str) -> None:
     logger.warning(
-        "%s: no cache was written (%s); the next start has to do the work again. "
+        "%s: no cache was written (%s); the next run has to read or render the data again. "
         "Free some space, or set CVAE_LAB_CACHE to another folder.",
         folder,
         reason,
@@ -81,7 +81,7 @@ def _warn_not_written(folder: Path, reason: str) -> None:
 
 
 def checksum(value: Any, start: int = 0) -> int:  # noqa: ANN401
-    """CRC-32 over the types, shapes and contents of tensors, numbers and text in dicts, lists and tuples."""
+    """Return the CRC-32 of a value: types, shapes and contents of tensors, numbers and text in nested containers."""
     if isinstance(value, Tensor):
         start = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), start)
         return zlib.crc32(value.contiguous().numpy().data.cast("B") if value.numel() else b"", start)
@@ -96,10 +96,10 @@ def checksum(value: Any, start: int = 0) -> int:  # noqa: ANN401
 
 
 def content_key(root: Path, files: Sequence[Path], *options: object) -> str:
-    """A hash of the options and of the files' names, sizes and times of change: any edit of a file changes it."""
+    """Return a hash of the options and of each file's name, size and times of change. Any edit changes the hash."""
     digest = hashlib.sha256(f"format {FORMAT} {options}".encode())
     for file in files:
-        # st_ctime also changes when an edit restores the file's own modification time.
+        # st_ctime changes even if a program restores the modification time after an edit.
         stat = file.stat()
         times = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
         digest.update(f"{os.path.relpath(file, root)} {times}\n".encode(errors="surrogateescape"))

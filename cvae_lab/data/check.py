@@ -1,4 +1,4 @@
-"""What a data set holds, and what trivial predictions score on it."""
+"""Table of the contents of a data set and of the PSNR of trivial baselines on it."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from cvae_lab.data.pixels import to_float
 
 
 def report(dataset: Dataset) -> pd.DataFrame:
-    """Return one row per part and test clip that is there.
+    """Return a table with one row per split (training, validation) and one row per test clip.
 
-    Columns: `frames`, `recordings`, `boundaries`; `unknown_colours`, the fraction of drawn label pixels whose colour is
-    not in the palette (the standard one where `dataset.palette` is None); and three baselines.
+    The columns `frames`, `recordings` and `boundaries` describe the video. `unknown_colours` is the fraction of drawn
+    label pixels whose colour is not in the palette (the standard palette if `dataset.palette` is None).
 
-    Baselines are means of per-frame PSNR in dB (peak 1, capped at 100) over all frames but the first of each
-    recording: `static` repeats that first frame, `copy_previous` repeats the previous true frame, `mean_frame` shows
-    the mean training frame. NaN where there is no answer to score against.
+    Three columns hold the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
+    first frame of each recording is excluded. `static` repeats that first frame, `copy_previous` repeats the previous
+    true frame, and `mean_frame` is the mean training frame. The value is NaN if the true frames are not known.
     """
     mean = _mean_frame(dataset.train)
     palette = dataset.palette or STANDARD
@@ -38,7 +38,7 @@ def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None, palette: Palet
 
 
 def _shortened(numbers: Sequence[int], most: int = 12) -> str:
-    """The numbers as text; of many, the first ones, so that a table stays readable."""
+    """Return the numbers as text. If there are more than `most`, only the first ones are listed."""
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
     return " ".join(map(str, numbers[:most])) + more
 
@@ -51,10 +51,10 @@ def _clip_row(clip: Clip, mean: Float[Tensor, "3 h w"] | None, palette: Palette)
 
 
 def _baselines(video: Video, mean: Float[Tensor, "3 h w"] | None) -> dict[str, float]:
-    """Mean PSNR of the three baselines over all frames but the first of each recording."""
+    """Return the mean PSNR of the three baselines over all frames except the first of each recording."""
     index = torch.arange(len(video))
     start = torch.cat([torch.full((stop - start,), start) for start, stop in video.recordings])
-    # One array for all errors: many small ones between large temporaries fragment the memory of long videos.
+    # One array for all errors: many small arrays, allocated between large ones, would fragment the memory.
     errors = torch.full((3, len(video)), torch.nan)
     for rows in index.split(32):
         frames = to_float(video.frames[rows])

@@ -18,9 +18,9 @@ AnswerFormat = Literal["none", "folder", "2023", "later"]
 
 @dataclass(frozen=True)
 class Video:
-    """Frames with their pose labels: one recording, or several in a row.
+    """Frames with their pose labels: one recording, or several recordings one after the other.
 
-    `boundaries` holds the index of the first frame of every recording but the first. A video may be empty.
+    `boundaries` holds the index of the first frame of every recording except the first. A video may be empty.
     """
 
     frames: UInt8[Tensor, "n 3 h w"]
@@ -46,25 +46,26 @@ class Video:
 
     @property
     def recordings(self) -> list[tuple[int, int]]:
-        """First frame and end (one past the last frame) of every recording, as indices."""
+        """Index of the first frame and index after the last frame, for every recording."""
         edges = (0, *self.boundaries, len(self)) if len(self) else ()
         return list(itertools.pairwise(edges))
 
     def clip_starts(self, n_frames: int) -> Int64[Tensor, " s"]:
-        """Return every index where a clip of `n_frames` can start and stay inside one recording."""
+        """Return every start index for which a clip of `n_frames` lies inside one recording."""
         starts = [torch.arange(a, b - n_frames + 1) for a, b in self.recordings if b - a >= n_frames]
         if not starts:
             longest = max((b - a for a, b in self.recordings), default=0)
             raise ValueError(
                 f"video {self.name!r}: no recording holds a clip of {n_frames} frames, the longest recording has "
-                f"{longest}; ask for {longest} frames or fewer, or check the boundaries {self.boundaries}"
+                f"{longest}; use clips of {longest} frames or fewer, or check the boundaries {self.boundaries}"
             )
         return torch.cat(starts)
 
     def hold_out(self, fraction: float = 0.1, min_frames: int = 16) -> tuple["Video", "Video"]:
         """Split into (kept, held out). The last `fraction` of every recording is its held-out segment.
 
-        A segment has at least `min_frames` frames. A recording that cannot keep as many is not split.
+        A held-out segment has at least `min_frames` frames. A recording is not split if fewer than `min_frames` frames
+        would be kept.
         """
         if not 0 < fraction < 1 or min_frames < 1:
             raise ValueError(
@@ -80,12 +81,12 @@ class Video:
         if not held:
             raise ValueError(
                 f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and keep as "
-                "many; ask for shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
+                "many; use shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def as_clips(self) -> tuple["Clip", ...]:
-        """Return one prediction task per recording, with the recording's own frames as the answer."""
+        """Return one prediction task per recording. Its answer is the frames of the recording."""
         return tuple(
             Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
             for i, (a, b) in enumerate(self.recordings)
@@ -100,9 +101,9 @@ class Video:
 
 @dataclass(frozen=True)
 class Clip:
-    """One prediction task: the first frame, the labels of all frames, the answer where known.
+    """One prediction task: the first frame, the labels of all frames, and the answer (all true frames) if known.
 
-    `labels[0]` and `answer[0]` belong to `first`.
+    `labels[0]` is the label of `first`, and `answer[0]` equals `first`.
     """
 
     name: str
@@ -114,7 +115,7 @@ class Clip:
         _check_pictures(self.name, first=(self.first, 3), labels=(self.labels, 4))
         if self.labels.shape[1:] != self.first.shape or len(self.labels) < 2:
             raise ValueError(
-                f"clip {self.name!r}: labels {tuple(self.labels.shape)} do not fit the first frame "
+                f"clip {self.name!r}: labels {tuple(self.labels.shape)} cannot belong to a first frame "
                 f"{tuple(self.first.shape)}; give two labels or more, of the frame's size"
             )
         if self.answer is None:
@@ -132,11 +133,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and validation videos, and the test clips. Each of them may be empty.
+    """A data set: training video, validation video and test clips. Each of them may be empty.
 
-    `palette` holds the label colours that mirroring exchanges; None where the labels have other colours, so that they
-    cannot be mirrored. `answer_format` says where the answers came from: the course of `2023` and that of `later`
-    years average differently, `folder` stands for picture files and own data, `none` where no clip has an answer.
+    `palette` holds the label colours that mirroring exchanges. It is None if the labels have other colours and
+    therefore cannot be mirrored.
+
+    `answer_format` is the source of the answers. `2023` and `later` are the course's files, which are scored with
+    different averages. `folder` means picture files or the user's own data. `none` means that no clip has an answer.
     """
 
     name: str
@@ -148,27 +151,28 @@ class Dataset:
 
 
 class ClipBatch(NamedTuple):
-    """Clips in [0, 1]: frames and their labels; frame 0 is the first or reference frame."""
+    """A batch of clips: frames `x` and labels `p` in [0, 1]. Frame 0 is the reference frame."""
 
     x: Float[Tensor, "b t 3 h w"]
     p: Float[Tensor, "b t 3 h w"]
 
 
 class ClipSampler:
-    """Shuffled clips of `n_frames`, with any start inside a recording, from uint8 pixels that stay on `device`.
+    """Sampler of shuffled training clips. The pixels of the video are kept on `device` as uint8.
 
-    All randomness comes from `generator` and is drawn when an epoch begins. Saving the generator's state between
-    epochs is therefore enough to resume the same sequence. An epoch samples its starts without replacement.
+    All random numbers come from `generator` and are drawn when an epoch begins. Saving the generator's state between
+    epochs is therefore enough to resume the same sequence. An epoch samples the starts of its clips without
+    replacement.
 
     Args:
-        video: the source; a clip never crosses a recording boundary.
-        n_frames: per clip, frame 0 included.
+        video: source of the clips; a clip never crosses a recording boundary.
+        n_frames: frames per clip, including frame 0.
         batch_size: clips per batch; the last batch of an epoch may be smaller.
         generator: a CPU generator.
-        clips_per_epoch: by default, as many as fill whole batches and show each frame about once as a frame to
-            predict, or all starts where there are fewer.
-        reference_frame: what frame 0 of a clip is. "random": any frame of its recording, so that a model learns to
-            predict frames far from it, as in the test. "first": the frame before those to predict.
+        clips_per_epoch: number of clips. By default, the number fills whole batches and predicts each frame about
+            once, but there are at most as many clips as possible starts.
+        reference_frame: choice of frame 0 of each clip. "random" is any frame of the same recording; the model then
+            learns to predict frames far from frame 0, as in the test. "first" is the frame directly before frame 1.
     """
 
     def __init__(
@@ -203,7 +207,7 @@ class ClipSampler:
         self.clips_per_epoch = clips_per_epoch
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Return the number of batches per epoch."""
         return math.ceil(self.clips_per_epoch / self.batch_size)
 
     def epoch(self) -> Iterator[ClipBatch]:
@@ -217,20 +221,20 @@ class ClipSampler:
             yield ClipBatch(to_float(self.frames[batch]), to_float(self.labels[batch]))
 
     def _random_frames(self, starts: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
-        """For every start, the index of a uniformly sampled frame of its recording."""
+        """Return, for every start, the index of a uniformly sampled frame of the same recording."""
         recording = torch.searchsorted(self.recording_edges, starts, right=True) - 1
         first, stop = self.recording_edges[recording], self.recording_edges[recording + 1]
-        # Double precision: in single, a draw just below 1 could round up to the next recording's first frame.
+        # Double precision: in single precision, a number just below 1 could be rounded up into the next recording.
         fraction = torch.rand(len(starts), generator=self.generator, dtype=torch.float64)
         return first + (fraction * (stop - first)).long()
 
 
 def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
-    """Return the index of the first frame after every recording boundary, found from jumps between frames.
+    """Detect recording boundaries from the frames, and return the index of the first frame after each boundary.
 
-    A boundary is a large change between two frames (mean squared difference above 2e-3, which is a PSNR below 27 dB)
-    that is also 4 times larger than each of the 3 changes before it and the 3 after it. Fast motion has large
-    changes, too, but several in a row.
+    A boundary is a large change between two frames: the mean squared difference is above 2e-3 (a PSNR below 27 dB). It
+    is also more than 4 times as large as each of the 3 changes before it and each of the 3 changes after it. Fast
+    motion also causes large changes, but several in a row.
     """
     if len(frames) < 2:
         return ()
@@ -242,9 +246,9 @@ def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
 
 
 def frame_changes(frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " m"]:
-    """Return the n - 1 mean squared differences between each frame and the one before it, values in [0, 1]."""
+    """Return the n - 1 mean squared differences between consecutive frames, for pixel values in [0, 1]."""
     change = torch.empty(max(len(frames) - 1, 0))
-    for i in range(0, len(change), 32):  # a few frames at a time: floats take four times the memory
+    for i in range(0, len(change), 32):  # 32 frames at a time, because floats need four times the memory
         change[i : i + 32] = to_float(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
     return change
 

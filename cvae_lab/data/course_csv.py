@@ -1,7 +1,7 @@
-"""The course's text formats: one file per clip in 2023, one CSV of all clips in later years, and the answers in both.
+"""Text formats of the course: one file per clip in 2023, and one CSV file for all clips in later years.
 
-These files come from other people, so reading is bounded: a file that is much larger than its format needs is refused
-before it is read, and every value is checked.
+Predictions and answers (true frames) have the same format. These files come from other people. A file much larger
+than its format needs is therefore refused before it is read, and every value is checked.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from cvae_lab.data.pixels import DataError, to_uint8
 
 HEIGHT, WIDTH = 32, 64
 VALUES = 3 * HEIGHT * WIDTH
-MAX_CHARACTERS = 32  # per value, separator included: more than any program writes
-MAX_ROWS = 100_000  # of a CSV whose number of rows is not known: 614 MB of pixels
+MAX_CHARACTERS = 32  # per value, including the separator; more than any program writes
+MAX_ROWS = 100_000  # of a CSV file whose number of rows is not known in advance; 614 MB of pixels
 SAME_FRAME = 8.0  # mean absolute difference in grey levels up to which two frames count as the same
 
 logger = logging.getLogger(__name__)
 
 
 def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) -> None:
-    """Write the later years' CSV: header id,0,...,6143, one row per frame, clip after clip, first frames included.
+    """Write the CSV file of later years: a header id,0,...,6143 and one row per frame, one clip after the other.
 
-    Values are rint(255 x), clamped to 0..255, in channel, row, column order.
+    First frames are included. Values are rint(255 x), clamped to 0..255, in channel, row, column order.
     """
     rows = torch.cat([to_uint8(clip) for clip in clips]).flatten(1).numpy()
     table = np.column_stack([np.arange(len(rows)), rows])
@@ -45,13 +45,13 @@ def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) ->
 
 
 def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UInt8[Tensor, "t 3 32 64"]]:
-    """Read the later years' CSV, with or without a column Usage after the values. The inverse of `write_submission`.
+    """Read the CSV file of later years, with or without a column Usage after the values.
 
-    Raises DataError with line and column where a value is not a whole number from 0 to 255, where ids are not
-    0, 1, 2, … in this order, or where rows or columns are missing or too many.
+    Values must be whole numbers from 0 to 255, and the ids must be 0, 1, 2, … in this order. Any other content, and a
+    wrong number of rows or columns, raises DataError with the line and the column.
 
     Args:
-        frames_per_clip: the number of rows of every clip; an integer where all clips have as many.
+        frames_per_clip: number of rows of each clip; a single integer if all clips have the same length.
     """
     lengths = None if isinstance(frames_per_clip, int) else list(frames_per_clip)
     limit = MAX_ROWS if lengths is None else sum(lengths)
@@ -71,7 +71,7 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
 
 
 def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
-    """The pixels of every row, checked. Lines are read one at a time, none longer than a row can be."""
+    """Yield the checked pixels of every row. Lines are read one at a time, up to the greatest length of a row."""
     longest = MAX_CHARACTERS * (VALUES + 2)
     with _regular(path).open("rb") as file:
         header = _line(path, file.readline(longest), 1, longest).removeprefix(b"\xef\xbb\xbf").split(b",")
@@ -79,8 +79,8 @@ def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
         usage = names[-1].lower() == "usage"
         if names[0].lower() != "id" or len(names) != VALUES + 1 + usage:
             raise DataError(
-                f"{path}: line 1 must name {VALUES + 1} columns (id and {VALUES} values), and may name Usage after "
-                f"them, but has {len(names)} columns, the first of them {names[0][:20]!r}; write the header"
+                f"{path}: line 1 must name {VALUES + 1} columns (id and {VALUES} values), optionally followed by "
+                f"Usage; it names {len(names)}, and the first is {names[0][:20]!r}; write the header"
             )
         for number, line in enumerate(iter(lambda: file.readline(longest), b""), 2):
             line = _line(path, line, number, longest).strip()
@@ -113,7 +113,7 @@ def _are_pixels(values: Float[np.ndarray, " n"]) -> bool:
 
 
 def _row_fault(path: Path, number: int, names: list[str], fields: list[bytes]) -> DataError:
-    """Find the first fault of a row, value by value, and name its column."""
+    """Return the error for the first fault in a row, with the name of its column."""
     if len(fields) != VALUES + 1:
         return DataError(f"{path}: line {number} has {len(fields)} columns; it needs id and {VALUES} values")
     for name, field in zip(names, fields, strict=False):
@@ -139,7 +139,7 @@ def _number(text: str) -> float:
 
 
 def _parse(text: bytes | str, separator: str) -> Float[np.ndarray, " n"] | None:
-    """The numbers in a text; None where something in it is not a number."""
+    """Return the numbers in a text, or None if a word is not a number."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy only warns about text that it cannot read
         try:
@@ -149,15 +149,15 @@ def _parse(text: bytes | str, separator: str) -> Float[np.ndarray, " n"] | None:
 
 
 def _regular(path: Path) -> Path:
-    if not path.is_file():  # reading from a pipe or a device could wait forever
+    if not path.is_file():  # reading from a pipe or a device could block forever
         raise DataError(f"{path}: no such file, or not a regular one; give the path of a text file")
     return path
 
 
 def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
-    """Write one clip as in 2023: a line of 6144 numbers in [0, 1] per frame, the first frame included.
+    """Write one clip in the format of 2023: one line of 6144 numbers in [0, 1] per frame, including the first frame.
 
-    Four decimals distinguish all 256 levels of a pixel. `read_2023` reads it back.
+    Four decimals are enough to distinguish all 256 levels of a pixel.
     """
     rows = to_uint8(clip).flatten(1).numpy() / 255
     with replacing(path) as temporary:
@@ -165,13 +165,14 @@ def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
 
 
 def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
-    """Read a clip of 2023 (the answers GT0.csv, …): frames x 6144 numbers in [0, 1], separated by white space.
+    """Read one clip in the format of 2023, such as GT0.csv: frames x 6144 numbers in [0, 1], separated by white space.
 
-    Raises DataError with frame and value where a number is missing, is not a number or lies outside [0, 1].
+    Raises DataError with the frame and the value if a word is not a number or a number is not in [0, 1]. Also raises
+    DataError if the file has too few or too many numbers.
     """
     size = _regular(path).stat().st_size
     if size > MAX_CHARACTERS * frames * VALUES:
-        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; this is another file")
+        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; use the file of this clip")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     values = _parse(text, " ")
     if values is None:
@@ -194,9 +195,10 @@ def _place(index: int) -> str:
 
 
 def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
-    """Return the format of the answers at `path`, a file or a folder, and the files.
+    """Return the format of the answers at `path` (a file or a folder) and a dict of the answer files.
 
-    For 2023 there is a file per clip, under the clip's number; for later years one file of all clips, under "".
+    In the format of 2023 there is one file per clip, and its key is the clip's number. In the format of later years
+    there is one file for all clips, and its key is "".
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     named = {match[1]: file for file in files if (match := re.fullmatch(r"(?i)gt0*([0-9]+)\.csv", file.name))}
@@ -208,25 +210,27 @@ def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
 
 
 def is_picture_folder(path: Path) -> bool:
-    """Whether a folder of answers holds folders of pictures, and none of the course's text files."""
+    """Whether `path` is a folder without the course's text files, so that the answers must be pictures."""
     return path.is_dir() and answer_files(path)[0] == "none"
 
 
 def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = None) -> tuple[Clip, ...]:
     """Return the test clips with their true frames, read from the course's answer files.
 
-    Raises DataError where a file does not fit the clips.
+    Raises DataError if a file cannot be read, or if its number of frames is not that of the clips.
 
     Args:
-        path: a folder with GT0.csv, GT1.csv, … (2023) or gt.csv (later years), or one such file. A clip without a
-            file of 2023 keeps what it has.
-        clips: of the test, in order; of any length.
-        cache: folder that keeps the numbers, because reading text takes seconds.
+        path: a folder with GT0.csv, GT1.csv, … (2023) or gt.csv (later years), or one such file. In the format of
+            2023, a clip without a file is returned unchanged.
+        clips: the test clips in order. They may have any length.
+        cache: folder where the values are cached, because parsing the text takes seconds.
     """
     path = Path(path)
     year, files = answer_files(path)
     if not path.exists() or year == "none":
-        raise DataError(f"{path}: holds no answers; give GT0.csv, … (2023), gt.csv (later), or their folder")
+        raise DataError(
+            f"{path}: holds no answers; give GT0.csv, … (2023), gt.csv (later years), or their folder"
+        )
     if any(clip.first.shape != (3, HEIGHT, WIDTH) for clip in clips):
         raise DataError(
             f"{path}: the course's answers are frames of {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
@@ -235,7 +239,7 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
     if not sources:
         raise DataError(
-            f"{path}: none of the answers is of clip {', '.join(lengths)}; number them as the test clips"
+            f"{path}: no file has answers of clip {', '.join(lengths)}; number the files like the test clips"
         )
     for file in sources.values():
         _regular(file)
@@ -257,7 +261,7 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
 
 
 def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
-    """The clip with its answer. Frame 0, which is never scored, is the clip's own: the texts round it."""
+    """Return the clip with its answer. Frame 0 is copied from the clip, because the values in the files are rounded."""
     difference = float((answer[0].float() - clip.first.float()).abs().mean())
     if difference > SAME_FRAME:
         logger.warning(
@@ -271,7 +275,7 @@ def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
 
 
 def find_answers(root: Path) -> Path | None:
-    """Return where the course's answers lie: in the data folder, in its test part, or in Demo_Test in or beside it."""
+    """Search for the course's answers in the data folder, in its folder test, and in Demo_Test inside or beside it."""
     places = (root, root / "test", root / "Demo_Test", root.resolve().parent / "Demo_Test")
     return next((place for place in places if place.is_dir() and answer_files(place)[0] != "none"), None)
 
@@ -279,9 +283,11 @@ def find_answers(root: Path) -> Path | None:
 def with_answers(
     root: Path, clips: tuple[Clip, ...], path: Path | None, cache: Path
 ) -> tuple[tuple[Clip, ...], AnswerFormat]:
-    """Add answers to test clips: those at `path`, or else those found, unless the clips have picture files as answers.
+    """Add answers to the test clips, and return the clips with the format of the answers.
 
-    Found answers that do not fit the clips are left out and logged; those at `path` raise DataError.
+    Answers at `path` are used first, then picture files that the clips already have, then files that `find_answers`
+    finds. If found files do not belong to the clips, a warning is logged and the clips have no answers. Files at
+    `path` raise DataError in this case.
     """
     has_pictures = any(clip.answer is not None for clip in clips)
     if path and not (has_pictures and is_picture_folder(path)):

@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the complete new one, never a part."""
+"""Atomic file writes: a path always holds the old file or the complete new file."""
 
 import contextlib
 import functools
@@ -13,16 +13,16 @@ from pathlib import Path
 
 HOST = re.sub("[^A-Za-z0-9.]", "_", platform.node())[:32]
 TEMPORARY = re.compile(r"\..*\.tmp-(?P<host>[A-Za-z0-9._]*)-(?P<pid>[0-9]+)(\.[^.]*)?")
-DAY = 24 * 3600  # seconds; no write takes as long
+DAY = 24 * 3600  # seconds; longer than any write takes
 
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
-    The temporary name keeps the suffix of `path`, because libraries choose a format by it. After an error the
-    temporary file is removed and `path` keeps its old content. A killed process cannot remove its temporary file:
-    the next process that writes to the folder does (`remove_stale`).
+    The temporary name has the suffix of `path`, because libraries choose a file format by the suffix. After an error
+    the temporary file is removed and `path` keeps its old content. If the process is killed, the temporary file stays.
+    The next process that writes to the folder removes it (`remove_stale`).
     """
     path = Path(path)
     _remove_stale_once(path.parent.resolve())
@@ -41,14 +41,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path` that names this machine and process, so that its owner is known."""
+    """Return a hidden path beside `path`. Its name contains this machine's name and the process id."""
     return path.with_name(f".{path.stem}.tmp-{HOST}-{os.getpid()}{path.suffix}")
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files and folders of processes that no longer run, and those older than a day.
+    """Remove temporary files and folders that are older than a day or whose process no longer runs.
 
-    A process of another machine cannot be checked, so its files are removed by their age alone.
+    Processes on another machine cannot be checked, so only the age of their files counts.
     """
     with contextlib.suppress(OSError):
         for entry in folder.iterdir():
@@ -62,14 +62,14 @@ def remove_stale(folder: Path) -> None:
 
 @functools.cache
 def _remove_stale_once(folder: Path) -> None:
-    """Once per process and folder, because listing a folder costs more than writing a small file."""
+    """Call `remove_stale` once per process and folder. Listing a folder takes longer than writing a small file."""
     remove_stale(folder)
 
 
 def _is_stale(entry: Path, host: str, pid: int) -> bool:
     if time.time() - entry.lstat().st_mtime > DAY:
         return True
-    # os.kill(pid, 0) asks whether a process exists; on Windows it would end the process.
+    # os.kill(pid, 0) tests whether a process exists. On Windows it would end the process.
     if host != HOST or os.name == "nt":
         return False
     try:
@@ -77,5 +77,5 @@ def _is_stale(entry: Path, host: str, pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        return False  # it exists and belongs to another user
+        return False  # the process exists and belongs to another user
     return False

@@ -1,7 +1,7 @@
-"""Colours of the pose labels, and how a label is mirrored.
+"""Colours of the pose labels, and mirroring of labels.
 
-The synthetic data set draws with the standard colours. The course's labels use colours close to them, so mirroring
-assigns each label pixel to the nearest one. Other data sets name their colours in `labels.json`.
+The synthetic data set uses the standard colours. The course's labels have similar colours, so mirroring assigns each
+label pixel to the nearest standard colour. Other data sets list their colours in `labels.json`.
 """
 
 import json
@@ -29,22 +29,25 @@ RIGHT_LEG: RGB = (72, 226, 120)
 RIGHT_FOOT: RGB = (90, 236, 60)
 
 PALETTE_FILE = "labels.json"
-DRAWN = 0.2  # label coverage from which a pixel counts as drawn; the white background has coverage 0
-TOLERANCE = 0.18  # distance in RGB, values in [0, 1], within which a pixel belongs to a colour
-MAX_UNKNOWN = 0.1  # fraction of drawn pixels with unknown colours from which the palette counts as unknown
+DRAWN = 0.2  # smallest label coverage of a drawn pixel; the white background has coverage 0
+TOLERANCE = 0.18  # largest RGB distance (values in [0, 1]) between a pixel and the colour to which it belongs
+MAX_UNKNOWN = 0.1  # largest fraction of drawn pixels that may have colours outside the palette
 # Measured fractions of unknown pixels: 1.3 % in the synthetic data set, 0.5 % in the course's real labels, 95 % or
-# more where limbs are drawn in pure red, green and blue.
+# more if limbs are drawn in pure red, green and blue.
 
 
 class Palette(NamedTuple):
-    """Label colours, and for each the index of its partner on the other side of the body (or its own index)."""
+    """Label colours, and for each the index of its partner on the other side of the body.
+
+    A colour without left and right, such as the trunk's, has its own index.
+    """
 
     colours: tuple[RGB, ...]
     mirrored: tuple[int, ...]
 
     @classmethod
     def from_pairs(cls, pairs: Sequence[tuple[RGB, RGB]]) -> "Palette":
-        """Build a palette from (left colour, right colour); a pair of equal colours has no partner."""
+        """Build a palette from pairs (left colour, right colour). Two equal colours are one colour for both sides."""
         colours, mirrored = [], []
         for left, right in pairs:
             n = len(colours)
@@ -53,7 +56,7 @@ class Palette(NamedTuple):
         return cls(tuple(colours), tuple(mirrored))
 
     def pairs(self) -> list[tuple[RGB, RGB]]:
-        """The inverse of `from_pairs`."""
+        """Return the pairs (left colour, right colour) that `from_pairs` accepts."""
         return [(self.colours[i], self.colours[j]) for i, j in enumerate(self.mirrored) if i <= j]
 
 
@@ -68,7 +71,8 @@ STANDARD = Palette(
 def read_palette(file: Path) -> Palette:
     """Read `labels.json`: a list of pairs [left colour, right colour], each `[r, g, b]` or `"#rrggbb"`.
 
-    Colours without a left and a right, such as the trunk's, are pairs of twice the same colour. Raises DataError.
+    A colour without left and right, such as the trunk's, is written as a pair of two equal colours. Raises DataError
+    if the file has other content.
     """
     try:
         with file.open(encoding="utf-8-sig") as stream:
@@ -81,8 +85,8 @@ def read_palette(file: Path) -> Palette:
             raise ValueError("a colour in two pairs")
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
-            f'{file}: not a list of colour pairs ({error}); write [["#00ff00", "#ff0000"], …], the left colour '
-            "first, each colour once, and the same colour twice where there is no left and right"
+            f'{file}: not a list of colour pairs ({error}); write [["#00ff00", "#ff0000"], …] with the left colour '
+            "first and each colour in one pair only; a colour without left and right is a pair of two equal colours"
         ) from error
     return Palette.from_pairs(pairs)
 
@@ -108,11 +112,11 @@ def mirror_labels(p: Float[Tensor, "*b 3 h w"], palette: Palette = STANDARD) -> 
 
 
 def exchange_limbs(coverage: Float[Tensor, "*n 3"], palette: Palette = STANDARD) -> Float[Tensor, "*n 3"]:
-    """Replace the colour of each left limb by that of its right partner, and the reverse.
+    """Exchange the colours of left limbs with the colours of right limbs.
 
-    `coverage` is 1 - label, RGB in the last dimension, so white is 0. Each pixel is assigned to the palette colour of
-    the most similar hue, at the strength that fits best in least squares, and gets the partner colour at that
-    strength.
+    `coverage` is 1 - label with RGB in the last dimension, so white is 0. Each pixel is assigned to the palette colour
+    with the most similar hue. A least-squares fit gives the strength of that colour. The result is the partner colour
+    at the same strength.
     """
     colours = 1 - torch.tensor(palette.colours, dtype=coverage.dtype, device=coverage.device) / 255
     partner = torch.tensor(palette.mirrored, device=coverage.device)
@@ -123,15 +127,15 @@ def exchange_limbs(coverage: Float[Tensor, "*n 3"], palette: Palette = STANDARD)
 
 
 def unknown_fraction(labels: UInt8[Tensor, "n 3 h w"], palette: Palette = STANDARD) -> float:
-    """Return the fraction of drawn label pixels whose colour is not in the palette; 0 where nothing is drawn.
+    """Return the fraction of drawn label pixels whose colour is not in the palette, or 0 if no pixel is drawn.
 
-    A pixel may be any mixture of white and a palette colour, because thin limbs are drawn with soft edges. It is
-    unknown where it differs from the nearest mixture by more than `TOLERANCE`.
+    A pixel may be any mixture of white and a palette colour, because thin limbs have soft edges. Its colour is unknown
+    if the distance to the nearest mixture is more than `TOLERANCE`.
     """
     colours = 1 - torch.tensor(palette.colours) / 255
     drawn = unknown = 0
     for piece in labels.split(256):
-        # Most label pixels are white, so the drawn ones are picked before anything becomes a float.
+        # Most label pixels are white, so the drawn ones are selected before the conversion to float.
         coverage = 1 - to_float(piece.movedim(1, -1)[piece.amin(1) < 255 * (1 - DRAWN)])
         strength = (coverage @ colours.T / colours.square().sum(1).clamp_min(1e-6)).clamp(0, 1)
         distance = (coverage[:, None] - strength[..., None] * colours).norm(dim=-1).amin(1)

@@ -1,4 +1,4 @@
-"""Pixels: picture files to uint8 tensors, and uint8 (0 to 255, in files) to and from float ([0, 1], in models)."""
+"""Read picture files as uint8 tensors, and convert between uint8 (0 to 255, in files) and float (0 to 1, in models)."""
 
 import warnings
 from collections import Counter
@@ -18,22 +18,22 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class DataError(ValueError):
-    """A fault in the data: one sentence that names the file, the cause and the fix."""
+    """Error in the data. Its message is one sentence with the file, the cause and the fix."""
 
 
 Frames = UInt8[Tensor, "_ 3 _ _"] | Float[Tensor, "_ 3 _ _"]
 """Frames of shape (time, 3, height, width): uint8, or float in [0, 1]."""
 
 Fit = Literal["stretch", "crop", "letterbox"]
-"""How a picture of other proportions becomes one of the wanted size.
+"""How a picture with another aspect ratio is resized.
 
-`stretch` scales width and height independently, as the course's code does. `crop` keeps the proportions and removes
-what does not fit. `letterbox` keeps the proportions and adds bars: black in frames, white in labels.
+`stretch` scales width and height independently, as the course's code does. `crop` keeps the aspect ratio and removes
+two margins. `letterbox` keeps the aspect ratio and adds bars, which are black in frames and white in labels.
 """
 
 
 class Group(NamedTuple):
-    """Picture files that belong together and have one size: the frames or the labels of one video."""
+    """Picture files of one size: the frames of one video, or its labels."""
 
     files: Sequence[Path]
     is_label: bool
@@ -41,7 +41,7 @@ class Group(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Pixels of all groups, each group's source size (width, height), and how many files had to be converted."""
+    """Pixels of all groups, source size (width, height) of each group, and number of files per kind of conversion."""
 
     pixels: UInt8[Tensor, "_ 3 h w"]
     sources: list[tuple[int, int]]
@@ -71,14 +71,14 @@ def decode(
     title: str = "",
     fit: Fit = "stretch",
 ) -> Decoded:
-    """Decode picture files into one uint8 tensor of `size` (height, width), group after group.
+    """Decode picture files into one uint8 tensor of `size` (height, width), one group after the other.
 
-    Pictures of another size are resized bilinearly, pictures of another kind converted to RGB (`to_rgb`). Within a
-    group all must have one size. Raises DataError for the first file that cannot be used.
+    Pictures of another size are resized bilinearly. Pictures in another mode are converted to RGB (`to_rgb`). All
+    pictures of a group must have the same size. Raises DataError for the first file that cannot be used.
     """
     pixels = np.empty((sum(len(group.files) for group in groups), 3, *size), np.uint8)
     sources, conversions, position = [], Counter(), 0
-    # disable=None shows the bar on a terminal only; a log would keep every refresh.
+    # disable=None shows the bar only on a terminal. In a log file, each refresh would be a new line.
     bar = tqdm(
         total=len(pixels),
         desc=f"decoding {title}",
@@ -96,7 +96,7 @@ def decode(
                 _check_size(file, picture.size, source)
                 resized = _resize(picture, size, fit, WHITE if group.is_label else BLACK)
                 pixels[position] = np.asarray(resized).transpose(2, 0, 1)
-                position += 1  # not bar.n, which a disabled bar does not count
+                position += 1  # bar.n cannot be used, because a disabled bar does not count
                 conversions.update([conversion] if conversion else [])
                 bar.update()
             sources.append(source)
@@ -107,7 +107,7 @@ def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> No
     if size != first:
         raise DataError(
             f"{file}: {size[0]} x {size[1]} pixels, but the first file of its folder has "
-            f"{first[0]} x {first[1]}; bring all to one size"
+            f"{first[0]} x {first[1]}; resize all to one size"
         )
 
 
@@ -123,28 +123,28 @@ def _resize(picture: Image.Image, size: tuple[int, int], fit: Fit, bars: tuple[i
 
 
 def open_picture(file: Path) -> Image.Image:
-    """Read a PNG or JPEG file, whatever its name says. Raises DataError where it is neither or is too large."""
+    """Read a PNG or JPEG file, regardless of its file extension. Raises DataError for other or too large files."""
     try:
-        # The content decides: a JPEG file named .png is read.
+        # The format is detected from the content, so a JPEG file named .png is read.
         with Image.open(file, formats=["PNG", "JPEG"]) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"it claims {picture.width} x {picture.height} pixels")
-            # Pillow keeps the upper 8 bits of 16-bit colour and does not mention it in the mode.
+                raise Image.DecompressionBombError(f"it has {picture.width} x {picture.height} pixels")
+            # Pillow keeps the upper 8 bits of 16-bit colour, but the picture's mode does not show this.
             picture.info["is_16_bit"] = "16" in str(picture.tile[0][3]) if picture.tile else False
             picture.load()
     except Image.DecompressionBombError as error:
         raise DataError(f"{file}: too large ({error}); make it smaller") from error
-    # Damaged files make Pillow raise errors of almost any type.
+    # Pillow raises errors of almost any type for damaged files.
     except Exception as error:
         raise DataError(f"{file}: not a readable PNG or JPEG file ({error}); replace the file") from error
     return picture
 
 
 def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
-    """Convert a picture to 8-bit RGB; also return what had to be converted, empty for an RGB PNG.
+    """Convert a picture to 8-bit RGB. Also return the kind of conversion, which is empty for an 8-bit RGB PNG.
 
-    16-bit values are scaled to 8 bits. In labels, transparent pixels become white, the background colour of labels;
-    in frames, transparency is ignored, as the course's code does.
+    16-bit values are scaled to 8 bits. In labels, transparent pixels become white, the background colour of labels. In
+    frames, transparency is ignored, as in the course's code.
     """
     kind = _kind(picture)
     if is_label and kind == "transparency":
@@ -158,7 +158,7 @@ def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
 
 
 def _kind(picture: Image.Image) -> str:
-    """Name the property by which a picture differs from an 8-bit RGB PNG; empty where there is none."""
+    """Return the property in which a picture differs from an 8-bit RGB PNG; empty if it does not differ."""
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return "transparency"
     if picture.mode.startswith(("I", "F")) or picture.info.get("is_16_bit"):

@@ -1,4 +1,4 @@
-"""The network: the course's five modules, a compact version of them, and how they are connected."""
+"""The network: the five modules of the course's code, a smaller version of them, and the model that connects them."""
 
 from cvae_lab.models.cvae import CVAE, reparameterise
 

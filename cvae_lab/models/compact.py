@@ -1,13 +1,14 @@
-"""Preset `compact`: the same five modules and interfaces in a small U-shaped network, our default on a CPU.
+"""Preset `compact`: the same five modules and interfaces in a small U-shaped network. It is the default on a CPU.
 
-Differences from `modules.py`, with the reason for each:
+Differences from `modules.py`:
 
-* It works at 1/2, 1/4 and 1/8 of the frame's resolution, so it needs an order of magnitude fewer operations.
-* Labels are inverted: limbs are large numbers and the white background is 0.
-* z is a 4x8 grid, much smaller than the frame.
-* Group norm works per frame, so frames do not influence each other. A sigmoid keeps predictions in [0, 1].
+* The network works at 1/2, 1/4 and 1/8 of the frame's resolution. It needs an order of magnitude fewer operations.
+* Labels are inverted: the white background becomes 0 and limbs become large values.
+* z is a grid of 4 x 8 cells, much smaller than the frame.
+* Group norm is computed per frame, so frames do not influence each other.
+* A sigmoid keeps predictions in [0, 1].
 
-Larger frames get one more level per doubling of the height, so z keeps its size (`extra_levels`).
+Each doubling of the frame's height adds one level, so the size of z stays the same (`extra_levels`).
 """
 
 import torch
@@ -20,7 +21,7 @@ Pyramid = tuple[Tensor, ...]
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm (Wu & He 2018). On a CPU, bfloat16 inputs are normalised in float32, which is faster there."""
+    """Group norm (Wu & He 2018). On a CPU, bfloat16 inputs are normalised in float32, because that is faster."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         slow = x.device.type == "cpu" and x.dtype == torch.bfloat16
@@ -33,7 +34,10 @@ def norm(channels: int, kind: str) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Pre-activation residual block: norm, SiLU, 3x3 convolution, twice; a 1x1 skip where the channels change."""
+    """Pre-activation residual block: two times norm, SiLU and 3x3 convolution, with a skip connection.
+
+    The skip connection is a 1x1 convolution if the number of channels changes.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kind: str, dropout: float = 0.0) -> None:
         super().__init__()
@@ -43,9 +47,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        nn.init.zeros_(
-            self.conv2.weight
-        )  # a new block equals its skip: deep networks train from the first step
+        # A new block equals its skip connection, so deep networks learn from the first step.
+        nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -61,7 +64,7 @@ class Down(nn.Conv2d):
 
 
 def upsample(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Double the resolution by repeating values. Unlike transposed convolutions, it makes no checkerboard pattern."""
+    """Double the resolution by repeating values. Unlike transposed convolution, this gives no checkerboard pattern."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -83,7 +86,7 @@ class Label_Encoder(nn.Sequential):
         self.invert = invert
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h2 w2"]:
-        """`steps` has no effect: it is in the interface for the batch norm of preset `handout`."""
+        """Encode labels. `steps` has no effect; it exists because preset `handout` needs it for batch norm."""
         return super().forward(1 - label if self.invert else label)
 
 
@@ -114,7 +117,7 @@ class Gaussian_Predictor(nn.Module):
 
 
 class Decoder_Fusion(nn.Module):
-    """Encode frame features and label features as a pyramid; add z at its coarsest level."""
+    """Encode frame features and label features as a pyramid, and add z at the coarsest level."""
 
     def __init__(
         self,
@@ -151,14 +154,14 @@ class Decoder_Fusion(nn.Module):
 
 
 class Generator(nn.Module):
-    """Decode the pyramid, coarse to fine with skip connections, to the predicted frame (b, 3, h, w)."""
+    """Decode the pyramid to the predicted frame (b, 3, h, w), from coarse to fine with skip connections."""
 
     def __init__(
         self, widths: tuple[int, int, int], kind: str, output: str, dropout: float, extra_levels: int = 0
     ) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        inputs = [coarse, *extra_levels * [middle]]  # channels that arrive from the coarser level
+        inputs = [coarse, *extra_levels * [middle]]  # number of channels from the next coarser level
         *extra, last = [Block(below + middle, middle, kind, dropout) for below in inputs]
         self.extra = nn.ModuleList(extra)
         self.middle = last

@@ -1,10 +1,11 @@
-"""The conditional VAE: how the five modules are connected.
+"""The conditional VAE, which connects the five modules.
 
-At step t of training, z is drawn from the posterior q(z | x_t, p_t), and the decoder gets the previous frame, the label
-p_t and z. At test time z is drawn from N(0, I), or from a learned prior that depends on the previous frame.
+At step t of training, z is drawn from the posterior q(z | x_t, p_t). The decoder gets the previous frame, the label p_t
+and z. At test time, z is drawn from N(0, I), or from a learned prior that depends on the previous frame and p_t. Only
+the posterior gets the true frame x_t.
 
 The decoder may also get the anchor at every step: features of the first frame and its label. The anchor reduces drift
-over 629 steps. Learned prior and anchor exist in `compact` only. Only the posterior sees the true frame of its step.
+over 629 steps. A learned prior and an anchor exist in preset `compact` only.
 """
 
 import torch
@@ -16,10 +17,10 @@ from cvae_lab.models import compact, modules
 
 
 class CVAE(nn.Module):
-    """The five modules under the attribute names of the course's code, in both presets.
+    """The model. In both presets, its five modules have the attribute names of the course's code.
 
     Args:
-        config: the network; its `name` chooses between `modules` (handout) and `compact`.
+        config: configuration of the network. Its `name` selects the modules of `modules` (handout) or `compact`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -44,7 +45,7 @@ class CVAE(nn.Module):
     ) -> tuple[Float[Tensor, "b z hz wz"], Float[Tensor, "b z hz wz"]]:
         """Return mu and logvar of q(z | x_t, p_t) from features of the current frame and label.
 
-        logvar is clamped to plus or minus `logvar_bound`.
+        The value of logvar is clamped to plus or minus `logvar_bound`.
         """
         mu, logvar = self.Gaussian_Predictor(frame, label)
         bound = self.config.logvar_bound
@@ -53,7 +54,7 @@ class CVAE(nn.Module):
     def prior(
         self, previous: Float[Tensor, "b f h w"], label: Float[Tensor, "b l h w"]
     ) -> tuple[Float[Tensor, "b z hz wz"], Float[Tensor, "b z hz wz"]] | None:
-        """Return mu and logvar of a learned prior p(z | x_(t-1), p_t), or None where the prior is N(0, I).
+        """Return mu and logvar of a learned prior p(z | x_(t-1), p_t), or None if the prior is N(0, I).
 
         Source: Denton & Fergus 2018, section 3.2.
         """
@@ -65,7 +66,7 @@ class CVAE(nn.Module):
     def anchor(
         self, first: Float[Tensor, "b 3 h w"], label: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b a hf wf"] | None:
-        """Return features of the first frame and its label for every step, or None where the model has no anchor."""
+        """Return the anchor (features of the first frame and its label), or None if the model has no anchor."""
         if not self.config.anchor:
             return None
         return torch.cat([self.frame_transformation(first), self.label_transformation(label)], dim=1)
@@ -88,22 +89,22 @@ class CVAE(nn.Module):
         z: Float[Tensor, "b z hz wz"],
         anchor: Float[Tensor, "b a hf wf"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Predict the current frame as `decode` does, from features of the previous frame."""
+        """Predict the current frame from features of the previous frame. Otherwise the same as `decode`."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        # A z of another dtype or memory layout would change that of the whole concatenation.
+        # If z had another dtype or memory layout, the concatenation with the other features would change theirs.
         z = z.to(label.dtype, memory_format=_layout(label))
         return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return channels-last where x has this memory layout, and the default layout otherwise."""
+    """Return channels-last if x has this memory layout, and the default layout otherwise."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
 def _full(x: Tensor) -> Tensor:
-    """Convert what autocast computed at reduced precision back to float32."""
+    """Convert a result of autocast from reduced precision to float32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -133,7 +134,7 @@ def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:
         modules.Generator(fused, 3),
     )
     if c.output == "sigmoid":
-        built[-1].append(nn.Sigmoid())  # it has no weights, so the names of all tensors stay the course's
+        built[-1].append(nn.Sigmoid())  # has no weights, so all tensors keep the names of the course's code
     return built
 
 
@@ -151,4 +152,4 @@ def _compact(c: ModelConfig) -> tuple[nn.Module, ...]:
 
 
 NETWORKS = {"handout": _handout, "compact": _compact}
-"""How each preset builds its five modules; `config.model.Preset` lists the names."""
+"""Function that builds the five modules, for each preset. `config.model.Preset` lists the names of the presets."""

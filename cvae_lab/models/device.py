@@ -1,4 +1,4 @@
-"""Where a model computes and at which precision."""
+"""Choice of the device and of the precision of convolutions."""
 
 import os
 
@@ -7,14 +7,14 @@ import torch
 from cvae_lab.config import ConfigError, TrainConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""Compute capability from which NVIDIA GPUs have bfloat16 units; older ones (P100, V100, T4) emulate them slowly."""
+"""Lowest compute capability of NVIDIA GPUs with bfloat16 units. Older GPUs (P100, V100, T4) emulate them slowly."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device: for `auto`, CUDA where there is a GPU, otherwise the CPU.
+    """Return the device with this name. `auto` is CUDA if there is a GPU, otherwise the CPU.
 
-    Under torchrun, each rank of a machine gets its own GPU, unless `name` has a number. Raises ConfigError for a
-    device that this machine does not have.
+    Under torchrun, each rank of a machine gets its own GPU, unless `name` has a number. Raises ConfigError if this
+    machine does not have the device.
 
     Args:
         name: `auto`, `cpu`, `cuda`, one GPU such as `cuda:1`, or `mps` (the GPU of an Apple computer).
@@ -44,7 +44,7 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
     if device.type == "mps":
         if config.precision == "bfloat16":
             raise ConfigError(
-                "precision = 'bfloat16' is not used on mps; set precision = 'auto' or 'float32'."
+                "precision = 'bfloat16' is not supported on mps; set precision = 'auto' or 'float32'."
             )
         return torch.float32
     if config.precision != "auto":
@@ -58,5 +58,5 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """A context in which convolutions run at the precision of `precision_of`; losses and norms stay float32."""
+    """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms remain in float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Preset `handout`: the five modules of the course's network, every layer at the full 32x64 resolution.
+"""Preset `handout`: the five modules of the course's network. Every layer works at the full resolution of 32 x 64.
 
-The blocks have the attribute names of the course's code, so its checkpoints load. `compact.py` has the same five
-modules in a smaller design. Source: course assignment, section 4.
+Layers have the attribute names of the course's code, so checkpoints of that code can be loaded. `compact.py` has the
+same five modules in a smaller design. Source: course assignment, section 4.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions plus a skip connection (a 1x1 convolution where the channels change)."""
+    """Two 3x3 convolutions with a skip connection, which is a 1x1 convolution if the number of channels changes."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
 
 
 class DepthConv(nn.Module):
-    """Depth-wise stage: 1x1 convolution, 3x3 convolution per channel, 1x1 convolution, plus its input."""
+    """Depth-wise convolution block with a skip connection: 1x1, depth-wise 3x3 and 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -40,7 +40,11 @@ class DepthConv(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """Gated feed-forward stage: 1x1 to four times the channels, one half gates the other, 1x1 back, plus its input."""
+    """Gated feed-forward block with a residual connection.
+
+    A 1x1 convolution expands to four times the channels. One half is multiplied by the activated other half. A second
+    1x1 convolution projects back to the original number of channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,7 +57,7 @@ class GatedFeedForward(nn.Module):
 
 
 class DepthConvBlock(nn.Module):
-    """A depth-wise stage, then a gated feed-forward stage."""
+    """A depth-wise convolution block, followed by a gated feed-forward block."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -64,20 +68,19 @@ class DepthConvBlock(nn.Module):
 
 
 class StepwiseBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose batch may hold several time steps, each normalised with its own statistics.
+    """Batch norm for a batch of several time steps. Each step is normalised with its own statistics.
 
     One call on `steps * b` frames in step order gives the outputs and running statistics of `steps` calls on b frames.
-    So time can be part of the batch dimension without changing the course's network.
+    All steps can therefore be one batch, and the result is that of the course's network.
     """
 
-    batch_statistics = (
-        False  # True: use the batch's own statistics in eval mode too (see `rollout.evaluating`)
-    )
+    # True: use the statistics of the batch also in eval mode (see `rollout.evaluating`).
+    batch_statistics = False
 
     def forward(self, x: Float[Tensor, "sb c h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
         if not (self.training or self.batch_statistics):
             return super().forward(x)
-        kind, x = x.dtype, x.float()  # bfloat16 is too coarse for statistics
+        kind, x = x.dtype, x.float()  # the precision of bfloat16 is too low for statistics
         parts = x.unflatten(0, (steps, -1))
         count = parts[0].numel() / x.shape[1]
         var, mean = torch.var_mean(parts, dim=(1, 3, 4), correction=0, keepdim=True)
@@ -88,7 +91,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, means: Float[Tensor, "s c"], variances: Float[Tensor, "s c"]) -> None:
-        # The closed form of `steps` updates r <- (1 - m) r + m v.
+        # Closed form of `steps` consecutive updates r <- (1 - m) r + m v.
         m, steps = self.momentum, len(means)
         weights = m * (1 - m) ** torch.arange(steps - 1, -1, -1, device=means.device, dtype=means.dtype)
         self.running_mean.mul_((1 - m) ** steps).add_(weights @ means)
@@ -97,7 +100,10 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 
 
 def identity_activation() -> nn.Module:
-    """Return the identity. The course's code writes `LeakyReLU(True)`, whose slope is 1; its checkpoints need that."""
+    """Return a leaky ReLU with slope 1, which is the identity, as in the course's code.
+
+    That code has `LeakyReLU(True)`, where True is the slope 1. Its checkpoints were trained with this identity.
+    """
     return nn.LeakyReLU(negative_slope=1.0)
 
 
@@ -131,7 +137,7 @@ class Label_Encoder(nn.Sequential):
         )
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
-        """Encode labels; the batch holds `steps` time steps in step order, which batch norm treats separately."""
+        """Encode labels. The batch holds `steps` time steps in step order, and batch norm treats each separately."""
         for layer in self:
             label = layer(label, steps) if isinstance(layer, StepwiseBatchNorm2d) else layer(label)
         return label
@@ -180,7 +186,7 @@ class Decoder_Fusion(nn.Sequential):
 
 
 class Generator(nn.Sequential):
-    """Decode combined features to the predicted frame (b, 3, h, w); values are not limited to [0, 1]."""
+    """Decode combined features to the predicted frame (b, 3, h, w). Values may be outside [0, 1]."""
 
     def __init__(self, in_channels: int = 192, out_channels: int = 3) -> None:
         a, b, c = in_channels // 2, in_channels // 4, in_channels // 8

@@ -1,4 +1,4 @@
-"""Read the file of a checkpoint as tensors and plain values, never as code; say what is wrong with any other file."""
+"""Read a checkpoint file as tensors and plain values without running code, and report the fault of any other file."""
 
 import argparse
 import pathlib
@@ -16,21 +16,21 @@ from safetensors.torch import load_file
 
 
 class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or not one of this model; the message says which and why."""
+    """Error for a file that is not a checkpoint of this model. The message contains the file and the reason."""
 
 
 def _plain_dict(factory: object = None, *_: object) -> dict:
-    """Read a `defaultdict` as a dict: the values are kept, the factory is not called."""
+    """Replace a `defaultdict` by a dict with the same values. The factory is not called."""
     return {}
 
 
 def _plain_list(items: Iterable = (), _maxlen: object = None) -> list:
-    """Read a `deque` as a list."""
+    """Replace a `deque` by a list."""
     return list(items)
 
 
 class _PlainPath(pathlib.PurePosixPath):
-    """Read any `Path` as a pure path, which has no access to files."""
+    """Pure path that replaces any `Path`. It has no access to files."""
 
 
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
@@ -45,12 +45,12 @@ HARMLESS: list[Any] = [
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__ if name != "ObjectDType"),
     *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-"""Types that trainers save beside the weights. None of them runs code or opens a file when it is read."""
+"""Types that training programs save beside the weights. Reading them does not run code or open a file."""
 
 _TEXT_KINDS: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
-        "is a Git LFS pointer, not the file itself; run git lfs pull where it came from",
+        "is a Git LFS pointer, not the file itself; run git lfs pull in the repository of the file",
     ),
     (b"<!doctype", "is an HTML page, not a checkpoint; download the file itself"),
     (b"<html", "is an HTML page, not a checkpoint; download the file itself"),
@@ -65,10 +65,10 @@ _TEXT_KINDS: tuple[tuple[bytes, str], ...] = (
 def read_file(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint file (.pt, .pth, .ckpt, .safetensors), which must be a dict.
 
-    The file is read with `weights_only=True` and the types in HARMLESS. Where it is a zip archive, as torch.save has
-    written since 2020, the CRC-32 of every record is verified first: one flipped bit is always found. This takes 18 ms
-    for a checkpoint of 9 MB (preset compact, one CPU core), beside 80 ms for torch.load. Raises CheckpointError with
-    one sentence for every other file.
+    The file is read with `weights_only=True` and the types in HARMLESS. torch.save has written zip archives since 2020.
+    In these, the CRC-32 of every record is verified first, which detects every flipped bit. This check takes 18 ms for
+    a checkpoint of 9 MB, and torch.load takes 80 ms (preset compact, one CPU core). Raises CheckpointError with one
+    sentence for every other file.
     """
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint {path}.")
@@ -103,7 +103,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError where a zip archive is not one of torch.save, or where a record is damaged."""
+    """Raise CheckpointError if a zip archive was not written by torch.save, or if a record is damaged."""
     incomplete = CheckpointError(f"{path} is incomplete or damaged; copy or download it again.")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -112,7 +112,7 @@ def _check_archive(path: Path) -> None:
             damaged = archive.testzip()
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises many types for a damaged archive
+    except Exception as error:  # zipfile raises errors of many types for a damaged archive
         raise incomplete from error
     if damaged is not None:
         raise CheckpointError(
@@ -139,21 +139,21 @@ def _load(path: Path, is_archive: bool) -> Any:  # noqa: ANN401
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(path, is_archive, str(error)) from error
-    except Exception as error:  # torch raises many types for a damaged file
+    except Exception as error:  # torch raises errors of many types for a damaged file
         raise CheckpointError(
             f"{path} is incomplete, damaged or not a checkpoint of PyTorch; copy or download it again."
         ) from error
 
 
 def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
-    """Return the error for a file that holds other types than tensors and harmless ones."""
+    """Return the error for a file with types other than tensors and those in HARMLESS."""
     names = _unsafe_types(path) if is_archive else re.findall(r"GLOBAL ([\w.]+)", report)
     with path.open("rb") as file:
         mentions_modules = b"torch.nn.modules" in file.read(2**20)
     if any(name.startswith("torch.nn.modules") for name in names) or (names and mentions_modules):
         return CheckpointError(
             f"{path} holds a whole pickled module, which runs code when it is read, so it is refused. "
-            "Convert it where it was made:\n"
+            "Convert it on the machine where it was saved:\n"
             f"    model = torch.load({path.name!r}, weights_only=False)\n"
             f"    torch.save(model.state_dict(), {path.stem + '_weights.pt'!r})"
         )
@@ -170,7 +170,7 @@ def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
 def _unsafe_types(path: Path) -> list[str]:
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the names only complete an error that is raised anyway
+    except Exception:  # the names are only details of an error that is raised in any case
         return []
 
 

@@ -1,4 +1,4 @@
-"""Find the weights in the content of a checkpoint, bring them under the network's names, and check every tensor."""
+"""Find the weights in the content of a checkpoint, rename them to the network's names, and check every tensor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +14,16 @@ from cvae_lab.models.weight_files import CheckpointError
 Weights = dict[str, Tensor]
 
 KEYS = ("state_dict", "model_state_dict", "model", "net")
-"""Names under which trainers save the weights; weights at the top level of the file are found, too."""
+"""Keys under which training programs save the weights. Weights at the top level of the file are also found."""
 
 _WRAPPERS = {"module": "DataParallel", "model": "a wrapping class", "_orig_mod": "torch.compile"}
 
 
 def find_weights(path: Path, raw: dict[str, Any], log: Callable[[str], None]) -> Weights:
-    """Return the weights in a checkpoint of another trainer, under the course's names.
+    """Return the weights in a checkpoint of another training program, under the names of the course's code.
 
-    `log` is called with one line where prefixes of wrappers were removed. The entry `optimizer` is never read: most
-    public copies of the course's checkpoints hold other weights under it.
+    If prefixes of wrapper classes are removed, `log` is called with one line. The entry `optimizer` is never read. In
+    most public checkpoints of the course's code, it holds other weights.
     """
     key = next((key for key in KEYS if key in raw), None)
     found = raw if key is None and _is_weights(raw) else raw.get(key)
@@ -47,7 +47,7 @@ def _is_weights(value: object) -> bool:
 
 
 def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) -> Weights:
-    """Remove `module.`, `model.` and `_orig_mod.` from the names; the network has no part of these names."""
+    """Remove `module.`, `model.` and `_orig_mod.` from the names. No module of the network has one of these names."""
     removed: set[str] = set()
     renamed: Weights = {}
     for name, tensor in weights.items():
@@ -67,7 +67,7 @@ def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) 
 def course_config(path: Path, weights: Weights) -> ModelConfig:
     """Return the configuration of preset `handout` with the widths of these weights.
 
-    The course's options F_dim, L_dim, N_dim and D_out_dim are sizes of four tensors.
+    The shapes of four tensors give the course's options F_dim, L_dim, N_dim and D_out_dim.
     """
     places = {
         "width": ("frame_transformation.6.weight", 0),
@@ -94,30 +94,30 @@ def course_config(path: Path, weights: Weights) -> ModelConfig:
 
 
 def check_weights(path: Path, weights: Weights, config: ModelConfig) -> None:
-    """Raise CheckpointError for the first tensor that is missing, unknown, of another shape, or not finite."""
+    """Raise CheckpointError for the first tensor that is missing, unknown, of another shape or type, or not finite."""
     with torch.device("meta"):
         expected = CVAE(config).state_dict()
     for name, tensor in expected.items():
         if name not in weights:
-            raise CheckpointError(f"{path} does not fit preset {config.name}: it has no tensor {name}.")
+            raise CheckpointError(f"{path} does not match preset {config.name}: it has no tensor {name}.")
         shape = tuple(weights[name].shape)
         if shape != tuple(tensor.shape):
             raise CheckpointError(
-                f"{path} does not fit preset {config.name}: {name} has shape {shape}, not {tuple(tensor.shape)}."
+                f"{path} does not match preset {config.name}: {name} has shape {shape}, not {tuple(tensor.shape)}."
             )
         if weights[name].is_floating_point() != tensor.is_floating_point():
             raise CheckpointError(
-                f"{path} does not fit preset {config.name}: {name} has values of type {weights[name].dtype}."
+                f"{path} does not match preset {config.name}: {name} has values of type {weights[name].dtype}."
             )
     if unknown := next((name for name in weights if name not in expected), None):
         raise CheckpointError(
-            f"{path} does not fit preset {config.name}: it has a tensor {unknown}, which the network does not have."
+            f"{path} does not match preset {config.name}: it has a tensor {unknown}, which the network does not have."
         )
     check_finite(path, weights)
 
 
 def check_finite(path: Path, weights: Weights) -> None:
-    """Raise CheckpointError that names the first tensor with NaN or infinity."""
+    """Raise CheckpointError with the name of the first tensor that holds NaN or infinity."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             kind = "NaN" if tensor.isnan().any() else "infinity"

@@ -1,6 +1,6 @@
-"""A function of tensors recorded as a CUDA graph, replayed with one launch instead of hundreds.
+"""Functions of tensors as CUDA graphs. A graph runs with one launch instead of hundreds.
 
-On a GPU, small layers finish faster than Python can launch them. A CUDA graph removes that overhead.
+On a GPU, small layers finish faster than Python can launch them. A CUDA graph removes this overhead.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,17 +8,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = 3  # before recording; libraries choose their kernels and allocate workspace in them
+WARM_UP_CALLS = 3  # calls before recording, in which libraries choose kernels and allocate workspace
 
 
 class CudaGraphFunction:
-    """`function`, recorded when constructed and replayed by each call; equal to calling it. CUDA only.
+    """CUDA graph of `function`. Calling it gives the same result as calling `function`. CUDA only.
 
-    A call copies its arguments into the recorded memory, replays the kernels and copies the results out.
+    The constructor records the graph. A call copies its arguments into the recorded memory, replays the kernels and
+    returns copies of the results.
 
     Args:
-        function: takes tensors, returns a tuple of tensors, does not synchronise and draws no random numbers.
-        example: arguments of the shapes and dtypes that all calls will have.
+        function: a function from tensors to a tuple of tensors. It must not synchronise or draw random numbers.
+        example: arguments with the shapes and dtypes of all later calls.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -> None:

@@ -1,9 +1,9 @@
-"""A step of `compact` with fewer and cheaper operations, for prediction on a CPU. It computes the same function.
+"""The decoder of `compact` with fewer operations, for prediction on a CPU. It computes the same function.
 
-* Layers without an activation between them are one layer: RGB encoder and the first 1x1 convolution of the decoder.
-* What does not depend on predictions is computed for many steps at once: labels, anchor, z.
-* Doubling the resolution and a 3x3 convolution are one 3x3 convolution at half resolution. Its 12 output channels are
-  the 2 x 2 pixels of each cell, which is also the form in which the next step needs the frame.
+* The RGB encoder and the first 1x1 convolution of the decoder have no activation between them. They become one layer.
+* Features of labels, anchor and z do not depend on predictions. They are computed for many steps at once.
+* Doubling the resolution and the following 3x3 convolution become one 3x3 convolution at half resolution. Its 12 output
+  channels are the 2 x 2 pixels of each cell. The next step needs the frame in the same form.
 * Weights are converted to bfloat16 and arranged for the convolution kernels once, not in every step.
 """
 
@@ -21,9 +21,9 @@ Layer = Callable[[Tensor], Tensor]
 
 
 class FoldedDecoder:
-    """The decoder of a `compact` model with prior N(0, I) for clips that start at `first`.
+    """Folded decoder of a `compact` model with prior N(0, I). It predicts the frames after `first`.
 
-    Weights are copied at construction. Convolutions run at the precision of the autocast context of the constructor.
+    The constructor copies the weights. Convolutions have the precision of the autocast context at construction.
 
     Args:
         first: frame 0 of each clip in [0, 1].
@@ -53,11 +53,11 @@ class FoldedDecoder:
     def predict(
         self, labels: Float[Tensor, "b s 3 h w"], z: Sequence[Float[Tensor, "b z hz wz"]]
     ) -> Float[Tensor, "b s 3 h w"]:
-        """Return the next s frames in [0, 1]; the following call continues after them.
+        """Return the next s frames in [0, 1]. The following call continues after these frames.
 
         Args:
             labels: labels of these frames in [0, 1].
-            z: one per frame.
+            z: latents, one tensor per frame.
         """
         with torch.autocast("cpu", enabled=False):
             context = self._contexts(labels)
@@ -67,7 +67,7 @@ class FoldedDecoder:
         return frames.unflatten(0, (len(z), -1)).transpose(0, 1).to(labels.dtype).clamp(0, 1)
 
     def _step(self, context: Tensor, z_features: Tensor) -> Tensor:
-        """Predict one frame of each clip as cells, and keep it for the next step."""
+        """Predict one frame of each clip as cells, and store it for the next step."""
         levels = [self.fine(self.encode(self.previous).add_(context))]
         *halvings, last = self.down
         for halve in halvings:
@@ -76,13 +76,13 @@ class FoldedDecoder:
         for block in self.up:
             x = block(torch.cat([upsample(x), levels.pop()], dim=1))
         normalise, project = self.paint
-        # SiLU commutes with the repetition of values, so it is applied before.
+        # SiLU and the repetition of values can be exchanged, so SiLU is applied at half resolution.
         cells = self.squash(self.out(F.silu(project(normalise(x)), inplace=True)))
         self.previous = cells - 0.5
         return cells
 
     def _fold_inputs(self, model: CVAE, first: Tensor, first_label: Tensor) -> None:
-        """Fold both encoders into the decoder's first convolution; the anchor's part of it becomes a constant."""
+        """Combine both encoders with the decoder's first convolution. The contribution of the anchor is a constant."""
         join = model.Decoder_Fusion.join
         frame, label = model.frame_transformation[1], model.label_transformation[1]
         weights = join.weight.split([frame.out_channels, join.in_channels - frame.out_channels - label.out_channels,
@@ -96,7 +96,7 @@ class FoldedDecoder:
             self.constant = self.constant + F.conv2d(anchor, weights[1])
 
     def _contexts(self, labels: Float[Tensor, "b s 3 h w"]) -> Sequence[Tensor]:
-        """Compute for every step what its first convolution gets from label and anchor."""
+        """Compute the contribution of label and anchor to the first convolution, for every step."""
         by_step = labels.transpose(0, 1).flatten(0, 1)
         cells = F.pixel_unshuffle(1 - by_step if self.invert_labels else by_step, 2)
         encoded = self.encode_labels(self._reduced(cells)).unflatten(0, (labels.shape[1], -1))
@@ -139,7 +139,7 @@ class FoldedDecoder:
     def _conv(
         self, conv: nn.Conv2d, weight: Tensor | None = None, bias: Tensor | str | None = "own"
     ) -> Layer:
-        """Return a convolution with its weights converted once; by default with the module's own weights."""
+        """Return a convolution whose weights are already converted. The default is the weights of the module."""
         weight = self._reduced((conv.weight if weight is None else weight).detach())
         bias = conv.bias if isinstance(bias, str) else bias
         bias = None if bias is None else bias.detach().to(self.dtype)
@@ -147,13 +147,13 @@ class FoldedDecoder:
 
 
 class PackedConv:
-    """A convolution whose weights are arranged for the CPU's kernels at the first call, not in every call."""
+    """Convolution that arranges its weights for the CPU's kernels at the first call, and not again in later calls."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
     ) -> None:
         self.weight, self.bias, self.stride, self.padding = weight, bias, list(stride), list(padding)
-        self.packed: dict[torch.Size, Tensor] = {}  # by shape of the input, which the arrangement depends on
+        self.packed: dict[torch.Size, Tensor] = {}  # arranged weights for each shape of the input
 
     def __call__(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         if not _can_pack(x.dtype):
@@ -170,7 +170,7 @@ class PackedConv:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN can arrange the weights of a convolution once instead of in every call."""
+    """Whether oneDNN can arrange the weights of a convolution before a call."""
     return torch.backends.mkldnn.is_available() and dtype in (torch.bfloat16, torch.float32)
 
 
@@ -183,7 +183,8 @@ def joined_weight(
 
 def upsampled_conv(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a 3x3 convolution that computes `conv(upsample(x))` as cells of 2 x 2 pixels (`pixel_shuffle`)."""
-    # Rows of a kernel that meet the same row of x add up: above, at and below the cell, for its upper and lower row.
+    # Rows of the kernel that are applied to the same row of x are added. For the upper and for the lower row of a cell,
+    # `rows` has one line for each row of x: above the cell, at the cell and below it.
     rows = torch.tensor([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
     rows = rows.to(conv.weight.dtype)
     folded = nn.utils.skip_init(nn.Conv2d, conv.in_channels, 4 * conv.out_channels, 3, padding=1)

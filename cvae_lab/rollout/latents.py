@@ -1,6 +1,6 @@
-"""Where z comes from at each step of a free run: the prior, the posterior, the prior's mean, or zero.
+"""Sources of z for each step of a free-running prediction: the prior, the posterior, the prior's mean, or zero.
 
-Every clip has a noise stream of its own. So the prediction of a clip does not depend on the other clips of its batch.
+Every clip has its own noise stream. The prediction of a clip therefore does not depend on the other clips in its batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +12,19 @@ from torch import Tensor
 from cvae_lab.models.cvae import CVAE, reparameterise
 
 Latents = Callable[[int, Tensor, Tensor], Tensor]
-"""z of a step: called with s = 0, 1, ..., the features of the previous frame and of the current label."""
+"""Function that returns z of one step. Arguments: s = 0, 1, ..., features of the previous frame and current label."""
 
 NoiseSource = torch.Generator | Sequence[torch.Generator] | None
-"""Where noise comes from: one generator per clip; or one that seeds them, in the order of the clips; or None.
+"""Source of noise: one generator per clip, or one generator that seeds those of the clips in order, or None.
 
-None stands for a new generator with seed 0, so every call without a generator draws the same noise.
+None means a new generator with seed 0, so every call without a generator draws the same noise.
 """
 
-STEPS_PER_DRAW = (
-    16  # a clip's noise is drawn for so many steps at once; another number would give other noise
-)
+STEPS_PER_DRAW = 16  # number of steps per draw of a clip's noise; another number would give other noise
 
 
 def clip_streams(source: NoiseSource, clips: int) -> list[torch.Generator]:
-    """Return one generator per clip. A single `source` advances by one draw per clip, which is the clip's seed."""
+    """Return one generator per clip. A single `source` draws one number per clip, which is the clip's seed."""
     if isinstance(source, Sequence):
         if len(source) != clips:
             raise ValueError(
@@ -57,10 +55,11 @@ def clip_noise(
 
 
 def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: NoiseSource = None) -> Latents:
-    """Draw z from the prior: N(0, I), or the learned prior where the model has one.
+    """Draw z from the prior: from the learned prior if the model has one, otherwise from N(0, I).
 
     Args:
-        generator: one per clip, or one that seeds them; None: seed 0, so every call gives the same video.
+        generator: one generator per clip, or one that seeds them. With None the seed is 0, so every call gives the
+            same video.
     """
     noise = clip_noise(model, first, generator)
 
@@ -72,7 +71,7 @@ def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: Noise
 
 
 def prior_mean_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
-    """Use the mean of the prior at every step: 0, or the mean of the learned prior where the model has one."""
+    """Use the mean of the prior at every step: 0, or the mean of the learned prior if the model has one."""
     zeros = zero_latents(model, first)
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def prior_mean_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
 
 
 def zero_latents(model: CVAE, first: Float[Tensor, "b 3 h w"]) -> Latents:
-    """Use z = 0 at every step, the mean of N(0, I)."""
+    """Use z = 0 at every step, which is the mean of N(0, I)."""
     zeros = first.new_zeros(first.shape[0], *model.latent_shape(*first.shape[-2:]))
     return lambda step, previous, label: zeros
 
@@ -95,7 +94,10 @@ def posterior_latents(
     generator: NoiseSource = None,
     mean: bool = False,
 ) -> Latents:
-    """Draw z from the posterior q(z | x_t, p_t), or use its mean. It sees the true frame, so it is no prediction."""
+    """Draw z from the posterior q(z | x_t, p_t), or use its mean.
+
+    The posterior depends on the true frame, so the resulting frames are not predictions.
+    """
     noise = clip_noise(model, x[:, 0], generator)
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:

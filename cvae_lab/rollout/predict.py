@@ -1,8 +1,7 @@
 """Free-running prediction: each predicted frame is the next step's input.
 
-`predict` computes what `reference.reference_predict` computes, faster. Three things make it fast: labels are encoded
-many at a time; on a GPU a step is a CUDA graph; on a CPU a step of `compact` is computed with fewer operations
-(`folded`).
+`predict` gives the same result as `reference.reference_predict`, and it is faster for three reasons. Labels are encoded
+in batches. On a GPU, a step is a CUDA graph. On a CPU, a step of `compact` has fewer operations (`folded`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,12 @@ from cvae_lab.rollout.latents import Latents, NoiseSource, clip_noise, posterior
 from cvae_lab.rollout.step_groups import by_step
 
 STREAMS_PER_CALL = {"handout": 6, "compact": 64}
-"""Clips that a CPU decodes together. With 60 at once, the wide layers of `handout` exceed its cache: half the speed."""
+"""Number of clips that a CPU decodes in one batch.
 
-LABELS_PER_CALL = 32  # labels encoded ahead; bounds memory on long clips
+With 60 clips, the wide layers of `handout` exceed the CPU cache, and prediction is half as fast.
+"""
+
+LABELS_PER_CALL = 32  # number of labels encoded in one batch; limits the memory for long clips
 MIN_FRAMES_FOR_GRAPH = 16  # below that, recording a CUDA graph takes longer than it saves
 
 Labels = Float[Tensor, "b t 3 h w"] | UInt8[Tensor, "b t 3 h w"]
@@ -37,15 +39,15 @@ def predict(
     generator: NoiseSource = None,
     batch_statistics: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Predict frames 1 to T-1 in [0, 1] from frame 0 and labels 0 to T-1, z from the prior (assignment, section 4).
+    """Predict frames 1 to T-1 in [0, 1] from frame 0 and labels 0 to T-1 (assignment, section 4).
 
-    All clips of the batch run together, and the prediction of each is the same in any batch.
+    z is drawn from the prior. The prediction of a clip does not depend on the other clips in the batch.
 
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels, uint8 or float in [0, 1]; labels[:, 0] belongs to `first`. T is at least 2.
-        generator: one per clip, or one that seeds them in turn. Pass one to draw several different samples: without it
-            the seed is 0, so every call returns the same frames.
+        generator: one generator per clip, or one that seeds them in order. Without a generator the seed is 0, and every
+            call returns the same frames. To draw different samples, pass the same generator to several calls.
         batch_statistics: see `evaluating`.
     """
     return _joined(predict_in_chunks(model, first, labels, generator, batch_statistics), first, labels)
@@ -58,7 +60,7 @@ def predict_in_chunks(
     generator: NoiseSource = None,
     batch_statistics: bool = False,
 ) -> Iterator[Float[Tensor, "b n 3 h w"]]:
-    """Yield the frames of `predict` in chunks of up to LABELS_PER_CALL, for clips too long to hold in memory."""
+    """Yield the frames of `predict` in chunks of up to LABELS_PER_CALL, for clips that are too long for the memory."""
     with evaluating(model, batch_statistics):
         if folds(model, first.device):
             yield from _folded_chunks(model, first, labels, generator)
@@ -74,7 +76,7 @@ def predict_with_posterior(
     generator: NoiseSource = None,
     mean: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Run as `predict` does, but with z from the posterior of the true frames: an upper bound, not a prediction."""
+    """Return the frames of `predict` with z from the posterior of the true frames: an upper bound, not a prediction."""
     with evaluating(model):
         return free_run(model, x[:, 0], p, posterior_latents(model, x, p, generator, mean))
 
@@ -82,7 +84,7 @@ def predict_with_posterior(
 def free_run(
     model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, latents: Latents
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Return frames 1 to T-1 in [0, 1], each fed to the next step. The caller sets the model's mode."""
+    """Predict frames 1 to T-1 in [0, 1]. Each is the input of the next step. The caller must set eval mode."""
     return _joined(_free_run_chunks(model, first, labels, latents), first, labels)
 
 
@@ -93,10 +95,11 @@ def folds(model: CVAE, device: torch.device) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Set eval mode, and restore every module's own mode afterwards.
+    """Set eval mode, and restore the previous mode of every module afterwards.
 
-    `batch_statistics` makes batch norm use the statistics of the current batch, as the course's validation does: its
-    `eval` method overrides `nn.Module.eval`. This reproduces scores of the course's code and is wrong otherwise.
+    If `batch_statistics` is true, batch norm uses the statistics of the current batch. The course's code also does so
+    in validation, because its class overrides `nn.Module.eval`. This option is only for reproducing scores of that
+    code. For any other purpose it is wrong.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, StepwiseBatchNorm2d)]
@@ -131,7 +134,7 @@ def _folded_chunks(
     for chunk in labels[:, 1:].split(LABELS_PER_CALL, dim=1):
         z = torch.stack([next(noise) for _ in range(chunk.shape[1])])
         parts = zip(decoders, _as_float(chunk).split(size), z.split(size, dim=1), strict=True)
-        with torch.no_grad():  # ends before each yield, so that the caller's code is not affected
+        with torch.no_grad():  # ends before each yield, so that it does not apply to the caller's code
             frames = torch.cat([decoder.predict(p, list(part)) for decoder, p, part in parts])
         yield frames
 
@@ -159,7 +162,7 @@ def _as_float(pixels: Tensor) -> Tensor:
 
 
 def _encode_labels(model: CVAE, p: Float[Tensor, "b s 3 h w"]) -> Float[Tensor, "b s l hf wf"]:
-    """Encode the labels of all steps in one batch; in step order, so that batch norm can tell the steps apart."""
+    """Encode the labels of all steps in one batch, in step order, because batch norm treats each step separately."""
     labels = model.label_transformation(by_step(p), steps=p.shape[1])
     return labels.unflatten(0, (p.shape[1], -1)).transpose(0, 1)
 
@@ -184,6 +187,6 @@ def uses_cuda_graphs(device: torch.device) -> bool:
 
 
 def _in_parts(size: int, function: Callable[..., tuple[Tensor, ...]], *streams: Tensor) -> tuple[Tensor, ...]:
-    """Call `function` on `size` clips at a time and join the results; clips do not influence each other."""
+    """Call `function` on `size` clips at a time and concatenate the results. Clips do not influence each other."""
     parts = zip(*(stream.split(size) for stream in streams), strict=True)
     return tuple(torch.cat(part) for part in zip(*(function(*part) for part in parts), strict=True))

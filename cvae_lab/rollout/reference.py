@@ -1,7 +1,7 @@
-"""The assignment's loop, frame by frame: the specification of every faster path in this package.
+"""The assignment's loops, one frame at a time. They specify the results of all faster functions in this package.
 
-`reference_unroll` is training, `reference_predict` is the test. `unroll.unroll` and `predict.predict` compute the same
-values faster, and the tests hold them to these two functions.
+`reference_unroll` is the loop of training, and `reference_predict` is the loop of the test. `unroll.unroll` and
+`predict.predict` compute the same values faster. The tests compare them with these two functions.
 """
 
 from typing import NamedTuple
@@ -15,22 +15,23 @@ from cvae_lab.rollout.latents import NoiseSource, clip_noise
 
 
 class UnrollOutput(NamedTuple):
-    """What a training unroll returns for steps s = 0 to T-2; step s predicts frame s + 1."""
+    """Result of a training unroll for steps s = 0 to T-2. Step s predicts frame s + 1."""
 
     prediction: Float[Tensor, "b s 3 h w"]
     mu: Float[Tensor, "b s z hz wz"]
     logvar: Float[Tensor, "b s z hz wz"]
     prior: tuple[Float[Tensor, "b s z hz wz"], Float[Tensor, "b s z hz wz"]] | None = None
-    """mu and logvar of a learned prior; None where the prior is N(0, I)."""
+    """mu and logvar of a learned prior; None if the prior is N(0, I)."""
 
 
 class Feedback(NamedTuple):
-    """What the decoder gets as the previous frame at each step of training.
+    """Rules for the previous frame that the decoder gets at each step of training.
 
     Args:
-        teacher_forced: steps that get the true previous frame; the others get the model's own last prediction.
-        bptt: number of consecutive predicted frames that gradients pass through; 0 detaches each, -1 none.
-        noise: added to predicted frames that are fed back; None adds nothing.
+        teacher_forced: mask of the steps that get the true previous frame. Other steps get the predicted frame.
+        bptt: number of consecutive predicted frames that gradients pass through. With 0, every predicted frame is
+            detached; with -1, none is.
+        noise: noise that is added to predicted frames before they are fed back, or None.
     """
 
     teacher_forced: Bool[Tensor, "b s"]
@@ -38,7 +39,7 @@ class Feedback(NamedTuple):
     noise: Float[Tensor, "b s 3 h w"] | None = None
 
     def prepare(self, prediction: Tensor, clips: Tensor | slice, step: int | Tensor) -> Tensor:
-        """Return the predictions of step - 1 as the input of `step`: gradient truncated, noise added."""
+        """Convert predictions of step - 1 to inputs of `step`: truncate gradients and add noise."""
         if self.bptt >= 0:
             cut = (torch.as_tensor(step) % (self.bptt + 1) == 0).reshape(-1, 1, 1, 1).to(prediction.device)
             prediction = torch.where(cut, prediction.detach(), prediction)
@@ -54,12 +55,12 @@ def reference_unroll(
 ) -> UnrollOutput:
     """Unroll a training clip one frame at a time (assignment, section 4).
 
-    The posterior sees the current frame and label; the decoder sees the previous frame, the current label and z.
+    The posterior gets the current frame and label. The decoder gets the previous frame, the current label and z.
 
     Args:
         x, p: frames and pose labels in [0, 1].
-        eps: standard normal noise, one z per step.
-        feedback: which previous frame each step gets.
+        eps: standard normal noise for the z of each step.
+        feedback: rules for the previous frame that each step gets.
     """
     steps, priors = [], []
     previous, anchor = x[:, 0], model.anchor(x[:, 0], p[:, 0])
@@ -86,14 +87,14 @@ def reference_predict(
     labels: Float[Tensor, "b t 3 h w"],
     generator: NoiseSource = None,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Predict frames 1 to T-1 one at a time from the first frame and all labels, z from the prior.
+    """Predict frames 1 to T-1 one at a time, from the first frame, all labels and z from the prior.
 
     The model must be in eval mode.
 
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels in [0, 1]; labels[:, 0] belongs to `first`.
-        generator: one per clip, or one that seeds them; None: seed 0.
+        generator: one generator per clip, or one that seeds them; None means seed 0.
     """
     anchor, noise = model.anchor(first, labels[:, 0]), clip_noise(model, first, generator)
     frames = [first]

@@ -1,7 +1,7 @@
-"""Which steps of a training unroll can share a batch: those at equal distance from their last true frame.
+"""Groups of training steps that can be computed in one batch: steps at equal distance from their last true frame.
 
-A teacher-forced step is at distance 0: it needs no prediction. The step after it is at distance 1 if it gets the
-model's own prediction, and so on until the next teacher-forced step.
+A teacher-forced step is at distance 0, because it needs no prediction. If the next step gets the predicted frame, it is
+at distance 1, and so on until the next teacher-forced step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +15,21 @@ from torch import Tensor
 class StepGroups(NamedTuple):
     """Steps of all clips, grouped by distance from the last true frame, as indices on the device.
 
-    "Step order" is all clips' step 0, then all clips' step 1, and so on. In that order whole steps are slices, which
-    keep the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
+    "Step order" is step 0 of all clips, then step 1 of all clips, and so on. In this order, a step is a slice, and a
+    slice keeps the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
     """
 
     sizes: list[int]  # steps per group
     clips: Sequence[Tensor]  # per group: the clip of each step
     steps: Sequence[Tensor]  # per group: the step number
-    previous: Sequence[Tensor]  # per group: index of the same clip's previous step within the previous group
+    previous: Sequence[Tensor]  # per group: index, in the previous group, of the same clip's previous step
     to_group_order: Tensor
     to_step_order: Tensor
-    orders_agree: bool  # both orders are the same, as where all steps or none are teacher-forced
+    orders_agree: bool  # both orders are the same, for example if all steps are teacher-forced
 
     @classmethod
     def of(cls, teacher_forced: Bool[Tensor, "b s"], device: torch.device) -> "StepGroups":
-        """Group the steps of a teacher-forcing mask (on the CPU); the indices are put on `device`."""
+        """Group the steps of a teacher-forcing mask, which is on the CPU. The resulting indices are on `device`."""
         found = list(steps_by_distance(teacher_forced))
         sizes = [len(clips) for clips, _ in found]
         clips, steps = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -45,7 +45,7 @@ class StepGroups(NamedTuple):
     def in_group_order(
         self, values: Float[Tensor, "tb ..."], count: int | None = None
     ) -> Float[Tensor, "n ..."]:
-        """Reorder values from step order to group order: all of them, or the first `count`."""
+        """Reorder values from step order to group order. If `count` is set, only the first `count` are returned."""
         return values[:count] if self.orders_agree else values[self.to_group_order[:count]]
 
     def in_step_order(self, values: Float[Tensor, "sb ..."]) -> Float[Tensor, "sb ..."]:
@@ -54,7 +54,7 @@ class StepGroups(NamedTuple):
 
 
 def steps_by_distance(teacher_forced: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (clips, steps) of all steps at distance 0, then 1, and so on, from their last true frame."""
+    """Yield (clips, steps) for distance 0, then distance 1, and so on, from the last true frame."""
     index = torch.arange(teacher_forced.shape[1]).expand(teacher_forced.shape)
     distance = (index - torch.where(teacher_forced, index, 0).cummax(dim=1).values).T
     for d in range(int(distance.max()) + 1):

@@ -13,13 +13,13 @@ def sample_teacher_forcing(
     generator: torch.Generator,
     epoch_is_forced: bool | None = None,
 ) -> Bool[Tensor, "b s"]:
-    """Draw the teacher-forcing mask: which steps get the true previous frame, each with probability `ratio`.
+    """Draw the teacher-forcing mask. A step gets the true previous frame with probability `ratio`.
 
     The first step of every clip is always teacher-forced, because its previous frame is the first frame.
 
     Args:
-        per: what one random decision covers: a `batch`, a `clip` or a `step`. For `epoch`, the caller decides and
-            passes `epoch_is_forced`.
+        per: unit of one random decision: a `batch`, a `clip` or a `step`. For `epoch`, the caller draws the decision
+            and passes it as `epoch_is_forced`.
         generator: a CPU generator.
     """
     if per == "epoch":

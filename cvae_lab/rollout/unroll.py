@@ -1,4 +1,4 @@
-"""The training unroll of `reference.reference_unroll`, batched over everything that does not depend on predictions."""
+"""Batched training unroll with the result of `reference.reference_unroll`."""
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,14 @@ def unroll(
     eps: Float[Tensor, "b s z hz wz"],
     feedback: Feedback,
 ) -> UnrollOutput:
-    """Compute what `reference_unroll` computes, in fewer and larger batches.
+    """Compute the result of `reference_unroll` in fewer and larger batches.
 
-    Features of true frames and labels, and all posteriors, go in one batch. A teacher-forced step starts a segment.
-    The first steps of all segments of all clips form one batch, then the second steps, and so on, so the number of
-    sequential batches is the length of the longest segment: 1 where every step is teacher-forced, T - 1 where none is.
+    Features of true frames and labels do not depend on predictions, and neither do the posteriors. They are computed in
+    one batch for all steps.
+
+    A teacher-forced step starts a segment. The first steps of all segments of all clips form one batch, the second
+    steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment.
+    It is 1 if every step is teacher-forced, and T - 1 if only the first step is.
     """
     batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
     frames = model.frame_transformation(by_step(x))

@@ -1,7 +1,7 @@
-"""The assignment's folders as uint8 tensors: checked by name and number, decoded once, kept in a cache.
+"""Read a data set in the assignment's folder layout as uint8 tensors. Decoded pictures are cached.
 
 train/train_img/*.png    train/train_label/*.png    (val the same)
-test/test_img/K/0.png    test/test_label/K/*.png    test/test_answer/K/*.png where the answers are known
+test/test_img/K/0.png    test/test_label/K/*.png    test/test_answer/K/*.png if the answers are known
 """
 
 import hashlib
@@ -39,23 +39,23 @@ def read_folder(
     fit: Fit = "stretch",
     answers: str | Path | None = None,
 ) -> Dataset:
-    """Read the assignment's folders. A part that is missing stays empty; the first fault raises DataError.
+    """Read a data set in the assignment's folder layout. The first fault raises DataError.
 
-    Names, numbering and pairs of every part are checked before the first picture is decoded. What had to be converted
-    or resized is logged as one warning each.
+    The names and the numbering of all files are checked before the first picture is decoded, and each frame must have
+    a label. One warning is logged for all converted pictures of a split, and one for each source size that is resized.
 
     Args:
-        root: the folder that holds train, val or test, or one with such a folder inside.
-        boundaries: first frames of the training recordings but the first. Without them, a part's `cuts.txt` names
-            them (`train/cuts.txt`); without that, they are found from the frames.
-        size: (height, width) of the pixels returned.
-        cache: folder that keeps decoded pictures; `cache_dir()` by default.
-        parts: those to read.
-        min_frames: that the training part needs, because a training clip has as many.
-        required: parts that must be there.
-        fit: what to do with pictures of other proportions, see `pixels.Fit`.
-        answers: file or folder with the true frames of the test clips, see `course_csv.read_answers`. By default
-            `test/test_answer`, or what `course_csv.find_answers` finds.
+        root: the folder that holds train, val or test, or a folder with such a folder inside.
+        boundaries: index of the first frame of every training recording except the first. By default they are read
+            from `train/cuts.txt`. Without this file they are detected from the frames.
+        size: (height, width) of the pictures in the result.
+        cache: folder for the cache of decoded pictures; the default is `cache_dir()`.
+        parts: splits to read. A missing split is empty in the result.
+        min_frames: smallest allowed number of training frames, because a training clip has so many.
+        required: splits that must exist. A missing one raises DataError.
+        fit: how pictures of another aspect ratio are resized, see `pixels.Fit`.
+        answers: file or folder with the true frames of the test clips, see `course_csv.read_answers`. The default is
+            `test/test_answer`, or else the result of `course_csv.find_answers`.
     """
     if fit not in get_args(Fit):
         raise ValueError(f"fit is {fit!r}; choose one of {', '.join(get_args(Fit))}")
@@ -71,7 +71,7 @@ def read_folder(
 def _read_parts(
     root: Path, groups: dict[str, list[Group]], size: tuple[int, int], progress: bool, cache: Path, fit: Fit
 ) -> dict[str, Sequence[Tensor]]:
-    """The pixels of every group of every part; logs what was resized and converted."""
+    """Return the pixels of every group of every split. Log which pictures were resized or converted."""
     read = {part: _read_pictures(root, part, groups[part], size, progress, cache, fit) for part in groups}
     for line in (*size_notices(read, groups, size, fit), *conversion_notices(read)):
         logger.warning("%s: %s", root, line)
@@ -100,14 +100,14 @@ def _check_lengths(root: Path, groups: dict[str, list[Group]], min_frames: int) 
         if part in groups and len(groups[part][0].files) < least:
             raise DataError(
                 f"{root / part / part}_img: {len(groups[part][0].files)} frames are too few, a clip needs {least}; "
-                "add frames or ask for shorter clips"
+                "add frames or use shorter clips"
             )
 
 
 def _read_pictures(
     root: Path, part: str, groups: list[Group], size: tuple[int, int], progress: bool, cache: Path, fit: Fit
 ) -> dict[str, Any]:
-    """`pixels.decode` as a dictionary, from the cache where no file has changed."""
+    """Return the result of `pixels.decode` as a dict. It is read from the cache if no file has changed."""
     where = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
     files = [file for group in groups for file in group.files]
     key = content_key(root, files, fit, [(len(group.files), group.is_label) for group in groups])
@@ -135,7 +135,7 @@ def _video(
 
 
 def _clips(groups: list[Group], pixels: Sequence[Tensor]) -> tuple[Clip, ...]:
-    """Clips from three groups each: the first frame, the labels, the answer."""
+    """Build the test clips. Each clip has three groups: the first frame, the labels and the answer."""
     clips = []
     for i in range(0, len(groups), 3):
         first, labels, answer = pixels[i : i + 3]

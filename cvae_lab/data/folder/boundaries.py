@@ -1,4 +1,4 @@
-"""The file `cuts.txt`, which names the boundaries between the recordings of a part."""
+"""Read `cuts.txt`, which lists the boundaries between the recordings of the training or validation video."""
 
 import itertools
 import re
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from cvae_lab.data.pixels import DataError
 
-BOUNDARIES_FILE = "cuts.txt"  # people who edit film call a recording boundary a cut
+BOUNDARIES_FILE = "cuts.txt"  # in film editing, a recording boundary is called a cut
 
 
 def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
-    """Read the index, from 0, of the first frame of every recording but the first.
+    """Read the index, counted from 0, of the first frame of every recording except the first.
 
     Args:
-        frames: of the part; every index must be smaller.
+        frames: number of frames of the video; every index must be smaller.
     """
     with file.open(encoding="utf-8-sig", errors="replace") as stream:
         words = stream.read(1_000_000).split()
@@ -21,7 +21,7 @@ def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
     rising = all(a < b for a, b in itertools.pairwise((0, *boundaries, frames)))
     if len(boundaries) < len(words) or not rising:
         raise DataError(
-            f"{file}: must hold the index of the first frame of every recording but the first, counted from 0, in "
-            f"rising order, each from 1 to {frames - 1}; correct it, or remove it to have boundaries found"
+            f"{file}: must hold the index of the first frame of every recording except the first, in increasing "
+            f"order, each from 1 to {frames - 1}; correct it, or remove it to detect boundaries from the frames"
         )
     return boundaries

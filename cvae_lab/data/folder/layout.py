@@ -1,4 +1,4 @@
-"""Find the folder of a data set, its parts and their files. No picture is decoded here."""
+"""Find the folder of a data set, its splits (train, val, test) and their files. No picture is decoded here."""
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +14,16 @@ from cvae_lab.data.folder.names import (
 from cvae_lab.data.pixels import DataError, Group
 
 PARTS = ("train", "val", "test")
-MAX_DEPTH, MAX_FOLDERS = 3, 1000  # of the search for a data set inside the named folder
+MAX_DEPTH, MAX_FOLDERS = 3, 1000  # limits of the search for a data set below a folder
 
 logger = logging.getLogger(__name__)
 
 
 def find_root(root: Path) -> Path:
-    """Return the folder that holds train, val or test: `root`, or the one data set up to three folders inside it."""
+    """Return the folder that holds train, val or test.
+
+    This is `root` itself, or the only data set found at most three levels below it.
+    """
     if root.is_file():
         raise DataError(f"{root}: this is a file; {_unpack(root)}")
     if not root.is_dir():
@@ -28,17 +31,17 @@ def find_root(root: Path) -> Path:
     if any((root / part).is_dir() for part in PARTS):
         return root
     if any((root / f"{part}_img").is_dir() for part in PARTS):
-        raise DataError(f"{root}: this is one part of a data set; use {root.resolve().parent}")
+        raise DataError(f"{root}: this is one split of a data set; use {root.resolve().parent}")
     inner = _data_sets_inside(root)
     if len(inner) > 1:
         raise DataError(f"{root}: holds several data sets; use one of {', '.join(map(str, inner[:4]))}")
     if inner:
-        logger.warning("%s: the data set is in %s, which is read.", root, inner[0].relative_to(root))
+        logger.warning("%s: the data set in the subfolder %s is read.", root, inner[0].relative_to(root))
         return inner[0]
     archives = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip")
     if archives:
         raise DataError(f"{root}: holds none of train, val and test; {_unpack(archives[0])}")
-    raise DataError(f"{root}: holds none of train, val and test; give the folder that does")
+    raise DataError(f"{root}: holds none of train, val and test; give the folder that holds them")
 
 
 def _unpack(file: Path) -> str:
@@ -53,9 +56,9 @@ def _data_sets_inside(root: Path) -> list[Path]:
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _folders(outer)]
         seen += len(level)
-        if seen > MAX_FOLDERS:  # a home folder or a whole disk: searching it would take long
+        if seen > MAX_FOLDERS:  # such as a home folder or a whole disk; the search would take long
             return []
-        # The picture folders, too: many other folders hold one called test.
+        # A folder must also hold a picture folder, because many folders have a subfolder called test.
         if found := [one for one in level if any((one / part / f"{part}_img").is_dir() for part in PARTS)]:
             return found
     return []
@@ -64,22 +67,22 @@ def _data_sets_inside(root: Path) -> list[Path]:
 def _folders(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not is_ignored(path.name))
-    except OSError:  # a folder that may not be read
+    except OSError:  # no permission to read the folder
         return []
 
 
 def find_parts(
     root: Path, parts: Sequence[str], required: Sequence[str] = (), answers: Path | None = None
 ) -> dict[str, list[Group]]:
-    """Return the picture files of every part that is there, with names, numbering and pairs checked.
+    """Return the picture files of every split that exists. Check their names, their numbering and the label of each.
 
     Args:
-        parts: those to search for.
-        required: those that must be there; otherwise DataError.
-        answers: folder with a folder of true frames for every test clip; by default `test/test_answer`.
+        parts: splits to search for.
+        required: splits that must exist. A missing one raises DataError.
+        answers: folder with one folder of true frames for every test clip; the default is `test/test_answer`.
     """
     if unknown := {*parts, *required} - set(PARTS):
-        raise ValueError(f"unknown parts {sorted(unknown)}; choose from {', '.join(PARTS)}")
+        raise ValueError(f"unknown splits {sorted(unknown)}; choose from {', '.join(PARTS)}")
     found = {}
     for part in parts:
         if part in required or _is_there(root, part):
@@ -92,20 +95,20 @@ def find_parts(
 
 
 def _is_there(root: Path, part: str) -> bool:
-    """Whether a part's folder exists and is not empty. A part with two empty picture folders is logged."""
+    """Whether the folder of a split exists and holds pictures. Two empty picture folders are logged."""
     if not (root / part).is_dir():
         return False
     folders = [root / part / f"{part}_{kind}" for kind in ("img", "label")]
     if all(folder.is_dir() for folder in folders):
         numbered = numbered_folders if part == "test" else numbered_pictures
         if not any(numbered(folder) for folder in folders):
-            logger.warning("%s: both picture folders are empty; the %s part is left out.", root / part, part)
+            logger.warning("%s: both picture folders are empty; the split %s is not read.", root / part, part)
             return False
     return True
 
 
 def _video_groups(root: Path, part: str) -> list[Group]:
-    """Image files and label files of the training or validation part, in order."""
+    """Return the image files and the label files of the training or validation video, in order."""
     images, labels = (
         _not_empty(numbered_pictures(folder), folder, "PNG or JPEG files")
         for folder in (root / part / f"{part}_img", root / part / f"{part}_label")
@@ -115,7 +118,7 @@ def _video_groups(root: Path, part: str) -> list[Group]:
 
 
 def _test_groups(root: Path, answers: Path | None) -> list[Group]:
-    """For every test clip in order: its first frame, its labels, its answer frames (none where unknown)."""
+    """Return three groups for every test clip, in order: first frame, labels, answer frames (empty if unknown)."""
     images, labels = (
         _not_empty(numbered_folders(folder), folder, "clip folders")
         for folder in (root / "test" / "test_img", root / "test" / "test_label")
@@ -128,11 +131,10 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
         first = _not_empty(numbered_pictures(images[number]), images[number], "PNG or JPEG files")
         poses = _not_empty(numbered_pictures(labels[number]), labels[number], "PNG or JPEG files")
         if len(first) != 1:
-            raise DataError(f"{images[number]}: {len(first)} images; keep the clip's first frame alone")
+            raise DataError(f"{images[number]}: {len(first)} images; keep only the clip's first frame")
         if len(poses) < 2:
             raise DataError(
-                f"{labels[number]}: {len(poses)} label, too few to predict a frame; add labels until there are 2 "
-                "or more"
+                f"{labels[number]}: {len(poses)} label is too few to predict a frame; a clip needs 2 labels or more"
             )
         answer = numbered_pictures(answer_folders[number]) if number in answer_folders else {}
         if answer:

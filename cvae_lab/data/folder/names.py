@@ -1,4 +1,4 @@
-"""Read frame numbers from file names: `12.png`, `frame12.png`, `img_00012.jpg`, clip folders `3` or `seq3`."""
+"""Read frame numbers from file names such as `12.png` or `img_00012.jpg`, and clip numbers from folder names."""
 
 import itertools
 import re
@@ -10,41 +10,40 @@ from cvae_lab.data.pixels import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")
-COPY_MARK = re.compile(
-    r" ?\([0-9]+\)$"
-)  # `3 (1).png`: a browser's name for a file that it saved a second time
+# `3 (1).png` is the name that a browser gives to a second download of `3.png`.
+COPY_MARK = re.compile(r" ?\([0-9]+\)$")
 LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 
 
 def is_ignored(name: str) -> bool:
-    """Whether an operating system left this file or folder behind: hidden files, Thumbs.db, __MACOSX."""
+    """Whether this is a hidden file or one that an operating system creates, such as Thumbs.db or __MACOSX."""
     return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
 
 
 def numbered_pictures(folder: Path) -> dict[int, Path]:
-    """Return the picture files of a folder by the number in their name. Other kinds of files are ignored."""
+    """Return the picture files of a folder as a dict from frame number to path. Other files are ignored."""
     files = [path for path in _entries(folder) if path.suffix.lower() in PICTURES and not path.is_dir()]
     for file in files:
-        if not file.is_file():  # reading from a pipe or a device could wait forever
+        if not file.is_file():  # reading from a pipe or a device could block forever
             raise DataError(f"{file}: not a regular file; replace it with a picture or remove it")
     return _by_number(files)
 
 
 def numbered_folders(folder: Path) -> dict[int, Path]:
-    """Return the clip folders of a folder by the number in their name."""
+    """Return the clip folders inside a folder as a dict from clip number to path."""
     return _by_number([path for path in _entries(folder) if path.is_dir()])
 
 
 def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; the assignment's layout has it, add it or correct its name"
+            f"{folder}: no such folder; the assignment's layout requires it, add it or correct its name"
         )
     return sorted(path for path in folder.iterdir() if not is_ignored(path.name))
 
 
 def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
-    """Use the last number in each name. The text before and after it must be the same in the whole folder."""
+    """Return a dict from number to path. The number is the last one in the name; the other text must be constant."""
     names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
     numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
     if numbers is None or len(set(numbers)) < len(paths):
@@ -53,7 +52,7 @@ def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The last number of every name; None where the names do not share one pattern."""
+    """Return the last number of every name, or None if the names do not have the same pattern."""
     matches = [LAST_NUMBER.fullmatch(name) for name in names]
     if not all(matches) or len({(match[1], match[3]) for match in matches}) > 1:
         return None
@@ -61,31 +60,32 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def _naming_fault(paths: Sequence[Path], names: Sequence[str]) -> DataError:
-    """The first fault: a name without a number, a number that occurs twice, or a second pattern."""
+    """Return the error for the first fault: a name without a number, a number twice, or a second pattern."""
     found: dict[int, Path] = {}
     patterns = []
     for path, name in zip(paths, names, strict=True):
         match = LAST_NUMBER.fullmatch(name)
         if not match:
             return DataError(
-                f"{path}: the name is text where a number should be; rename it to <integer>{path.suffix}, or "
-                "move it away"
+                f"{path}: the name has no number; rename it to <integer>{path.suffix}, or move it to another folder"
             )
         number = int(match[2])
         if number in found:
-            return DataError(f"{path}: number {number} is there twice, see {found[number].name}; remove one")
+            return DataError(
+                f"{path}: number {number} occurs twice, also in {found[number].name}; remove one"
+            )
         found[number] = path
         patterns.append((match[1], match[3]))
     usual = Counter(patterns).most_common(1)[0][0]
     odd = next(i for i, pattern in enumerate(patterns) if pattern != usual)
     example = paths[patterns.index(usual)].name
     return DataError(
-        f"{paths[odd]}: the name does not follow the pattern of {example}; name all files of a folder in one way"
+        f"{paths[odd]}: the name does not follow the pattern of {example}; use one pattern for all names in a folder"
     )
 
 
 def check_pairs(images: dict[int, Path], labels: dict[int, Path]) -> None:
-    """Raise DataError where a number has an image without a label, or the reverse."""
+    """Raise DataError if an image has no label of the same number, or a label has no image."""
     for ours, theirs, missing in ((images, labels, "label"), (labels, images, "image")):
         if lone := sorted(ours.keys() - theirs.keys()):
             folder, other = ours[lone[0]].parent, next(iter(theirs.values())).parent
@@ -96,7 +96,7 @@ def check_pairs(images: dict[int, Path], labels: dict[int, Path]) -> None:
 
 
 def in_order(files: dict[int, Path]) -> list[Path]:
-    """Return the files sorted by number. Raises DataError where a number is missing."""
+    """Return the files sorted by number. Raises DataError if a number is missing."""
     numbers = sorted(files)
     gaps = [b for a, b in itertools.pairwise(numbers) if b != a + 1]
     if gaps:

@@ -1,4 +1,4 @@
-"""Log what changed while a data folder was read: resized or converted pictures, unknown label colours."""
+"""Messages about a data folder: resized pictures, converted pictures, unknown label colours."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ from cvae_lab.data.palette import (
 )
 from cvae_lab.data.pixels import DataError, Fit, Group
 
-SAME_PROPORTIONS = 0.02  # relative difference of width / height that is not visible
-SAMPLED_LABELS = 100  # per video, evenly spaced: enough to know the colours
+SAME_PROPORTIONS = 0.02  # largest relative difference of width / height that counts as equal
+SAMPLED_LABELS = 100  # number of evenly spaced labels per video that are checked for unknown colours
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 def size_notices(
     read: Mapping[str, dict[str, Any]], groups: Mapping[str, list[Group]], size: tuple[int, int], fit: Fit
 ) -> Iterator[str]:
-    """Yield one sentence per source size that is not `size` (height, width): what is resized, and the distortion.
+    """Yield one sentence per source size other than `size` (height, width): the resized pictures and their distortion.
 
-    Raises DataError where `fit` would keep the proportions of frames and labels that do not have the same.
+    Raises DataError if frames and labels have different proportions and `fit` keeps proportions.
     """
     found: dict[tuple[int, int], list[str]] = {}
     for part, value in read.items():
@@ -44,7 +44,7 @@ def size_notices(
         if fit != "stretch" and max(ratios) > (1 + SAME_PROPORTIONS) * min(ratios):
             raise DataError(
                 f"{part}: frames and labels differ in their proportions, so fit={fit!r} would shift them against "
-                "each other; bring both to one size, or use fit='stretch'"
+                "each other; resize both to one size, or use fit='stretch'"
             )
     for (width, height), names in found.items():
         if (height, width) != size:
@@ -67,7 +67,7 @@ def _distortion(source: float, target: float, fit: Fit) -> str:
 
 
 def conversion_notices(read: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield one sentence per part that has files other than 8-bit RGB PNG."""
+    """Yield one sentence per split that has files other than 8-bit RGB PNG."""
     for part, value in read.items():
         if kinds := value["conversions"]:
             listed = "; ".join(f"{kind}: {count} file{'s' * (count > 1)}" for kind, count in kinds.items())
@@ -75,9 +75,9 @@ def conversion_notices(read: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def palette_of(root: Path, videos: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> Palette | None:
-    """Return the palette of `labels.json`, or the standard one without such a file.
+    """Return the palette in `labels.json`, or the standard palette if this file does not exist.
 
-    Returns None, and logs why, where too many label pixels have other colours (`palette.MAX_UNKNOWN`).
+    If too many label pixels have other colours (`palette.MAX_UNKNOWN`), a warning is logged and the result is None.
     """
     file = root / PALETTE_FILE
     named = file.is_file()
@@ -90,10 +90,10 @@ def palette_of(root: Path, videos: Sequence[UInt8[Tensor, "_ 3 _ _"]]) -> Palett
     unknown = max(fractions, default=0.0)
     if unknown <= MAX_UNKNOWN:
         return palette
-    fix = f"add the missing colours to {PALETTE_FILE}" if named else f"name the colour pairs in {file}"
+    fix = f"add the missing colours to {PALETTE_FILE}" if named else f"list the colour pairs in {file}"
     logger.warning(
         "%s: %.0f %% of the drawn label pixels have colours that are not in the palette, so labels cannot be "
-        "mirrored; %s to allow it.",
+        "mirrored; to allow mirroring, %s.",
         root,
         100 * unknown,
         fix,

@@ -1,4 +1,4 @@
-"""Write a data set as the assignment's folders."""
+"""Write a data set in the assignment's folder layout."""
 
 import json
 import re
@@ -17,17 +17,19 @@ from cvae_lab.data.pixels import DataError
 
 
 def write_folder(dataset: Dataset, out: str | Path) -> None:
-    """Write a data set as the assignment's folders, with `test/test_answer` where answers are known.
+    """Write a data set in the assignment's folder layout, with `test/test_answer` if answers are known.
 
-    The folder appears under its name only when it is complete; an empty part is left out. Recording boundaries are
-    written to `cuts.txt` and label colours other than the standard ones to `labels.json`, since the assignment's
-    layout has no place for them. Raises DataError where `out` holds something or a clip's name is not a number.
+    The folder gets the name `out` only when it is complete. Empty splits are not written. Two files are added to the
+    assignment's layout: `cuts.txt` with recording boundaries, and `labels.json` if label colours are not the standard
+    ones. Raises DataError if `out` is not empty or a clip's name is not a number.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: already holds something; choose a new or empty folder, or remove it first")
+        raise DataError(
+            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+        )
     if names := [clip.name for clip in dataset.tests if not re.fullmatch("[0-9]+", clip.name)]:
-        raise DataError(f"test clip {names[0]!r}: the name is text where a number should be; rename the clip")
+        raise DataError(f"test clip {names[0]!r}: the name is not a number; rename the clip")
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(out.parent)
     made = temporary_path(out)

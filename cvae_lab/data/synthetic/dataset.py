@@ -1,9 +1,9 @@
 """The synthetic data set: a person in a lit room, rendered together with the pose labels from a seed.
 
-The lab runs without a download because everything is made here, from `motion.routine` to the last pixel. Two hidden
-factors change the frames but not the labels, so that there is something for a latent to learn: sway moves hair and hem
-sideways by `SWAY` metres per unit, flicker scales the brightness by `FLICKER` per unit. A predictor that knows
-everything except these two scores about 36 dB.
+Motion, frames and labels are computed here, so the lab needs no download. Two hidden factors change the frames but not
+the labels. A latent variable can therefore learn information that is not in the labels. Sway moves hair and hem
+sideways by `SWAY` metres per unit, and flicker scales the brightness by `FLICKER` per unit. A prediction that is exact
+except for these two factors has a PSNR of about 36 dB.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -24,11 +24,11 @@ from cvae_lab.data.clips import Clip, Dataset, Video
 from cvae_lab.data.synthetic import drawing, motion, skeleton
 
 SWAY, FLICKER = 0.07, 0.015  # strength of one unit of each hidden factor: metres; fraction of the brightness
-SWAY_FRAMES, FLICKER_FRAMES = 4.0, 12.0  # time constants of the two processes
+SWAY_FRAMES, FLICKER_FRAMES = 4.0, 12.0  # time constants of the two factors, in frames
 
 
 class Size(NamedTuple):
-    """Frames in every recording of a data set."""
+    """Number of frames in every recording of a data set."""
 
     train: tuple[int, ...]
     val: int
@@ -43,21 +43,21 @@ SIZES = {
 
 
 class Recording(NamedTuple):
-    """One recording: its length, and the three numbers that seed everything in it."""
+    """Length of a recording, and the three numbers that seed its random generators."""
 
     frames: int
-    key: tuple[int, int, int]  # seed; 0 train, 1 val, 2 test; number of the recording
+    key: tuple[int, int, int]  # seed of the data set; split (0 train, 1 val, 2 test); number of the recording
 
     def generators(self) -> tuple[Generator, ...]:
-        """Return independent generators for the motion, the hidden factors and the joints that the detector misses."""
+        """Return independent generators for the motion, the hidden factors and the missed joints."""
         return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(3))
 
 
 def render(size: str = "small", seed: int = 0, progress: bool = False) -> Dataset:
-    """Render the data set. On one machine the same seed gives the same bytes, with any number of processes.
+    """Render the data set. On one machine, the same seed gives the same bytes with any number of processes.
 
-    `small` and `full` have the same validation video and test clips. A shorter training recording equals the beginning
-    of a longer one. Raises ValueError for an unknown size.
+    `small` and `full` have the same validation video and test clips. A short training recording equals the beginning
+    of a longer one with the same number. Raises ValueError for an unknown size.
     """
     recordings = _recordings(size, seed)
     rendered = _render_recordings(recordings, workers=2 if size == "full" else 1, progress=progress)
@@ -83,7 +83,7 @@ def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.nda
 
 
 def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]]:
-    """Return frames and labels of every move on its own, for figures."""
+    """Return frames and labels of every single move, for figures."""
     every = motion.TRAVELS | {"turn": motion.turn} | motion.GESTURES
     strips = {}
     for number, (name, move) in enumerate(every.items()):
@@ -97,7 +97,7 @@ def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "
 
 
 def _recordings(size: str, seed: int) -> list[Recording]:
-    """Every recording of a data set, in the order train, val, tests."""
+    """Return every recording of a data set, in the order train, val, tests."""
     if size not in SIZES:
         raise ValueError(
             f"There is no synthetic data set of size {size!r}; choose one of {', '.join(SIZES)}."
@@ -112,7 +112,7 @@ def _recordings(size: str, seed: int) -> list[Recording]:
 def _render_recordings(
     recordings: list[Recording], workers: int, progress: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """Frames and labels of each recording, in order. A daemonic process, which may not start others, works alone."""
+    """Return frames and labels of each recording, in order. A daemonic process may not start others, so it uses one."""
     bar = partial(
         tqdm, total=len(recordings), desc="rendering recordings", disable=None if progress else True
     )
@@ -124,7 +124,7 @@ def _render_recordings(
 
 
 def _render_arrays(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
-    """A recording as NumPy arrays, which are copied between processes; tensors would need an open file each."""
+    """Return a recording as NumPy arrays. Between processes, each tensor would need an open file, but arrays do not."""
     frames, labels = _render_recording(recording)
     return frames.numpy(), labels.numpy()
 
@@ -132,7 +132,7 @@ def _render_arrays(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
 def _render_recording(
     recording: Recording, hidden: bool = True
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
-    """Frames and labels of a recording; without `hidden`, sway and flicker are held at zero."""
+    """Return frames and labels of a recording. If `hidden` is false, sway and flicker are zero."""
     return _render_poses(recording, motion.routine(recording.frames, recording.generators()[0]), hidden)
 
 
@@ -148,7 +148,7 @@ def _render_poses(
 
 
 def _factors(recording: Recording) -> Float[np.ndarray, "n 2"]:
-    """Sway and flicker, each a slow random process of mean 0 and variance 1."""
+    """Return sway and flicker of every frame. Each is a slow random process with mean 0 and variance 1."""
     sway, flicker = recording.generators()[1].spawn(2)
     return np.stack(
         [_slow(recording.frames, SWAY_FRAMES, sway), _slow(recording.frames, FLICKER_FRAMES, flicker)], axis=1
@@ -156,18 +156,18 @@ def _factors(recording: Recording) -> Float[np.ndarray, "n 2"]:
 
 
 def _slow(n: int, frames: float, rng: Generator) -> Float[np.ndarray, " n"]:
-    """White noise through two equal first-order low-pass filters: smooth, stationary, of variance 1."""
+    """Return white noise after two equal first-order low-pass filters: smooth, stationary, variance 1."""
     a = np.exp(-1 / frames)
-    start = round(12 * frames)  # long enough for the filter's initial zeros to have no influence
+    start = round(12 * frames)  # after so many frames, the filter's initial zeros have no influence
     spread = np.sqrt((1 + a**2) / (1 - a**2) ** 3)
     return lfilter([1 / spread], [1, -2 * a, a**2], rng.standard_normal(start + n))[start:]
 
 
 def _lost(seen: Float[np.ndarray, "n joints 3"], rng: Generator) -> Bool[np.ndarray, "n joints"]:
-    """Which joints the pose detector misses; `seen` holds column, row and scale from `drawing.project`.
+    """Draw which joints the simulated pose detector misses. `seen` is the output of `drawing.project`.
 
-    It misses all joints outside the frame, many near its border, many in close-ups, and a few at any time. The same
-    random number decides for five frames in a row.
+    The detector misses all joints outside the frame, many near its border, many in close-ups, and a few elsewhere. The
+    same random number is used for five frames in a row.
     """
     n, count, _ = seen.shape
     draw = rng.random((n // 5 + 1, count)).repeat(5, axis=0)[:n]

@@ -10,21 +10,20 @@ from cvae_lab.data import palette
 from cvae_lab.data.synthetic.skeleton import JOINTS
 
 HEIGHT, WIDTH = 32, 64
-# Supersampling: a pixel is the mean of FINE x FINE drawn ones, in the shadow of COARSE x COARSE.
+# Supersampling: a pixel is the mean of FINE x FINE drawn pixels, and of COARSE x COARSE in the shadow.
 FINE, COARSE = 6, 3
-FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0  # camera: pixels, row, metres up; metres to the wall
+# Camera: focal length in pixels, row of the horizon, height in metres, distance of the wall in metres.
+FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0
 SHADOW = 0.55  # fraction of the light that a shadow removes
-CAST = (
-    0.3  # metres that a shadow falls backwards per metre of height, because the lamps hang above the camera
-)
+CAST = 0.3  # shift of a shadow to the back, in metres per metre of height; the lamps hang above the camera
 
 SKIN, HAIR, TOP, SLEEVE, SKIRT = (222, 164, 134), (62, 36, 28), (168, 42, 54), (140, 32, 46), (128, 28, 46)
 TROUSERS, SHOE = (38, 46, 78), (30, 26, 30)
 
 EXTRA = ("hem_l", "hem_r", "tail")
 POINTS = JOINTS + EXTRA
-# The parts of the figure. Each is the hull of circles ((point, radius in metres), ...) with a colour. The last number
-# brings a part forward by as many metres when parts cover each other.
+# The parts of the figure. Each is the convex hull of circles ((point, radius in metres), ...) with a colour. The last
+# number is subtracted from the distance of the part, in metres, when parts are sorted from far to near.
 PARTS = (
     *(
         part
@@ -90,7 +89,7 @@ def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 def labels(
     places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"]
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw the pose labels of joints in metres; a limb with a lost joint is missing."""
+    """Draw pose labels from joint positions in metres. Limbs with a lost joint are not drawn."""
     return draw_limbs(project(places)[..., :2], lost)
 
 
@@ -102,11 +101,11 @@ def draw_limbs(
 ) -> UInt8[np.ndarray, "n 3 h w"]:
     """Draw pose labels from joints in pixels (column, row): thin coloured limbs on white.
 
-    A limb with a lost joint is missing. Lines are 2/3 pixel wide at a height of 32, and wider in proportion to the
-    height.
+    Limbs with a lost joint are not drawn. Lines are 2/3 pixel wide at a height of 32 pixels; the width is proportional
+    to the height.
 
     Args:
-        joints: the name of each column of `points`; it must contain every joint of `LIMBS`.
+        joints: names of the joints in `points`, in order; every joint of `LIMBS` must be among them.
         size: height and width of the labels in pixels.
     """
     height, width = size
@@ -126,7 +125,7 @@ def draw_limbs(
 def frames(
     places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"], light: Float[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw frames: the figure in the room, hair and hem moved by `sway` metres, brightness scaled by `light`."""
+    """Draw frames of the figure in the room. `sway` moves hair and hem (metres), and `light` scales the brightness."""
     dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
     seen, fallen = project(dressed), project(_cast(dressed))
     room = _room()
@@ -142,7 +141,7 @@ def frames(
 def _cloth(
     places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n 3 3"]:
-    """Positions of the points in `EXTRA`, where hem and hair end; they follow thighs and head, and sway."""
+    """Return the positions of the points in `EXTRA`, the ends of hem and hair. They depend on thighs, head and sway."""
     at = {name: places[:, i] for i, name in enumerate(JOINTS)}
     aside = np.stack([sway, 0 * sway, 0 * sway], axis=1)
     flare = 0.35 * (at["hip_l"] - at["hip_r"])
@@ -155,13 +154,13 @@ def _cloth(
 
 
 def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n points 3"]:
-    """Position of each point's shadow on the floor."""
+    """Return the position of each point's shadow on the floor."""
     x, y, z = np.moveaxis(places, -1, 0)
     return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
 
 
 def _room() -> Float[np.ndarray, "h w 3"]:
-    """The empty room, 0 to 255: a wall with the light of two lamps, and a floor that is brightest in the middle."""
+    """Draw the empty room (0 to 255): a wall with the light of two lamps, and a floor with a bright centre."""
     v, u = (np.mgrid[: HEIGHT * FINE, : WIDTH * FINE] + 0.5) / FINE
     corner = HORIZON + FOCAL * EYE / WALL
     lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
@@ -174,7 +173,7 @@ def _room() -> Float[np.ndarray, "h w 3"]:
 
 
 def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
-    """Shadow of each pixel, 0 (none) to 1 (full), with soft edges."""
+    """Return the shadow of each pixel, from 0 (none) to 1 (full), with soft edges."""
     canvas = Image.new("L", (WIDTH * COARSE, HEIGHT * COARSE))
     draw = ImageDraw.Draw(canvas)
     for ends, _, _ in _PARTS:
@@ -186,7 +185,7 @@ def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
 def _figure(
     points: list[list[float]], depth: Float[np.ndarray, " points"]
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
-    """Colour (0 to 255) and coverage (0 to 1) of the figure. Its parts are drawn from far to near."""
+    """Draw the figure, and return its colour (0 to 255) and coverage (0 to 1). Parts are drawn from far to near."""
     canvas = Image.new("RGBA", (WIDTH * FINE, HEIGHT * FINE))
     draw = ImageDraw.Draw(canvas)
     distance = [sum(depth[i] for i, _ in ends) / len(ends) - nearer for ends, _, nearer in _PARTS]
@@ -201,7 +200,7 @@ def _figure(
 
 
 def _circles(points: list[list[float]], ends: tuple[tuple[int, float], ...], fine: int) -> Circles:
-    """The circles of a part in supersampled pixels: column, row, radius."""
+    """Return the circles of a part in supersampled pixels: column, row, radius."""
     return [(fine * points[i][0], fine * points[i][1], fine * points[i][2] * r) for i, r in ends]
 
 

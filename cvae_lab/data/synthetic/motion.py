@@ -1,7 +1,7 @@
-"""The moves of the figure in the synthetic data set, and the order in which a recording shows them.
+"""Moves of the figure in the synthetic data set, and their order in a recording.
 
-A move is a function of the current pose and a random generator that returns the poses after it. Every move ends in the
-neutral standing pose (`pose`).
+A move is a function. Its arguments are the current pose and a random generator, and its result is the following poses.
+Every move ends in the neutral standing pose (`pose`).
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Move = Callable[[Pose, Generator], Poses]
 
 
 def pose(at: Pose | None = None, **changes: float | int) -> Pose:
-    """Return the neutral standing pose at the position and heading of `at`, with the named values changed."""
+    """Return the neutral standing pose at the position and heading of `at`, with the values in `changes`."""
     new = np.zeros(len(DOF))
     for name in ("out_l", "out_r", "elbow_l", "elbow_r"):
         new[DOF.index(name)] = 8.0
@@ -31,13 +31,13 @@ def _both(**changes: float | int) -> dict[str, float | int]:
 
 
 def _ease(u: np.ndarray) -> np.ndarray:
-    """Minimum-jerk progress from 0 to 1: speed and acceleration vanish at both ends."""
+    """Return minimum-jerk progress from 0 to 1: speed and acceleration are zero at both ends."""
     u = np.clip(u, 0, 1)
     return u**3 * (10 - 15 * u + 6 * u**2)
 
 
 def _through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
-    """Interpolate from pose to pose. Each takes its number of frames times `tempo`."""
+    """Interpolate from pose to pose. A transition lasts the number of frames in `keys`, multiplied by `tempo`."""
     parts = []
     for goal, frames in keys:
         n = max(1, round(frames * tempo))
@@ -47,7 +47,7 @@ def _through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
 
 
 def _gait(phase: np.ndarray, strength: np.ndarray) -> Poses:
-    """The changes of a standing pose that make it walk. One period of `phase` (radians) is two steps."""
+    """Return what is added to standing poses to make them walk. One period of `phase` (radians) is two steps."""
     swing, change = np.sin(phase), np.zeros((len(phase), len(DOF)))
     for sign, side, other in ((1, "l", "r"), (-1, "r", "l")):
         knee = 8 + 50 * np.maximum(0, sign * np.cos(phase)) ** 1.5
@@ -63,7 +63,7 @@ def _gait(phase: np.ndarray, strength: np.ndarray) -> Poses:
 
 
 def walk(at: Pose, x: float, z: float, speed: float, backwards: bool = False) -> Poses:
-    """Walk in a straight line to (x, z) at up to `speed` metres per frame, and turn on the way."""
+    """Walk in a straight line to (x, z) at up to `speed` metres per frame. Turn during the first 20 frames."""
     dx, dz = x - at[0], z - at[1]
     distance = np.hypot(dx, dz)
     n = max(16, round(distance / speed) + 10)
@@ -92,7 +92,7 @@ def _side(rng: Generator) -> str:
 
 
 def _place(at: Pose, rng: Generator) -> tuple[float, float]:
-    """A visible position at least 1 m to the left or right of the current one."""
+    """Return a visible position that is more than 1 m to the left or right of the current one."""
     x = rng.choice([place for place in np.linspace(-1.7, 1.7, 18) if abs(place - at[0]) > 1.0])
     return float(x), float(rng.uniform(4.4, 5.8))
 
@@ -103,7 +103,7 @@ def walk_across(at: Pose, rng: Generator) -> Poses:
 
 
 def walk_out(at: Pose, rng: Generator) -> Poses:
-    """Walk out of the frame on the nearer side (its edge is at 0.46 times the depth), wait there, come back."""
+    """Walk out of the frame on the nearer side, wait there, come back. The frame's edge is at 0.46 times the depth."""
     z = float(rng.uniform(4.4, 5.6))
     gone = walk(at, float(np.copysign(0.46 * z + 0.6, at[0])), z, rng.uniform(0.032, 0.045))
     wait = _through(gone[-1], 1.0, (pose(gone[-1]), int(rng.integers(4, 16))))
@@ -112,25 +112,24 @@ def walk_out(at: Pose, rng: Generator) -> Poses:
 
 
 def come_close(at: Pose, rng: Generator) -> Poses:
-    """Walk to the camera until larger than the frame, then walk backwards, or turn and walk away."""
+    """Walk towards the camera until the figure is larger than the frame. Then walk backwards, or turn and walk away."""
     near = walk(at, float(rng.uniform(-0.25, 0.25)), float(rng.uniform(1.5, 2.3)), rng.uniform(0.035, 0.05))
     wait = _through(near[-1], 1.0, (pose(near[-1]), int(rng.integers(3, 12))))
     x, z = float(rng.uniform(-1, 1)), float(rng.uniform(4.4, 5.4))
     speed, backwards = rng.uniform(0.035, 0.05), bool(rng.random() < 0.6)
-    if (
-        not backwards
-    ):  # turn first: this near, turning while walking changes a frame as much as a boundary does
+    # Turn before walking: so close to the camera, both together change a frame as much as a recording boundary.
+    if not backwards:
         wait = np.concatenate([wait, turn_to(wait[-1], 180 + rng.normal(0, 6))])
     return np.concatenate([near, wait, walk(wait[-1], x, z, speed, backwards)])
 
 
 def turn(at: Pose, rng: Generator) -> Poses:
-    """Turn on the spot to the front, by 45 or 90 degrees to a side, or to the back."""
+    """Turn on the spot to the front, to the back, or to a side (45 or 90 degrees)."""
     return turn_to(at, rng.choice([0, 0, 0, -45, 45, -90, 90, 180]) + rng.normal(0, 6))
 
 
 def turn_to(at: Pose, yaw: float) -> Poses:
-    """Turn on the spot by the smaller angle, with two small steps."""
+    """Turn on the spot to `yaw`, in the direction of the smaller angle, with two small steps."""
     by = _shortest(yaw - at[2])
     n = round(12 + abs(by) / 8)
     t = np.arange(1, n + 1) / n
@@ -218,10 +217,10 @@ GESTURES: dict[str, Move] = {
 
 
 def routine(n: int, rng: Generator) -> Poses:
-    """Return the poses of a recording of n frames: walk somewhere, turn, make two or three gestures, and repeat.
+    """Return the poses of a recording of n frames: walk, turn, make two or three gestures, and repeat.
 
-    Gestures come in a random order without replacement, so that all appear before one appears again. With the same
-    generator, a shorter recording is the beginning of a longer one.
+    Gestures are drawn in random order without replacement, so no gesture is repeated before all were shown. With the
+    same generator, a shorter recording is the beginning of a longer one.
     """
     side = 1 if rng.random() < 0.5 else -1
     place = {

@@ -1,7 +1,7 @@
-"""The skeleton of the figure in the synthetic data set: joint angles to joint positions.
+"""The skeleton of the figure in the synthetic data set: compute joint positions from joint angles.
 
 Positions are in metres: x to the right of the frame, y up, z away from the camera. A pose is a vector of the values
-named in `DOF`, with angles in degrees. Yaw 0 faces the camera, yaw 90 the right of the frame.
+named in `DOF`, with angles in degrees. The figure faces the camera at yaw 0 and the right of the frame at yaw 90.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ Poses = Float[np.ndarray, "n dof"]
 
 
 def joints(poses: Poses) -> Float[np.ndarray, "n joints 3"]:
-    """Return the positions of `JOINTS` in metres. The lower foot stands on the floor, raised by the pose's `lift`."""
+    """Return the positions of `JOINTS` in metres. The lower foot is `lift` metres above the floor."""
     value = {name: poses[:, i] for i, name in enumerate(DOF)}
     legs = {side: _leg(value, side) for side in "lr"}
     reach = np.maximum(*(-legs[side][f"ankle_{side}"][:, 1] for side in "lr"))
@@ -43,7 +43,7 @@ def joints(poses: Poses) -> Float[np.ndarray, "n joints 3"]:
 
 
 def _direction(swing: np.ndarray, out: np.ndarray, sign: float) -> Float[np.ndarray, "n 3"]:
-    """Unit vectors (left, up, forward) of a limb. Both angles 0: it hangs down; `swing` is forward, `out` outward."""
+    """Return unit vectors (left, up, forward) along a limb. It hangs down at 0; `swing` is forward, `out` outward."""
     s, o = np.radians(swing), np.radians(out)
     return np.stack([sign * np.sin(o), -np.cos(o) * np.cos(s), np.cos(o) * np.sin(s)], axis=1)
 
@@ -58,7 +58,7 @@ def _leg(value: dict, side: str) -> dict:
 
 
 def _toe(ankle: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Position of the toe: the foot is flat on the floor, and points downward when lifted."""
+    """Return the position of the toe. The foot is flat on the floor and points downward when it is lifted."""
     pitch = np.radians(60) * np.clip((ankle[:, 1] - ANKLE) / 0.25, 0, 1)
     drop = -0.04 * np.cos(pitch) - FOOT * np.sin(pitch)
     return ankle + np.stack([0 * pitch, drop, FOOT * np.cos(pitch)], axis=1)

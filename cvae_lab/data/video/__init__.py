@@ -1,8 +1,8 @@
-"""A data set in the course's layout from a video of one person before a fixed camera.
+"""Make a data set in the course's layout from a video of one person, recorded with a fixed camera.
 
-The data flows through the modules in this order: `decode` reads upright frames, `estimator` or `keypoints` gives the
-joints, `tracks` repairs and smooths them, `make_data_set` draws labels, splits and writes, `report` describes and shows
-the result.
+The modules are used in this order. `decode` reads upright frames. `estimator` computes the joints, or `keypoints` reads
+them from files. `tracks` repairs and smooths the joints. `make_data_set` draws labels, splits the video and writes the
+data set. `report` describes the result.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, clean
 __all__ = ["SIZES", "Report", "make_data_set", "read_report"]
 
 SIZES = ((32, 64), (64, 128), (128, 256))  # height, width
-TEST_FRAMES = 630  # as in the course; at most a tenth of the frames per held-out segment
+TEST_FRAMES = 630  # as in the course; a held-out segment has at most a tenth of the frames
 
 
 def make_data_set(
@@ -41,20 +41,22 @@ def make_data_set(
     smooth: int = 7,
     progress: bool = True,
 ) -> Report:
-    """Make a data set from a video: training and validation part, two test clips with answers, report and pictures.
+    """Make a data set from a video: training video, validation video, two test clips with answers, and a report.
 
-    `out` must be new or empty. It gets the course's folders, `video.json` (the report), `contact_sheet.png` and
-    `index.html`. Raises DataError for a faulty video, faulty keypoints, or too few frames with a person.
+    The folder `out` must be new or empty. The course's folders, `video.json` (the report), `contact_sheet.png` and
+    `index.html` are written to it. Raises DataError for a faulty video, for faulty keypoints, or if too few frames show
+    a person.
 
     Args:
         pose: "mediapipe", or a file or folder of keypoints (see `keypoints`).
         size: height and width of the pictures, one of `SIZES`.
-        fps: frames per second to choose by their time stamps; None keeps every frame.
-        seconds: use the video's first seconds only.
-        crop: left, top, width and height in pixels of the upright video, applied first.
-        fit: "letterbox" adds black bars; "crop" removes edges, down to the aspect of `size`, around the person.
-        max_gap: the longest gap in a joint's track, in frames, that is interpolated.
-        smooth: window of the Savitzky-Golay filter in frames, odd; 0 does not smooth.
+        fps: number of frames per second that are selected by their time stamps; None keeps every frame.
+        seconds: length of the used beginning of the video; None uses all of it.
+        crop: left, top, width and height in pixels of the upright video. The crop is applied before `fit`.
+        fit: "letterbox" adds black bars. "crop" cuts out the largest box with the aspect ratio of `size`, around the
+            person.
+        max_gap: length in frames of the longest gap in a joint's track that is interpolated.
+        smooth: window of the Savitzky-Golay filter, an odd number of frames; 0 means no smoothing.
     """
     settings = {
         "pose": str(pose), "size": list(size), "fps": fps, "seconds": seconds, "crop": crop, "fit": fit,
@@ -76,7 +78,7 @@ def _write(
     settings: dict[str, Any],
     found: dict[str, Any],
 ) -> Report:
-    """Repair the tracks, split, and write data set, report and pages."""
+    """Repair the tracks, split the video, and write the data set, the report and its pages."""
     size, shape = tuple(settings["size"]), video.frames.shape[1:3]
     whole = decode.letterbox(shape, size)
     boundaries = find_boundaries(torch.from_numpy(decode.fit(video.frames, whole, size)))
@@ -92,9 +94,11 @@ def _write(
 
 
 def _check_settings(out: Path, size: tuple[int, int], fit: str, pose: str) -> None:
-    """Refuse before the long work what would be refused after it."""
+    """Raise an error for a wrong setting before the video is decoded, because decoding takes long."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: already holds something; choose a new or empty folder, or remove it first")
+        raise DataError(
+            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+        )
     if tuple(size) not in SIZES:
         raise ValueError(f"size is {size}; choose from {', '.join(f'{h}x{w}' for h, w in SIZES)}")
     if fit not in ("letterbox", "crop"):
@@ -104,7 +108,7 @@ def _check_settings(out: Path, size: tuple[int, int], fit: str, pose: str) -> No
 
 
 def _keypoints(video: DecodedVideo, pose: str | Path, scratch: str, progress: bool) -> tuple[Keypoints, int]:
-    """Joints in pixels of the working frames, and the number of frames with several persons."""
+    """Return the joints in pixels of `video.frames`, and the number of frames with several persons."""
     if str(pose) == "mediapipe":
         return estimator.estimate(video, scratch, progress), 0
     keypoints, crowded = read_keypoints(pose, video.numbers)
@@ -113,31 +117,31 @@ def _keypoints(video: DecodedVideo, pose: str | Path, scratch: str, progress: bo
 
 
 def split(file: str | Path, tracks: Tracks) -> dict[str, list[Segment]]:
-    """Hold out whole segments: test clips 1 and 0, then the validation part; the rest is for training.
+    """Split the recordings into segments for test clip 1, test clip 0, validation and training, in this order.
 
-    Each held-out segment is the end of the recording that is longest at that point. Its length is a tenth of all
-    frames, at least 16 and at most 630.
+    Each held-out segment is the end of the longest recording that remains. Its length is a tenth of all frames, but at
+    least 16 and at most 630. All other frames are for training.
     """
     left = list(tracks.recordings)
     total = sum(stop - start for start, stop in left)
     if total < 5 * MIN_FRAMES:
         raise DataError(
             f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of them lie in "
-            f"recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or one with "
-            "the whole person in view"
+            f"recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or one that "
+            "shows the whole person"
         )
     held = min(TEST_FRAMES, max(MIN_FRAMES, total // 10))
     parts: dict[str, list[Segment]] = {}
     for name in ("test 1", "test 0", "val"):
         start, stop = max(left, key=lambda segment: segment[1] - segment[0])
         edge = max(start, stop - held)
-        edge = edge if edge - start >= MIN_FRAMES else start  # what would be left is too short to train on
+        edge = edge if edge - start >= MIN_FRAMES else start  # the rest would be too short for training
         parts[name] = [(edge, stop)]
         left = [s for s in left if s != (start, stop)] + ([(start, edge)] if edge > start else [])
     parts["train"] = sorted(left)
     if not left:
         raise DataError(
-            f"{file}: nothing is left to train on after three held-out segments; use a longer video"
+            f"{file}: no frames remain for training after three held-out segments; use a longer video"
         )
     return parts
 
@@ -150,7 +154,7 @@ def _dataset(
     box: decode.Box,
     size: tuple[int, int],
 ) -> Dataset:
-    """Frames and labels of every part at `size`, through the same box."""
+    """Return the data set with frames and labels of `size`, all cut out with the same box."""
     left, top, wide, high = box
     points = (tracks.points - [left, top]) * [size[1] / wide, size[0] / high]
 

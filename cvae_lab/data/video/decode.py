@@ -1,4 +1,4 @@
-"""Decode a video file: upright frames with their time stamps; fit them to a size; measure camera movement."""
+"""Decode a video file to upright frames with time stamps, resize frames, and measure camera movement."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from cvae_lab.data.pixels import DataError
 
-WORKING_SIDE = 640  # pixels: decoded frames are kept with no longer side than this
-HEAD = 0.15  # of the joints' height: how far the head and hair reach above the joints
-TEXTURE = 3  # grey levels: a block with a smaller standard deviation is too plain to compare
-CAMERA_WIDTH = 256  # pixels: width of the grey frames for camera movement
+WORKING_SIDE = 640  # longest side of a decoded frame in pixels; larger frames are scaled down
+HEAD = 0.15  # height of head and hair above the joints, as a fraction of the joints' height
+TEXTURE = 3  # smallest standard deviation, in grey levels, of a block that can be compared
+CAMERA_WIDTH = 256  # approximate width, in pixels, of the grey frames for measuring camera movement
 
 Frames = UInt8[np.ndarray, "n h w 3"]
 Box = tuple[float, float, float, float]
@@ -24,11 +24,12 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class DecodedVideo:
-    """Chosen frames of a video file: upright, cropped, reduced to at most `WORKING_SIDE`.
+    """Selected frames of a video file: upright, cropped, scaled down to at most `WORKING_SIDE` pixels.
 
-    `times` are in seconds from the first frame of the file; `numbers` count the file's frames from 0. `size` is the
-    width and height of the whole upright picture, `offset` the crop's upper left corner in it, and `scale` the factor
-    from its pixels to those of `frames`. `rotation` is the file's flag in degrees, counter-clockwise.
+    `times` are in seconds from the first frame of the file, and `numbers` count the file's frames from 0. `size` is the
+    width and height of the whole upright picture. `offset` is the crop's upper left corner in this picture. `scale` is
+    the factor from pixels of this picture to pixels of `frames`. `rotation` is the rotation flag of the file in
+    degrees, counter-clockwise.
     """
 
     frames: Frames
@@ -52,12 +53,12 @@ def read_video(
     crop: tuple[int, int, int, int] | None = None,
     progress: bool = True,
 ) -> DecodedVideo:
-    """Decode the first `seconds` of a video. Raises DataError for a file that cannot be read to its end.
+    """Decode the first `seconds` of a video. Raises DataError if the file cannot be read up to this time or its end.
 
     Args:
-        scratch: a folder for the decoded frames, which are memory-mapped from a file in it.
-        fps: choose the first frame at or after each multiple of 1 / fps seconds, and no frame twice; None keeps
-            every frame.
+        scratch: folder for a file with the decoded frames, which is memory-mapped.
+        fps: number of frames per second. The first frame at or after each multiple of 1 / fps seconds is selected, and
+            no frame is selected twice. None keeps every frame.
         crop: left, top, width and height in pixels of the upright picture.
     """
     file = Path(file)
@@ -82,7 +83,7 @@ def read_video(
 
 
 def _decode(file: Path, seconds: float | None, progress: bool) -> Iterator[tuple[int, float, av.VideoFrame]]:
-    """Yield number, time from the first frame and frame; refuse a file that ends before its announced length."""
+    """Yield number, time since the first frame, and frame. A file that ends too early raises DataError."""
     with _open(file) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -117,7 +118,7 @@ def _open(file: Path) -> av.container.InputContainer:
         raise DataError(f"{file}: no such file; correct the name") from error
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
-            f"{file}: not a video, or its header or end is missing ({error.strerror}); copy the file again, "
+            f"{file}: not a video file, or its header or end is missing ({error.strerror}); copy the file again, "
             "or convert it to MP4"
         ) from error
     if not container.streams.video:
@@ -130,7 +131,7 @@ def _open(file: Path) -> av.container.InputContainer:
 
 
 def _announced_length(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
-    """Length in seconds from the file's header; None where it gives only that of all streams together."""
+    """Return the length of the video in seconds from the file's header, or None if the header does not contain it."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is None or len(container.streams) > 1:
@@ -148,7 +149,7 @@ def _broken(file: Path, count: int, readable: float, length: float | None, why: 
 
 @dataclass(frozen=True)
 class _View:
-    """How a decoded frame becomes a working frame: rotation, crop, reduction."""
+    """Transform of a decoded frame: rotation, crop, downscaling."""
 
     rotation: int
     size: tuple[int, int]
@@ -157,7 +158,7 @@ class _View:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width of a working frame."""
+        """Height and width of a transformed frame."""
         return max(1, round(self.crop[3] * self.scale)), max(1, round(self.crop[2] * self.scale))
 
     def apply(self, file: Path, number: int, frame: av.VideoFrame) -> bytes:
@@ -172,7 +173,7 @@ class _View:
 
 
 def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """The frame as the player shows it. PyAV does not apply the rotation flag itself."""
+    """Return the pixels of a frame after applying its rotation flag, which PyAV does not apply."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
@@ -181,15 +182,15 @@ def _view(file: Path, frame: av.VideoFrame, crop: tuple[int, int, int, int] | No
     left, top, wide, high = crop or (0, 0, width, height)
     if left < 0 or top < 0 or wide < 1 or high < 1 or left + wide > width or top + high > height:
         raise DataError(
-            f"{file}: the crop {wide} x {high} at ({left}, {top}) leaves the upright picture of {width} x {height} "
-            "pixels; give left, top, width and height inside it"
+            f"{file}: the crop {wide} x {high} at ({left}, {top}) is not inside the upright picture of {width} x "
+            f"{height} pixels; correct left, top, width and height"
         )
     scale = min(1.0, WORKING_SIDE / max(wide, high))
     return _View(round(frame.rotation), (width, height), (left, top, wide, high), scale)
 
 
 def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> Box:
-    """The smallest box with the aspect of `size` around a whole picture of `shape` (height, width each)."""
+    """Return the smallest box with the aspect ratio of `size` around a picture of `shape`; both (height, width)."""
     (h, w), (height, width) = shape, size
     wide = max(w, round(h * width / height))
     high = max(h, wide * height / width)
@@ -197,10 +198,11 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> Box:
 
 
 def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.ndarray, "*n 2"]) -> Box:
-    """The largest box with the aspect of `size` inside a picture of `shape`, centred on `points` as far as possible.
+    """Return the largest box with the aspect ratio of `size` inside a picture of `shape`, centred on the person.
 
-    `points` are positions (column, row); NaN is ignored. The centre is the middle between their 2nd and 98th
-    percentiles, the upper one raised by `HEAD` of the distance, because the head reaches above its joints.
+    `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between their 2nd and
+    98th percentiles. The upper percentile is first moved up by `HEAD` of the distance, because the head is higher than
+    its joints. The box is shifted if it would otherwise not be inside the picture.
     """
     (h, w), (height, width) = shape, size
     wide = min(w, h * width / height)
@@ -212,9 +214,9 @@ def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.
 
 
 def fit(frames: Frames, box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "n 3 height width"]:
-    """Resize the part of each frame inside `box` to `size` (height, width); outside the picture it is black."""
+    """Resize the content of `box` in each frame to `size` (height, width). The box is black outside the picture."""
     left, top, wide, high = box
-    # Padding only where there are bars: elsewhere the filter would mix black into the edge.
+    # Pad only on sides with bars. On other sides, padding would blend black pixels into the edge.
     x, y = int(np.ceil(max(0, -left))), int(np.ceil(max(0, -top)))
     inside = (left + x, top + y, left + x + wide, top + y + high)
     fitted = np.empty((len(frames), 3, *size), np.uint8)
@@ -226,18 +228,20 @@ def fit(frames: Frames, box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "n
 
 
 def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:
-    """Return the position of the background in each frame against the first: columns and rows in pixels.
+    """Return the shift of the background in each frame relative to the first frame: columns and rows in pixels.
 
-    The shift between two frames is the median over background blocks of the shifts that phase correlation finds, in
-    whole pixels of a picture about `CAMERA_WIDTH` wide. It counts where at least three blocks with texture are free of
-    the person and most of them agree; otherwise the position is NaN. A frame is compared with a reference frame, which
-    is replaced when the background has moved away from it, so that large movements are followed.
+    Phase correlation gives the shift of each background block in whole pixels of a picture about `CAMERA_WIDTH` pixels
+    wide. The shift between two frames is the median over blocks with texture that do not overlap the person. The
+    result is NaN if there are fewer than three such blocks or most of them differ from the median.
+
+    Each frame is compared with a reference frame. After a large shift, the current frame becomes the new reference, so
+    large movements can be measured.
 
     Args:
-        boxes: left, top, right and bottom of the person in each frame; NaN where there is none.
+        boxes: left, top, right and bottom of the person in each frame; NaN if there is no person.
     """
     step = max(1, round(frames.shape[2] / CAMERA_WIDTH))
-    side = 64 if min(frames.shape[1:3]) // step >= 128 else 32  # pixels: of a block
+    side = 64 if min(frames.shape[1:3]) // step >= 128 else 32  # side of a block in pixels
     grey = [frame[::step, ::step].mean(-1) for frame in frames]
     path = np.full((len(frames), 2), np.nan)
     path[0], reference = 0, 0
@@ -254,7 +258,7 @@ def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.nda
 def _shift(
     a: Float[np.ndarray, "h w"], b: Float[np.ndarray, "h w"], people: Float[np.ndarray, "2 4"], side: int
 ) -> Float[np.ndarray, "2"] | None:
-    """Columns and rows by which the background of `b` is shifted against `a`; None where that cannot be said."""
+    """Return the shift of the background of `b` relative to `a` (columns, rows), or None if it cannot be measured."""
     found = []
     for y in range(0, a.shape[0] - side + 1, side // 2):
         for x in range(0, a.shape[1] - side + 1, side // 2):
@@ -269,13 +273,13 @@ def _shift(
 
 
 def _touches(x: int, y: int, side: int, person: Float[np.ndarray, "4"]) -> bool:
-    """Whether a block overlaps the person; never where there is none (NaN)."""
+    """Whether a block overlaps the person. The result is False if there is no person (NaN)."""
     left, top, right, bottom = person
     return bool(x < right and x + side > left and y < bottom and y + side > top)
 
 
 def _phase_shift(a: Float[np.ndarray, "s s"], b: Float[np.ndarray, "s s"]) -> tuple[int, int]:
-    """Rows and columns by which `b` is shifted against `a`, from the peak of their phase correlation."""
+    """Return the shift of `b` relative to `a` (rows, columns), which is the peak of their phase correlation."""
     side = len(a)
     window = np.hanning(side)[:, None] * np.hanning(side)
     cross = np.conj(np.fft.fft2((a - a.mean()) * window)) * np.fft.fft2((b - b.mean()) * window)

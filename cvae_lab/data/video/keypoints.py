@@ -1,7 +1,7 @@
-"""Keypoints made elsewhere: OpenPose folders, COCO JSON, CSV and npz, brought to the joints that labels are drawn from.
+"""Read keypoints of other programs (OpenPose folders, COCO JSON, CSV, npz), and convert them to the joints of labels.
 
-Positions are columns and rows in pixels of the whole upright picture, counted from its upper left corner, before any
-crop. Frames are numbered as in the video file, from 0. Left and right are the person's own.
+Positions are columns and rows in pixels of the whole upright picture before any crop. The origin is the upper left
+corner. Frames are numbered from 0 as in the video file. Left and right are seen from the person.
 
 | joint            | BODY_25      | COCO-18      | COCO-17      | mediapipe-33 |
 |------------------|--------------|--------------|--------------|--------------|
@@ -17,8 +17,8 @@ crop. Frames are numbered as in the video file, from 0. Left and right are the p
 | ankle l, r       | 14, 11       | 13, 10       | 15, 16       | 27, 28       |
 | toe l, r         | 19, 22       | none         | none         | 31, 32       |
 
-"shoulders" and "hips" are the middle between left and right. A joint that a format does not have stays missing, and
-with it the limbs that end there.
+"shoulders" and "hips" are the middle between left and right. If a format does not have a joint, the joint is missing,
+and limbs that end at this joint are not drawn.
 """
 
 import json
@@ -43,21 +43,23 @@ FORMATS: dict[str, tuple[int, dict[str, int]]] = {
         ("mediapipe-33", 33, "0 - -  7 8  11 12  13 14  15 16  23 24  25 26  27 28  31 32"),
     )
 }
-"""Per format: its number of keypoints, and the index of each joint that it has."""
+"""Number of keypoints of each format, and the index of each joint in this format."""
 
 Keypoints = Float[np.ndarray, "*n joints 3"]
-"""Column, row and confidence in [0, 1] per joint; all three are NaN where the joint is missing."""
+"""Column, row and confidence in [0, 1] per joint; all three are NaN if the joint is missing."""
 People = dict[int, list[Float[np.ndarray, "joints 3"]]]
-"""The persons in each frame that has any, by frame number."""
+"""Dict from frame number to the persons in the frame."""
 
 
 def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tuple[Keypoints, int]:
-    """Read one person's `JOINTS` in the frames `numbers`; also return how many of these frames hold several persons.
+    """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames hold several persons.
 
-    A folder is read as OpenPose output, a .json file as COCO-17 results or annotations, a .csv file as a table with
-    the columns frame, joint, x, y and optionally confidence, and a .npz file as the arrays `keypoints` (frames,
-    joints, 2 or 3) and optionally `joints` (names). In a frame with several persons, the one nearest to the person
-    of the frame before is followed, at first the largest.
+    The format depends on the kind of `source`. A folder holds OpenPose output. A .json file holds COCO-17 results or
+    annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
+    the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
+
+    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first such
+    frame it is the largest person.
     """
     source = Path(source)
     readers: dict[str, Callable[[Path], People]] = {".json": _coco, ".csv": _csv, ".npz": _npz}
@@ -75,7 +77,7 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(
-            f"{source}: these keypoints cannot be read ({error}); see the README's formats"
+            f"{source}: these keypoints cannot be read ({error}); see the formats in README"
         ) from error
     wanted = [people.get(int(number), []) for number in numbers]
     if not any(wanted):
@@ -85,7 +87,7 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
 
 
 def to_joints(points: Float[np.ndarray, "*n k 3"], name: str) -> Keypoints:
-    """Bring keypoints in one of `FORMATS` to `JOINTS`, with the middle of shoulders and hips where needed."""
+    """Convert keypoints from one of `FORMATS` to `JOINTS`. A missing neck or pelvis is computed."""
     joints = np.full((*points.shape[:-2], len(JOINTS), 3), np.nan)
     for joint, index in FORMATS[name][1].items():
         joints[..., JOINTS.index(joint), :] = points[..., index, :]
@@ -93,7 +95,7 @@ def to_joints(points: Float[np.ndarray, "*n k 3"], name: str) -> Keypoints:
 
 
 def _with_middles(joints: Keypoints) -> Keypoints:
-    """Mark joints of confidence 0 as missing; set a missing neck and pelvis to the middle between left and right."""
+    """Mark joints of confidence 0 as missing, and set a missing neck or pelvis to the middle between left and right."""
     joints = np.where(joints[..., 2:] > 0, joints, np.nan)
     for middle, part in (("neck", "shoulder"), ("pelvis", "hip")):
         left, right = (joints[..., JOINTS.index(f"{part}_{side}"), :] for side in "lr")
@@ -105,7 +107,7 @@ def _with_middles(joints: Keypoints) -> Keypoints:
 
 
 def _openpose(folder: Path) -> People:
-    """One JSON file per frame, `NAME_000000000012_keypoints.json`, with every person's pose_keypoints_2d."""
+    """Read one JSON file per frame, `NAME_000000000012_keypoints.json`, with every person's pose_keypoints_2d."""
     people: People = {}
     for file in sorted(folder.glob("*.json")):
         match = re.search(r"([0-9]+)_keypoints$", file.stem)
@@ -125,7 +127,7 @@ def _openpose(folder: Path) -> People:
 
 
 def _coco(file: Path) -> People:
-    """A list of {"image_id": number or name, "keypoints": 51 numbers}, alone or under "annotations"."""
+    """Read a list of {"image_id": number or name, "keypoints": 51 numbers}, alone or under the key "annotations"."""
     entries = json.loads(file.read_text())
     entries = entries["annotations"] if isinstance(entries, dict) else entries
     people: People = {}
@@ -172,7 +174,7 @@ def _npz(file: Path) -> People:
         kinds = [name for name, (count, _) in FORMATS.items() if count == points.shape[1]]
         if not kinds:
             raise DataError(
-                f"{file}: {points.shape[1]} keypoints fit no known format; add the array joints with names"
+                f"{file}: no known format has {points.shape[1]} keypoints; add the array joints with their names"
             )
         joints = to_joints(points, kinds[0])
     else:
@@ -188,7 +190,7 @@ def _check_pixels(source: Path, wanted: list[list[np.ndarray]]) -> None:
     largest = max(np.nanmax(np.abs(person[:, :2]), initial=0) for persons in wanted for person in persons)
     if largest <= 1.5:
         raise DataError(
-            f"{source}: all positions lie between -1 and 1, so they are fractions of the picture; give pixels"
+            f"{source}: no position is larger than 1.5, so they seem to be fractions of the picture; give pixels"
         )
 
 
@@ -204,11 +206,11 @@ def _follow(wanted: list[list[Float[np.ndarray, "joints 3"]]]) -> Keypoints:
 
 
 def _extent(person: Float[np.ndarray, "joints 3"]) -> float:
-    """Minus the area of the box around the joints: the largest person has the smallest value."""
+    """Return minus the area of the box around the joints. The largest person has the smallest value."""
     return -float(np.prod(np.nanmax(person[:, :2], axis=0) - np.nanmin(person[:, :2], axis=0)))
 
 
 def _distance(person: Float[np.ndarray, "joints 3"], other: Float[np.ndarray, "joints 3"]) -> float:
-    """Mean distance in pixels over the joints that both have; infinite where there is none."""
+    """Return the mean distance in pixels over the joints that both persons have, or infinity if there are none."""
     apart = np.hypot(*(person - other)[:, :2].T)
     return float(np.nanmean(apart)) if not np.isnan(apart).all() else np.inf

@@ -1,4 +1,4 @@
-"""What was found in a video: measured values, sentences, a contact sheet and an HTML page."""
+"""Report on a data set made from a video: measured values, sentences, a contact sheet and an HTML page."""
 
 import base64
 import html
@@ -21,17 +21,18 @@ from cvae_lab.data.video.keypoints import JOINTS
 from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
-SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300  # how many frames are shown, shown with label, compared
+# Number of frames in the contact sheet, frames shown with their label, and frames compared for camera movement.
+SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300
 NAMED_LIMBS = 6
-MOVED = 0.01  # of the width: a larger shift of the background is camera movement
+MOVED = 0.01  # fraction of the width; a larger shift of the background is camera movement
 COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
 Segment = tuple[int, int]
-"""First frame and end (one past the last frame) among the chosen frames."""
+"""Index of the first frame and index after the last frame, among the selected frames."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `make_data_set` found and did: its settings, measured values, and the same in sentences."""
+    """Report of `make_data_set`: its settings, the measured values, and sentences about both."""
 
     settings: dict[str, Any]
     measured: dict[str, Any]
@@ -39,7 +40,7 @@ class Report:
 
 
 def read_report(folder: str | Path) -> Report | None:
-    """Return the report of a data set made from a video; None for any other folder."""
+    """Return the report of a data set that was made from a video, or None for any other folder."""
     file = Path(folder) / REPORT_FILE
     if not file.is_file():
         return None
@@ -48,7 +49,7 @@ def read_report(folder: str | Path) -> Report | None:
 
 
 def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]], box: Box) -> dict[str, Any]:
-    """Return every number of the report; parts and recordings are named by their first and last frame in the file."""
+    """Return every number of the report. Splits and recordings are given by their first and last frame in the file."""
     _, height, width, _ = video.frames.shape
     used = np.concatenate([tracks.points[a:b] for segments in parts.values() for a, b in segments])
     used = used[~np.isnan(used[..., 0])]
@@ -76,10 +77,10 @@ def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]]
 
 
 def _camera(video: DecodedVideo, tracks: Tracks) -> dict[str, float | None]:
-    """Measure the background's largest distance from its place in the first frame, and when it began to move.
+    """Measure the largest shift of the background relative to the first frame, and the time of the first movement.
 
-    `shift` is a fraction of the width, None where most frames cannot be compared; `seconds` is None where nothing
-    moved; `compared` is the fraction of the sampled frames that could be compared.
+    `shift` is a fraction of the width, or None if most frames cannot be compared. `seconds` is the time, or None if the
+    camera did not move. `compared` is the fraction of the sampled frames that could be compared.
     """
     every = -(-len(video.frames) // CAMERA_FRAMES)
     path = camera_path(video.frames[::every], boxes(tracks.points[::every], 0.1))
@@ -92,7 +93,7 @@ def _camera(video: DecodedVideo, tracks: Tracks) -> dict[str, float | None]:
 
 
 def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[str]:
-    """Say the measured values in sentences; warnings begin with "Warning:"."""
+    """Yield sentences with the measured values. Warnings begin with "Warning:"."""
     m, frames = measured, measured["frames"]
     turned = f", turned by its rotation flag of {m['rotation']} degrees" if m["rotation"] else ""
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
@@ -119,7 +120,7 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
 
 
 def _limb_sentence(lost: dict[str, float]) -> str:
-    """Name the limbs that are missing most often."""
+    """Return a sentence with the limbs that are missing most often."""
     order = sorted(lost.items(), key=lambda item: -item[1])
     named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in order[:NAMED_LIMBS]) or "none"
     more = f", and {len(order) - NAMED_LIMBS} others less often" if len(order) > NAMED_LIMBS else ""
@@ -141,7 +142,7 @@ def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]
 
 def _camera_sentence(camera: dict[str, float | None]) -> str:
     if camera["shift"] is None:
-        return "Warning: camera movement could not be measured; too little textured background is free of the person."
+        return "Warning: camera movement could not be measured, because too little textured background is visible."
     if camera["seconds"] is None:
         return f"Camera: fixed, the background moves by at most {camera['shift']:.1%} of the width."
     return (
@@ -210,7 +211,7 @@ def _with_limbs(
 def pairs(
     frames: UInt8[np.ndarray, "n 3 h w"], labels: UInt8[np.ndarray, "n 3 h w"], scale: int = 3
 ) -> Image.Image:
-    """Frames of the data set above their labels, enlarged without smoothing."""
+    """Draw frames of the data set above their labels, enlarged without smoothing."""
     rows = [np.concatenate(list(pictures.transpose(0, 2, 3, 1)), axis=1) for pictures in (frames, labels)]
     both = np.concatenate(rows)
     return Image.fromarray(both).resize(
@@ -219,7 +220,7 @@ def pairs(
 
 
 def page(title: str, lines: Sequence[str], sheet: Image.Image, samples: Image.Image) -> str:
-    """A self-contained HTML page: the report, frames with limbs, frames and labels of the data set."""
+    """Return a self-contained HTML page: the report, frames with limbs, frames and labels of the data set."""
     items = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -229,10 +230,10 @@ def page(title: str, lines: Sequence[str], sheet: Image.Image, samples: Image.Im
 {items}
 </ul>
 <h2>Are the limbs where the person is?</h2>
-<p>Frames of the video in equal steps of time, with the limbs drawn over them.</p>
+<p>Evenly spaced frames of the video, with the limbs drawn over them.</p>
 <img src="{_data_url(sheet)}" alt="frames with limbs drawn over them">
-<h2>What will the model see?</h2>
-<p>Frames of the data set, and below each its label.</p>
+<h2>Which frames and labels does the model get?</h2>
+<p>Each frame of the data set is shown above its label.</p>
 <img src="{_data_url(samples)}" alt="frames and labels of the data set" style="image-rendering: pixelated">
 </html>
 """

@@ -1,4 +1,4 @@
-"""From raw keypoints to smooth tracks: left and right, outliers, short gaps, recordings, smoothing."""
+"""Repair keypoints (exchanged sides, outliers, short gaps), find the recordings, and smooth the tracks."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,11 +11,11 @@ from cvae_lab.data.synthetic.drawing import LIMBS
 from cvae_lab.data.video.keypoints import JOINTS, Keypoints
 
 MIN_CONFIDENCE = 0.3
-MIN_JOINTS = 8  # a frame with fewer known joints has no pose
-JUMP = 0.25  # of the body's size: a joint further than this from the median of 5 frames is an outlier
-EXCHANGE_COST = 0.005  # of the body's size: what an exchanged frame must save in the length of the tracks
-PAUSE = 0.5  # seconds: a longer gap between frames separates recordings
-MIN_FRAMES = 16  # a shorter recording is left out: a training clip has 16 frames
+MIN_JOINTS = 8  # fewest known joints of a frame that has a pose
+JUMP = 0.25  # fraction of the body's size; a joint further from its median over 5 frames is an outlier
+EXCHANGE_COST = 0.005  # fraction of the body's size; penalty per exchanged frame
+PAUSE = 0.5  # in seconds; a longer gap between frames separates recordings
+MIN_FRAMES = 16  # a shorter recording is not used, because a training clip has 16 frames
 SIDES = (("shoulder", "elbow", "wrist", "ear"), ("hip", "knee", "ankle", "toe"))
 
 Points = Float[np.ndarray, "n joints 2"]
@@ -23,11 +23,12 @@ Points = Float[np.ndarray, "n joints 2"]
 
 @dataclass(frozen=True)
 class Tracks:
-    """Smooth positions of `JOINTS` in pixels (NaN where missing), the recordings, and what was repaired.
+    """Smooth positions of `JOINTS` in pixels (NaN if missing), the recordings, and the number of repairs.
 
-    `found` tells which frames had a pose before short gaps were filled. `recordings` holds first frame and end (one
-    past the last frame) of each unbroken recording of the person. `exchanged` counts frames whose left and right arms
-    or legs were exchanged, `jumps` and `filled` count joint positions.
+    `found` is true for frames that had a pose before short gaps were filled. `recordings` holds, for each unbroken
+    recording of the person, the index of the first frame and the index after the last frame. `exchanged` is the number
+    of frames in which left and right arms or legs were exchanged. `jumps` is the number of joint positions removed as
+    outliers, and `filled` is the number of interpolated joint positions.
     """
 
     points: Points
@@ -38,7 +39,7 @@ class Tracks:
     filled: int
 
     def lost_limbs(self) -> dict[str, float]:
-        """Fraction of the recordings' frames in which each limb is missing, for limbs that are ever missing."""
+        """Return the fraction of frames in which a limb is missing, for each limb that is missing at least once."""
         missing = np.isnan(self.points[..., 0])
         inside = np.zeros(len(missing), bool)
         for start, stop in self.recordings:
@@ -60,10 +61,10 @@ def clean(
     """Repair and smooth the keypoints of one person, and find the recordings.
 
     Args:
-        boundaries: first frame after every recording boundary in the video; a gap of more than `PAUSE` in `times` is a
-            boundary as well.
-        max_gap: the longest gap, in frames, that is filled by linear interpolation.
-        smooth: frames in the window of the Savitzky-Golay filter (order 2), odd; 0 does not smooth.
+        boundaries: index of the first frame after every recording boundary in the video. A gap of more than `PAUSE`
+            seconds in `times` is also a boundary.
+        max_gap: length in frames of the longest gap that is filled by linear interpolation.
+        smooth: window of the Savitzky-Golay filter (order 2), an odd number of frames; 0 means no smoothing.
     """
     if smooth and (smooth < 5 or smooth % 2 == 0):
         raise ValueError(f"smooth is {smooth}; give 0 or an odd number of frames from 5")
@@ -75,7 +76,7 @@ def clean(
     exchanged = jumps = filled = 0
     recordings = []
     for start, stop in pairwise(edges):
-        piece = points[start:stop]  # a view: the repairs change `points`
+        piece = points[start:stop]  # a view, so the repairs change `points`
         exchanged += _exchange_sides(piece, max_gap)
         jumps += _remove_jumps(piece)
         filled += _fill_gaps(piece, max_gap)
@@ -89,7 +90,7 @@ def clean(
 
 
 def boxes(points: Points, margin: float = 0.2) -> Float[np.ndarray, "n 4"]:
-    """Left, top, right and bottom of the person, widened on every side by `margin` of the height; NaN without pose."""
+    """Return left, top, right and bottom of the person, or NaN without a pose. `margin` is a fraction of the height."""
     result = np.full((len(points), 4), np.nan)
     known = _has_pose(points)
     low, high = np.nanmin(points[known], axis=1), np.nanmax(points[known], axis=1)
@@ -103,13 +104,13 @@ def _has_pose(points: Points) -> Bool[np.ndarray, " n"]:
 
 
 def _runs(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """First index and end of every run of True."""
+    """Return the first index and the index after the last one, for every run of True."""
     change = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
     return [(int(a), int(b)) for a, b in change.reshape(-1, 2)]
 
 
 def _body_size(points: Points) -> float:
-    """Median diagonal of the box around the joints, in pixels; NaN without any pose."""
+    """Return the median diagonal of the box around the joints, in pixels, or NaN if no frame has a pose."""
     known = points[_has_pose(points)]
     if not len(known):
         return np.nan
@@ -117,11 +118,11 @@ def _body_size(points: Points) -> float:
 
 
 def _exchange_sides(points: Points, max_gap: int) -> int:
-    """Exchange left and right arms, or legs, in the frames where that makes the tracks smoother; count the frames.
+    """Exchange left and right arms, or legs, in frames where this makes the tracks shorter. Return how many frames.
 
-    Of all ways to exchange the sides in some frames, the one with the shortest tracks is taken, found by dynamic
-    programming. Each exchanged frame costs `EXCHANGE_COST` of the body's size, so the estimator's own sides stay where
-    both are equally smooth. Longer gaps separate the tracks.
+    Dynamic programming finds the frames whose exchange gives the shortest tracks. Each exchanged frame adds a penalty
+    of `EXCHANGE_COST` times the body's size. If both choices are equally short, the sides of the estimator are
+    therefore kept. Tracks on both sides of a gap of more than `max_gap` frames are treated separately.
     """
     cost, changed = EXCHANGE_COST * _body_size(points), np.zeros(len(points), bool)
     for parts in SIDES:
@@ -138,7 +139,7 @@ def _exchange_sides(points: Points, max_gap: int) -> int:
 def _shortest(
     own: Float[np.ndarray, "n k 2"], other: Float[np.ndarray, "n k 2"], cost: float
 ) -> Bool[np.ndarray, " n"]:
-    """Choose `other` over `own`, at `cost` per frame, where that makes the tracks shortest; return where."""
+    """Return the frames in which `other` instead of `own` gives the shortest tracks, with penalty `cost` per frame."""
     own_or_other = np.array([0.0, cost])
     total, origins = own_or_other, []
     for k in range(1, len(own)):
@@ -155,9 +156,9 @@ def _shortest(
 def _step_lengths(
     before: Float[np.ndarray, "k 2"], own: Float[np.ndarray, "k 2"], other: Float[np.ndarray, "k 2"]
 ) -> tuple[float, float]:
-    """Mean distance to the frame before with own sides and with exchanged sides.
+    """Return the mean distance to the previous frame with the frame's own sides and with exchanged sides.
 
-    Only joints count that are known on both sides in both frames; without any, both distances are 0.
+    The mean is over the joints that are known on both sides in both frames. Without such joints, both distances are 0.
     """
     same, crossed = (np.hypot(*(now - before).T) for now in (own, other))
     known = ~np.isnan(same) & ~np.isnan(crossed)
@@ -165,7 +166,7 @@ def _step_lengths(
 
 
 def _remove_jumps(points: Points) -> int:
-    """Mark as missing each joint far from its median over 5 frames; return how many."""
+    """Mark each joint that is far from its median over 5 frames as missing. Return the number of marked joints."""
     if len(points) < 5:
         return 0
     padded = np.pad(points, ((2, 2), (0, 0), (0, 0)), constant_values=np.nan)
@@ -180,7 +181,7 @@ def _remove_jumps(points: Points) -> int:
 
 
 def _fill_gaps(points: Points, max_gap: int) -> int:
-    """Interpolate each joint linearly over gaps of at most `max_gap` frames; return how many positions."""
+    """Interpolate each joint linearly over gaps of at most `max_gap` frames. Return the number of positions."""
     filled = 0
     for joint in range(points.shape[1]):
         track = points[:, joint]
@@ -193,7 +194,7 @@ def _fill_gaps(points: Points, max_gap: int) -> int:
 
 
 def _smooth(points: Points, window: int) -> None:
-    """Filter every unbroken run of each joint; the window shrinks in runs shorter than it, down to 5 frames."""
+    """Smooth every unbroken run of each joint. In runs shorter than `window`, the window is shorter, but 5 or more."""
     for joint in range(points.shape[1]):
         for a, b in _runs(~np.isnan(points[:, joint, 0])):
             width = min(window, (b - a - 1) // 2 * 2 + 1)
