@@ -1,4 +1,4 @@
-"""Score predictions against answers, and grade a class: nothing in a submission is executed or unpickled."""
+"""Score predictions, and grade the submissions of a class. No code of a submission is executed or unpickled."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,19 +20,19 @@ from cvae_lab.training import CheckpointError, checkpoint
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 SUBMISSIONS = (".csv", ".txt", ".npz", ".gif", ".mp4", *CHECKPOINTS)
-NEAR_IDENTICAL = 45.0  # dB between two submissions from which one is probably a copy of the other
+NEAR_IDENTICAL = 45.0  # dB; if the PSNR between two submissions is higher, one is probably a copy
 SAMPLES = 24  # frames per clip that are kept to compare submissions with each other
 
 
 def score(prediction: Clips, truth: Clips) -> pd.DataFrame:
     """Return PSNR (dB) and SSIM of every predicted frame; columns clip, frame, psnr, ssim.
 
-    Frame 0 of a clip is an input and is not scored. A prediction of T - 1 frames is one without frame 0. Raises
-    DataError where clips or frames do not correspond.
+    Frame 0 of a clip is an input and is not scored. A prediction with T - 1 frames does not contain frame 0. Raises
+    DataError if the numbers of clips or frames are different.
     """
     if len(prediction) != len(truth):
         raise DataError(
-            f"the prediction has {len(prediction)} clips, the answer {len(truth)}; they must correspond"
+            f"the prediction has {len(prediction)} clips, but the answer has {len(truth)}; the numbers must be equal"
         )
     tables = []
     for number, (predicted, true) in enumerate(zip(prediction, truth, strict=True)):
@@ -49,7 +49,7 @@ def _aligned(
     if predicted.shape[1:] != true.shape[1:] or abs(len(predicted) - len(true)) > 1:
         raise DataError(
             f"clip {number}: the prediction has {len(predicted)} frames of {tuple(predicted.shape[2:])} pixels, the "
-            f"answer {len(true)} of {tuple(true.shape[2:])}; they must be equal, or differ by the first frame"
+            f"answer {len(true)} of {tuple(true.shape[2:])}; sizes must be equal, and the prediction may omit frame 0"
         )
     if len(predicted) == len(true):
         predicted, true = predicted[1:], true[1:]
@@ -61,7 +61,7 @@ def _aligned(
 
 
 def averages(scores: pd.DataFrame) -> dict[str, float]:
-    """Return the averages over clips by name: ours, the course's of 2023, and that of the later years (all in dB)."""
+    """Return averages over clips: mean PSNR, the two averages of the course (all in dB), and mean SSIM."""
     clips = [torch.from_numpy(clip["psnr"].to_numpy()) for _, clip in scores.groupby("clip")]
     return {
         "mean PSNR": float(np.mean([float(clip.mean()) for clip in clips])),
@@ -72,7 +72,7 @@ def averages(scores: pd.DataFrame) -> dict[str, float]:
 
 
 def grade_class(folder: Path, data: Dataset, log: Callable[[str], None] = lambda line: None) -> pd.DataFrame:
-    """Return one row per submission at or below `folder`: scores, grade, static baseline, copies, or the fault.
+    """Return one row per submission at or below `folder`: scores, grade, static baseline, copies, or the error.
 
     A submission is a submission CSV, a folder with text files of 2023 or PNGs, a GIF, video or npz, or a checkpoint,
     which predicts the test clips of `data`. A broken submission is reported in its row, and the others are graded.
@@ -85,7 +85,7 @@ def grade_class(folder: Path, data: Dataset, log: Callable[[str], None] = lambda
     tests = [clip for clip in data.tests if clip.answer is not None]
     if not tests:
         raise DataError(
-            f"{data.name}: no test clip has true frames, so nothing can be graded; give the answers"
+            f"{data.name}: no test clip has true frames, so there is nothing to grade; give the answers"
         )
     baseline = float(np.mean([float(static_baseline(to_float(clip.answer)).mean()) for clip in tests]))
     rows: list[dict[str, Any]] = []
@@ -96,12 +96,14 @@ def grade_class(folder: Path, data: Dataset, log: Callable[[str], None] = lambda
         rows.append(row)
         log(f"{name}: {row['fault'] or format(row['mean PSNR'], '.2f') + ' dB'}")
     if not rows:
-        raise DataError(f"{folder}: holds no submission; give a folder with one file or folder per student")
+        raise DataError(
+            f"{folder}: contains no submission; give a folder with one file or folder per student"
+        )
     return pd.DataFrame(rows).sort_values("mean PSNR", ascending=False, ignore_index=True)
 
 
 def submissions(folder: Path) -> list[Path]:
-    """Return the submissions below a folder: files by their suffix, and folders of pictures or text files of 2023."""
+    """Return the submissions below a folder: files of known types, and folders of pictures or text files of 2023."""
     found: list[Path] = []
     for path in sorted(folder.rglob("*")):
         if any(parent in found for parent in path.parents) or path.name.startswith("."):
@@ -116,7 +118,7 @@ def submissions(folder: Path) -> list[Path]:
 
 
 def _graded(path: Path, tests: Sequence[Clip], samples: dict[str, Tensor], name: str) -> dict[str, Any]:
-    """The scores of one submission, or its fault; adds a sample of its frames to `samples`."""
+    """The scores of one submission, or its error. A sample of its frames is added to `samples`."""
     blank = {"mean PSNR": np.nan, "grade": 0, "copy of": "", "fault": ""}
     try:
         clips = _prediction(path, tests)
@@ -140,7 +142,7 @@ def _prediction(path: Path, tests: Sequence[Clip]) -> Clips:
 
 
 def _copy_of(sample: Tensor, others: dict[str, Tensor]) -> str:
-    """The submission that this one equals or nearly equals, with the PSNR between the two; else empty."""
+    """The earlier submission that is equal or almost equal to this one, with the PSNR between them; else empty."""
     for name, other in others.items():
         if sample.shape == other.shape:
             between = float(psnr(to_float(sample), to_float(other)).mean())

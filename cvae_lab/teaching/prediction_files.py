@@ -1,4 +1,4 @@
-"""Predicted or true clips in any file format that people hand in, as uint8 frames."""
+"""Read predicted or true clips as uint8 frames, from all file formats of submissions."""
 
 import re
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from cvae_lab.data.pixels import DataError, open_picture
 
 Clips = list[UInt8[Tensor, "t 3 h w"]]
 
-MAX_FRAMES = 20_000  # of a video or an array
-MAX_VALUES = 2_000_000_000  # bytes of pixels that one prediction may hold
-CLIP_FRAMES = 630  # frames of a test clip of the course, the first one included
+MAX_FRAMES = 20_000  # maximum number of frames of a video or an array
+MAX_VALUES = 2_000_000_000  # maximum number of pixel values (bytes) of one prediction
+CLIP_FRAMES = 630  # frames of a test clip of the course, with the first one
 
 
 def read_clips(path: Path, frames: int = CLIP_FRAMES) -> Clips:
@@ -47,7 +47,7 @@ def read_clips(path: Path, frames: int = CLIP_FRAMES) -> Clips:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            f"{path}: unknown kind of file; give a submission CSV, a text file of 2023, a GIF, a video, an npz or a "
+            f"{path}: unknown file type; give a submission CSV, a text file of 2023, a GIF, a video, an npz or a "
             "folder of PNGs"
         )
     return reader(path, frames)
@@ -74,7 +74,7 @@ def _folder(path: Path, frames: int) -> Clips:
         for clip in _folder(folder, frames)
     ]
     if not clips:
-        raise DataError(f"{path}: holds no pictures and no text files of the course")
+        raise DataError(f"{path}: contains no pictures and no text files of the course")
     return clips
 
 
@@ -114,10 +114,10 @@ def _video(path: Path, frames: int) -> Clips:
         pictures = list(_video_frames(path))
     except DataError:
         raise
-    except Exception as error:  # each of imageio's plug-ins has errors of its own
+    except Exception as error:  # the plug-ins of imageio raise different errors
         raise DataError(f"{path}: not a readable video ({type(error).__name__}: {error})") from error
     if not pictures:
-        raise DataError(f"{path}: holds no frames")
+        raise DataError(f"{path}: contains no frames")
     return [torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)]
 
 
