@@ -294,13 +294,13 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
     again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")
     again.add_argument(
-        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs, by commit"
+        "--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs of all commits"
     )
     again.add_argument("--workers", type=int, default=0, help=WORKERS)
     names = "studies, bench, tables, notebooks; default: all"
     again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
     again.add_argument(
-        "--course", default="", metavar="DATA", help="the course data; default: keep course.csv"
+        "--course", default="", metavar="DATA", help="folder of the course data; default: keep course.csv"
     )
     again.add_argument("--data", default="", help="data of a trial run; default: the data of each study")
     again.add_argument(

@@ -44,8 +44,8 @@ def train_step(
     """Take one optimizer step on a batch of clips; return loss, mse and KL.
 
     The loss is mean squared error + beta * KL, as in the assignment, with the sums and units of `objective`. It is a
-    mean over clips and predicted frames. With `weighting = "psnr"`, the error of each frame is first multiplied by a weight.
-    If the loss or the gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
+    mean over clips and predicted frames. With `weighting = "psnr"`, each frame error is first multiplied by a weight.
+    If loss or gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
 
     Source: course assignment, section 4; Kingma & Welling 2014, equation 10.
     """
@@ -79,7 +79,7 @@ def fit(
     - beta, kl_weight (beta converted to the scale of the loss), tf_ratio and lr: values at the end of the epoch;
     - loss, mse and kl_nats (nats per frame): means over the clips of the epoch;
     - val_psnr_prior, val_psnr_posterior and heldout_psnr: in dB, nan in an epoch without evaluation;
-    - skipped: number of skipped steps; seconds: since the start; frames_per_s: training frames per second.
+    - skipped: skipped steps; seconds: since the start; frames_per_s: training frames per second.
 
     Args:
         on_step: called after every step with a short record and the fraction of training done.
@@ -128,7 +128,7 @@ def _sampler(
 def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ...]]:
     """Return the frames to train on, and the held-out segments of the training recordings, which select checkpoints.
 
-    If nothing can be held out, the validation clips select checkpoints, and a warning is logged.
+    If nothing can be held out, a warning is logged, and the validation clips select checkpoints.
     """
     reason = "holdout is 0"
     if config.holdout:
