@@ -150,7 +150,8 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
         "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
-    video.add_argument("--out", type=Path, required=True, metavar="DATA", help="an empty or new folder")
+    text = "an empty or new folder; required, no default"
+    video.add_argument("--out", type=Path, required=True, metavar="DATA", help=text)
     video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
     video.add_argument(
         "--size", choices=["32x64", "64x128", "128x256"], default="32x64", help="height x width"
@@ -158,7 +159,11 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
     video.add_argument("--fps", type=float, help="frames per second of the data set; default: all frames")
     video.add_argument("--seconds", type=float, help="use only the first SECONDS seconds; default: all")
     video.add_argument(
-        "--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help="region, in pixels"
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"),
+        help="in pixels; default: whole frame",
     )
     video.add_argument(
         "--fit", choices=["letterbox", "crop"], default="letterbox", help="add bars, or cut off edges"

@@ -122,7 +122,7 @@ def lab(tmp_path_factory, browser):
         "--ServerApp.base_url=/sub/",
         f"--LabApp.user_settings_dir={folder / 'settings'}",
     ]
-    # A separate folder for signatures, so that no notebook is trusted. One thread leaves the other cores to other tests.
+    # A separate folder for signatures, so that no notebook is trusted. One thread leaves other cores to other tests.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_DATA_DIR": str(folder / "signatures")}
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(

@@ -279,7 +279,7 @@ def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) ->
     """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
 
     `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
-    over frames, because the segment of a short recording has few frames. A score without a clip is nan.
+    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
     """
     scores = evaluate(model, [*validation, *heldout])
     count = len(validation)
