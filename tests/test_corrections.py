@@ -1,4 +1,4 @@
-"""Test-time corrections: averaging with the mirror image, and the first-frame correction."""
+"""Test the two test-time corrections: averaging with the mirrored prediction, and first-frame correction."""
 
 import math
 
@@ -25,7 +25,7 @@ def seeded(seed=0):
 
 @pytest.fixture
 def model():
-    """A model with random weights and a prior of almost no variance, so that equal labels give equal frames."""
+    """Return a model with random weights. Its prior has almost no variance: equal labels give equal frames."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CVAE(ModelConfig.preset("compact", width=8, latents=2)).eval()
@@ -52,7 +52,7 @@ def labels(frames=9):
     return p
 
 
-def test_the_averaged_prediction_of_the_mirror_image_is_mirrored(model, first):
+def test_mirroring_the_clip_mirrors_the_averaged_prediction(model, first):
     once = predict_with_mirror(model, first, labels(), seeded())
     assert not torch.allclose(once, predict(model, first, labels(), seeded()), atol=1e-3)
     again = predict_with_mirror(model, first.flip(-1), mirror_labels(labels()), seeded())
@@ -79,8 +79,8 @@ def test_correction_weights_are_1_for_label_0_and_0_for_a_distant_label():
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_under_label_0_the_corrected_prediction_is_the_first_frame(model, first, mirror):
-    """The plain prediction has an error there, which the correction removes."""
+def test_the_corrected_prediction_is_the_first_frame_if_labels_equal_label_0(model, first, mirror):
+    """The uncorrected prediction has an error for this label, and the correction removes the error."""
     plain = predict(model, first, labels(), seeded())
     assert (plain[:, 3] - first).abs().mean() > 0.1
     corrected = predict_corrected(model, first, labels(), seeded(), mirror)
@@ -88,14 +88,14 @@ def test_under_label_0_the_corrected_prediction_is_the_first_frame(model, first,
 
 
 @pytest.mark.parametrize(("mirror", "method"), [(False, predict), (True, predict_with_mirror)])
-def test_far_from_label_0_nothing_is_added(model, first, mirror, method):
+def test_no_correction_if_labels_differ_much_from_label_0(model, first, mirror, method):
     p = labels()
     p[:, 1:, :, :, 8:] = 0.0
     corrected = predict_corrected(model, first, p, seeded(), mirror)
     torch.testing.assert_close(corrected, method(model, first, p, seeded()))
 
 
-def test_a_clip_is_corrected_alone_as_in_a_batch(model, first):
+def test_the_correction_of_a_clip_does_not_depend_on_the_batch(model, first):
     p = labels()
     p[1, 4:, :, 5:] = 0.99
     both = predict_corrected(model, first, p, clip_streams(seeded(), 2), mirror=True)

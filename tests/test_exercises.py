@@ -1,4 +1,4 @@
-"""The checks of the notebooks' exercises: right answers, usual mistakes, and answers that fail."""
+"""Test the checks of the exercises in notebooks 00 to 04 with right answers, typical mistakes and useless answers."""
 
 import math
 from itertools import pairwise
@@ -14,7 +14,7 @@ W = torch.tensor([[1.0, 0.5], [0.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
 RESIDUAL, SIGMA = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64), 0.7
 
 
-# -- answers, written out by hand ----------------------------------------------------------------------------
+# -- answers, computed without the package -------------------------------------------------------------------
 
 
 def gain(model_db, static_db):
@@ -120,7 +120,7 @@ WRONG = [
     ("check_02_1", lambda *a: cost(*a[:5]), "groups"),
     ("check_02_2", lambda conv, bn: fold(conv, bn, lost=0.0), "own bias"),
     ("check_02_2", lambda conv, bn: (conv.weight, conv.bias), "differ"),
-    ("check_02_3", lambda values, e, sigma: values * e / sigma, "noise"),
+    ("check_02_3", lambda values, e, sigma: values * e / sigma, "more than half"),
     ("check_02_3", lambda values, e, sigma: 0 * values, "biased"),
     ("check_02_4", lambda mu, sigma: kl_uniform(mu, sigma) - 0.5 * math.log(2 * math.pi), "constant"),
     ("check_02_4", lambda mu, sigma: kl_uniform(mu, sigma) - 0.5 * mu * sigma, "mixed term"),
@@ -155,7 +155,7 @@ def test_a_right_answer_is_recognised(name):
 
 
 @pytest.mark.parametrize(("name", "answer", "hint"), WRONG)
-def test_a_usual_mistake_gets_its_own_hint(name, answer, hint):
+def test_a_typical_mistake_gets_its_own_hint(name, answer, hint):
     outcome = CHECKS[name](answer, *DATA.get(name, ()))
     assert not outcome.right
     assert outcome.line.startswith("not yet: ")
@@ -174,7 +174,7 @@ def _raises(*args):
         lambda *args: [], lambda: 0.0, 3.5, None,
     ],
 )  # fmt: skip
-def test_any_other_answer_prints_one_line_and_raises_nothing(name, answer, capsys):
+def test_a_useless_answer_prints_one_line_and_raises_nothing(name, answer, capsys):
     assert getattr(exercises, name)(answer, *DATA.get(name, ())) is None
     captured = capsys.readouterr()
     assert captured.out.startswith("not yet: ")
@@ -208,7 +208,7 @@ def test_an_unsolved_exercise_names_the_function_to_write():
     assert "my_stub returns None" in CHECKS["check_00_1"](my_stub).line
 
 
-def test_an_error_in_the_answer_is_named_in_one_line():
+def test_an_exception_in_the_answer_is_printed_in_one_line():
     line = CHECKS["check_00_1"](_raises).line
     assert line == "not yet: _raises raised ValueError: two lines"
 
@@ -216,7 +216,7 @@ def test_an_error_in_the_answer_is_named_in_one_line():
 def test_hints_do_not_contain_the_expected_value():
     lines = [CHECKS[name](answer, *DATA.get(name, ())).line for name, answer, _ in WRONG]
     assert not any(f"{value:.2f}" in " ".join(lines) for value in (0.316, 15.85, 0.133, 0.033))
-    assert "51840" not in " ".join(lines)  # operations of the first convolution of exercise 1 in 02
+    assert "51840" not in " ".join(lines)  # operations of the first convolution in exercise 1 of notebook 02
 
 
 def test_an_answer_cannot_change_the_data_of_its_check():
@@ -236,7 +236,7 @@ def test_ctrl_c_stops_a_check():
         CHECKS["check_00_1"](interrupted)
 
 
-def test_values_of_one_element_count_as_numbers_and_shapes_must_agree():
+def test_close_treats_one_element_as_a_number_and_compares_shapes():
     assert close(torch.tensor([2.0], requires_grad=True), 2.0)
     assert not close(torch.full((2,), 2.0), 2.0)
     assert not close(math.nan, 2.0)

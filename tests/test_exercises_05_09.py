@@ -1,4 +1,4 @@
-"""The checks of the exercises 05 to 09: correct answers pass, typical mistakes get a hint without the answer."""
+"""The checks of the exercises 05 to 09: correct answers pass, and typical mistakes get a hint without the answer."""
 
 import math
 
@@ -41,25 +41,25 @@ WRONG = [
     ("check_05_2", lambda per, ratio, steps: 1 - ratio, "how many draws"),
     ("check_05_3", lambda v, g, t: v * sum(g**k for k in range(t)), "squared"),
     ("check_05_3", lambda v, g, t: v * (1 - g ** (2 * t)) / (1 - g**2), "ZeroDivisionError"),
-    ("check_06_1", lambda psnr, static: int(np.flatnonzero(psnr > static)[-1]), "count from 1"),
+    ("check_06_1", lambda psnr, static: int(np.flatnonzero(psnr > static)[-1]), "start at 1"),
     ("check_06_1", lambda psnr, static: int(np.argmax(psnr > static)) + 1, "the last frame"),
     ("check_06_2", lambda rollout, one_step: slope(rollout), "not the rollout alone"),
     ("check_06_2", lambda rollout, one_step: slope(rollout - one_step) / 100, "per 100 frames"),
     ("check_07_1", lambda sigma, dims: 2 * sigma / dims, "sigma"),
     ("check_07_1", lambda sigma, dims: sigma**2 / dims, "factor 2"),
     ("check_07_2", lambda v, dims, n: 2 * np.sqrt(v[n - 1] * v[n]) / dims, "sort"),
-    ("check_07_3", lambda psnr: psnr.max(axis=0).mean(), "again in every frame"),
-    ("check_07_3", lambda psnr: psnr.mean(axis=(1, 2)).max(), "each clip"),
+    ("check_07_3", lambda psnr: psnr.max(axis=0).mean(), "separately in every frame"),
+    ("check_07_3", lambda psnr: psnr.mean(axis=(1, 2)).max(), "between clips"),
     ("check_08_1", lambda x: (x * 255).round().to(torch.int16).to(torch.uint8), "clamp"),
     ("check_08_1", lambda x: (x.clamp(0, 1) * 255).to(torch.uint8), "round"),
     ("check_08_1", lambda x: x.clamp(0, 1) * 255, "dtype"),
-    ("check_08_2", lambda mean: mean / 629, "number that the course used"),
+    ("check_08_2", lambda mean: mean / 629, "divided by another number"),
     ("check_09_1", lambda ratio: (1 - ratio) / ratio, "starts the segment"),
     ("check_09_2", lambda flops, moved, rate, copy: flops / rate + moved / copy, "add up"),
 ]
 
 
-def test_every_check_has_a_correct_answer_here():
+def test_every_check_of_notebooks_05_to_09_is_tested_here():
     assert set(RIGHT) == {name for name in CHECKS if name[6:8] in ("05", "06", "07", "08", "09")}
 
 

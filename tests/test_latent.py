@@ -1,4 +1,4 @@
-"""Latent diagnostics on models with known behaviour, against closed forms and numpy's eigenvalues."""
+"""Compare the latent diagnostics of models with known behaviour with formulas and numpy's eigenvalues."""
 
 import math
 from dataclasses import replace
@@ -28,9 +28,9 @@ from cvae_lab.evaluation.latent import (
 
 
 class ByHand(CVAE):
-    """A model without layers: a step gives gain * previous + uses * z + lift.
+    """Model without layers: one step returns gain * previous + uses * z + lift.
 
-    mu of the posterior is the frame's brightness where `reads`, else 0. `prior_mu` makes a learned prior.
+    The posterior mean is the frame's brightness if `reads` is True, else 0. With `prior_mu`, the prior is learned.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ByHand(CVAE):
         return mu, torch.full_like(mu, self.logvar)
 
     def prior(self, previous, label):
-        """A learned prior whose mean is `prior_mu` times the brightness of the previous frame."""
+        """Return a learned prior whose mean is `prior_mu` times the brightness of the previous frame."""
         if self.Prior_Predictor is None:
             return None
         shape = self.latent_shape(*previous.shape[-2:])
@@ -97,13 +97,13 @@ def test_active_units_are_those_whose_mean_varies():
     assert active_units(mu, 1e-4).flatten().tolist() == [True, False, True]
 
 
-def test_aggregated_posterior_is_that_of_its_samples():
+def test_aggregated_posterior_has_mean_and_variance_of_samples():
     rng = np.random.default_rng(0)
     mu, logvar = (torch.from_numpy(rng.normal(size=(2, 3, 2, 1, 1))).float() for _ in range(2))
     mean, variance = aggregated_posterior(mu, logvar)
     noise = rng.standard_normal((100_000, *mu.shape))
     samples = mu.numpy() + np.exp(logvar.numpy() / 2) * noise
-    assert mean.numpy() == pytest.approx(samples.mean((0, 1, 2)), abs=0.02)  # some 6 standard errors
+    assert mean.numpy() == pytest.approx(samples.mean((0, 1, 2)), abs=0.02)  # about 6 standard errors
     assert variance.numpy() == pytest.approx(samples.var((0, 1, 2)), rel=0.02)
 
 
@@ -129,7 +129,7 @@ def test_the_five_sources_of_z():
     assert value["prior"] == latent_kinds(ByHand(), x, x)["prior"](*step)[:, 0, 0, 0].tolist()
 
 
-def test_zero_stands_for_the_mean_of_a_learned_prior():
+def test_zero_is_the_mean_of_a_learned_prior():
     x = torch.stack([greys(0.1, 0.4), greys(0.9, 0.2)])
     kinds = latent_kinds(ByHand(prior_mu=2.0, prior_logvar=-20.0), x, x)
     for kind in ("zero", "prior"):
@@ -147,7 +147,7 @@ def test_variance_is_relative_to_a_learned_prior():
     assert half.flatten().tolist() == pytest.approx([0.25, 0.25, 0.25])
 
 
-def test_growth_includes_the_way_through_a_learned_prior():
+def test_growth_includes_the_effect_of_a_learned_prior():
     """z = prior_mu * brightness of the previous frame, so a step gives (gain + uses * prior_mu) * previous."""
     model, p = ByHand(gain=0.5, uses=1.0, prior_mu=0.8), torch.zeros(1, 40, 3, 8, 16)
     assert perturbation_growth(model, greys(0.0), p, torch.Generator()) == pytest.approx(1.3, rel=0.02)
@@ -157,7 +157,7 @@ def test_diagnosis_with_a_learned_prior():
     model = ByHand(reads=True, uses=1.0, gain=0.0, logvar=-6.0, prior_mu=1.0, prior_logvar=-6.0)
     found = diagnose(model, [RISING, FALLING])
     assert found.scores["zero"].free == pytest.approx(found.static, abs=0.1)  # it repeats the previous frame
-    step = (8 / 255) ** 2  # squared distance of posterior mean and prior mean in one unit
+    step = (8 / 255) ** 2  # squared distance between posterior mean and prior mean of one unit
     assert found.variance > 1
     assert found.kl > 0.5 * step * math.exp(6)
 
@@ -179,7 +179,7 @@ def test_teacher_forced_and_free_scores_differ_where_errors_accumulate():
     assert scores["zero"] == pytest.approx((20, free), abs=1e-3)
 
 
-def test_calibrated_sigma_is_the_most_likely_one():
+def test_calibrated_sigma_maximises_the_likelihood():
     rng = torch.Generator().manual_seed(0)
     truth, prediction = (torch.rand(4, 3, 8, 16, generator=rng, dtype=torch.float64) for _ in range(2))
     sigmas = np.linspace(0.2, 0.8, 601)
@@ -209,7 +209,7 @@ def test_growth_is_zero_where_the_previous_frame_has_no_effect():
     assert perturbation_growth(ByHand(gain=0.0), greys(0.5, 0.5), p, torch.Generator()) < 1e-9
 
 
-def test_behind_baseline_from():
+def test_first_frame_from_which_the_baseline_is_better():
     static = torch.full((40,), 20.0)
     step = lambda frame: torch.where(torch.arange(1, 41) < frame, 25.0, 15.0)  # noqa: E731
     assert behind_baseline_from(step(11), static, window=1) == 11
@@ -226,7 +226,7 @@ def test_behind_baseline_from():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_collapse_beta_is_the_first_principal_component(seed):
+def test_collapse_beta_follows_the_largest_eigenvalue(seed):
     rng = np.random.default_rng(seed)
     residuals = rng.normal(size=(40, 12)) * np.geomspace(3, 0.1, 12) + 5
     covariance = np.cov(residuals, rowvar=False, bias=True)
@@ -234,8 +234,8 @@ def test_collapse_beta_is_the_first_principal_component(seed):
     assert ours == pytest.approx(2 * np.linalg.eigvalsh(covariance)[-1] / 12, rel=1e-6)
 
 
-def test_above_collapse_beta_the_best_linear_latent_is_unused():
-    """In one direction of variance v, a decoder of weight w explains w^2 of v. The best w^2 is v - sigma^2, or 0."""
+def test_the_best_linear_latent_collapses_above_collapse_beta():
+    """In a direction of variance v, a decoder of weight w explains w^2. The best w^2 is max(v - sigma^2, 0)."""
     dims, variance = 6, 0.5
     draws = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     threshold = collapse_beta(math.sqrt(variance) * draws @ torch.eye(dims, dtype=torch.float64)[:1])
@@ -272,30 +272,30 @@ def test_diagnosis_of_a_latent_that_contains_the_true_frame():
     assert "beta" not in found.summary
 
 
-def test_diagnosis_is_repeatable_and_keeps_the_mode():
+def test_diagnosis_is_repeatable_and_keeps_the_training_mode():
     model = ByHand(**COPIES).train()
     assert diagnose(model, [RISING, FALLING], seed=3) == diagnose(model, [RISING, FALLING], seed=3)
     assert model.training
 
 
-def test_diagnose_refuses_what_it_cannot_measure():
+def test_diagnose_requires_two_clips_with_true_frames():
     with pytest.raises(ValueError, match="two clips or more, all with true frames"):
         diagnose(ByHand(), [RISING])
     with pytest.raises(ValueError, match="two clips or more, all with true frames"):
         diagnose(ByHand(), [RISING, Clip("no answer", RISING.first, RISING.labels)])
 
 
-def test_the_summary():
+def test_text_of_the_summary():
     flat = Score(30.0, 25.0)
     scores = dict.fromkeys(("posterior", "mean", "prior", "zero", "swapped"), flat)
     found = Diagnosis(12.3, 5, 64, 0.9, scores, 0.05, None, 20.0, [None, None], 0.8)
     assert "is unused: KL 12.3 nats per frame, 5 of 64 units active" in found.summary
     assert "better on 0 of 2 clips." in found.summary
-    assert "shrinks by a factor of 0.8" in found.summary
+    assert "shrinks: each step multiplies its size by 0.8" in found.summary
     active = replace(found, scores=scores | {"posterior": Score(30.0, 25.5), "mean": Score(30.0, 25.6)})
     assert "is active" in active.summary
     assert "gains +0.5 dB over prior z, and the z of another clip loses 0.6 dB" in active.summary
     behind = replace(found, behind_from=[90, None, 40], growth=1.1, implied_sigma=55.4)
     assert "better on 2 of 3 clips, from frame 40 at the earliest" in behind.summary
-    assert "grows by a factor of 1.1" in behind.summary
-    assert "calibrated sigma is 0.05; the beta of training implies 55." in behind.summary
+    assert "grows: each step multiplies its size by 1.1" in behind.summary
+    assert "calibrated sigma is 0.05; the beta of training implies a sigma of 55." in behind.summary

@@ -1,4 +1,4 @@
-"""Scores against numpy and scikit-image, baselines and grades by hand."""
+"""Compare scores with numpy and scikit-image, and baselines and grades with values computed by hand."""
 
 import math
 import time
@@ -89,16 +89,16 @@ def test_the_grade_outside_the_table():
 
 
 def scikit_ssim(prediction, truth, **options):
-    """SSIM of each frame by scikit-image, with channels first."""
+    """Return the SSIM of each frame from scikit-image, for frames with channels first."""
     pairs = zip(prediction.double().numpy(), truth.double().numpy(), strict=True)
     return [structural_similarity(*pair, channel_axis=0, **options) for pair in pairs]
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 128), (11, 11)])
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
-def test_ssim_equals_that_of_scikit_image(size, noise):
+def test_ssim_equals_the_ssim_of_scikit_image(size, noise):
     truth = rand(3, 3, *size)
-    truth[1] = truth[1].mean()  # a flat frame
+    truth[1] = truth[1].mean()  # a frame with one grey level
     prediction = (truth + noise * (rand(3, 3, *size, seed=1) - 0.5)).clamp(0, 1)
     wanted = scikit_ssim(
         prediction, truth, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1
@@ -106,7 +106,7 @@ def test_ssim_equals_that_of_scikit_image(size, noise):
     assert ssim(prediction, truth).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_ssim_refuses_frames_smaller_than_its_window():
+def test_ssim_rejects_frames_smaller_than_its_window():
     with pytest.raises(ValueError, match="11 x 11 pixels or more, not 8 x 16"):
         ssim(rand(1, 3, 8, 16), rand(1, 3, 8, 16))
 
@@ -137,7 +137,7 @@ def test_frames_at_the_maximum_are_counted():
     truth = rand(4, 3, 8, 16)
     prediction = truth.clone()
     prediction[1] += 0.1
-    prediction[2] += 1e-6  # 120 dB, but scores end at 100
+    prediction[2] += 1e-6  # 120 dB, but the maximum is 100 dB
     assert frames_at_maximum(psnr(prediction, truth)) == 3
 
 
@@ -149,7 +149,7 @@ def test_the_averages_of_the_course():
 
 @pytest.fixture
 def drawn():
-    """Three predictions of two clips of four frames, and the true frames; the first has a colour cast."""
+    """Return 3 predictions of 2 clips of 4 frames, and the true frames; prediction 0 has a colour cast."""
     truth = rand(2, 4, 3, 32, 64)
     noise = rand(3, 2, 4, 3, 32, 64, seed=1) - 0.5
     samples = (truth + torch.tensor([0.1, 0.4, 0.2])[:, None, None, None, None, None] * noise).clamp(0, 1)
@@ -157,7 +157,7 @@ def drawn():
     return samples, truth
 
 
-def test_protocols_against_scikit_image(drawn):
+def test_protocols_match_scikit_image(drawn):
     samples, truth = drawn
     ours, pooled, course, svg, srvp = protocols(samples, truth)
     frames = [

@@ -1,4 +1,4 @@
-"""What holds the series together: numbering, links, parameters, execution order, sizes."""
+"""Test the numbering, links, parameters, execution order, sizes and exercises of the notebooks."""
 
 import ast
 import re
@@ -53,7 +53,7 @@ def test_opening(path):
 
 
 def test_numbered_without_a_gap():
-    assert [path.name[:3] for path in SERIES] == [f"{number:02}_" for number in range(10)]
+    assert [path.name[:3] for path in SERIES] == [f"{number:02}_" for number in range(11)]
 
 
 @pytest.mark.parametrize("index", range(len(SERIES)))
@@ -88,7 +88,7 @@ def test_readme_lists_it(path):
 
 
 def _exercises(path):
-    """The cells that call a check of `cvae_lab.teaching`, by the name of the check."""
+    """Return the cells that call a check of `cvae_lab.teaching`, with the names of the checks as keys."""
     calls = [(re.match(r"exercises\.(check_\d\d_\d)\(", c.source), c) for c in _cells(path, "code")]
     return {call[1]: cell for call, cell in calls if call}
 

@@ -1,4 +1,4 @@
-"""Samples and probes, on generated videos and codes with known answers."""
+"""Test samples and probes on generated videos and codes with known results."""
 
 import numpy as np
 import pytest
@@ -26,14 +26,14 @@ def codes_of(factor, seed, strength):
 FACTORS = [slow(400, seed) for seed in range(4)]
 
 
-def test_a_factor_in_the_codes_is_found():
+def test_a_factor_in_the_codes_is_detected():
     codes = [codes_of(factor, seed, 0.5) for seed, factor in enumerate(FACTORS)]
     found = probe(codes, FACTORS, train=2)
     assert found.correlation > 0.9
     assert found.p_value < 0.01
 
 
-def test_a_factor_that_is_not_in_the_codes_is_not_found():
+def test_a_factor_that_is_not_in_the_codes_is_not_detected():
     """For slow codes that are independent of a slow factor, p-values are spread over (0, 1)."""
     values = []
     for trial in range(20):
@@ -43,15 +43,15 @@ def test_a_factor_that_is_not_in_the_codes_is_not_found():
     assert sum(value < 0.05 for value in values) <= 4
 
 
-def test_a_probe_needs_clips_to_test_on_and_frames_to_shift_by():
+def test_a_probe_requires_test_clips_and_clips_of_enough_frames():
     codes = [codes_of(factor, 0, 1.0) for factor in FACTORS]
     for train, part in ((4, slice(None)), (0, slice(None)), (2, slice(100))):
-        with pytest.raises(ValueError, match="leave a clip to test on"):
+        with pytest.raises(ValueError, match="leave a clip for the test"):
             probe([code[part] for code in codes], [factor[part] for factor in FACTORS], train)
 
 
 def test_variety_of_samples_around_the_truth():
-    """Every second pixel is one of two values at random, in the truth and in the samples; the others are exact."""
+    """Every second pixel has one of two random values in truth and samples; the other pixels are equal."""
     generator = torch.Generator().manual_seed(0)
     random = torch.zeros(3, 4, 6, dtype=torch.bool)
     random[:, :, ::2] = True
@@ -86,8 +86,8 @@ def test_samples_are_predictions_with_different_noise():
     torch.testing.assert_close(drawn[:, 1], torch.stack(alone))
 
 
-def test_a_probe_of_the_latent_of_handout_is_linear_in_frames():
-    """Its 24,576 values per frame would make a covariance matrix of 4.8 GB."""
+def test_a_probe_of_the_large_latent_of_handout_needs_little_memory():
+    """A covariance matrix of its 24,576 values per frame would need 4.8 GB."""
     rng = np.random.default_rng(0)
     codes = [rng.standard_normal((130, 24_576), np.float32) for _ in range(2)]
     for code, factor in zip(codes, FACTORS, strict=False):

@@ -490,11 +490,11 @@ def test_frames_without_a_person_separate_recordings_and_short_ones_are_left_out
     assert tracks.found.sum() == 120 - 20 - 4 - 10
 
 
-def test_cuts_and_pauses_in_the_video_separate_recordings():
+def test_boundaries_and_pauses_in_the_video_separate_recordings():
     times = seconds(120)
     times[80:] += 3
     keypoints = sure(person(120))
-    keypoints[39:41] = np.nan  # a gap across a cut is not filled
+    keypoints[39:41] = np.nan  # a gap across a boundary is not filled
     tracks = clean(keypoints, times, boundaries=(40,))
     assert tracks.recordings == ((0, 39), (41, 80), (80, 120))
     assert tracks.filled == 0

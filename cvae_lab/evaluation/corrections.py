@@ -1,6 +1,6 @@
-"""Test-time corrections: averaging with the mirror image, and a first-frame correction. No true frame is used.
+"""Test-time corrections: averaging with the mirrored prediction, and a first-frame correction.
 
-The first frame and its label are known at test time, so both corrections are predictions.
+They use only the first frame and the labels. These are known at test time, so the result is still a prediction.
 """
 
 import torch
@@ -12,8 +12,8 @@ from cvae_lab.data.palette import mirror_labels
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.rollout import NoiseSource, clip_streams, predict
 
-SETTLING_STEPS = 4  # steps with label 0 after which the predicted first frame no longer changes
-LABEL_DISTANCE = 0.002  # label distance at which the correction has fallen to 1/e
+SETTLING_STEPS = 4  # number of steps with label 0 after which the predicted first frame no longer changes
+LABEL_DISTANCE = 0.002  # label distance at which the weight of the correction is 1/e
 
 
 def predict_corrected(
@@ -23,14 +23,15 @@ def predict_corrected(
     generator: NoiseSource = None,
     mirror: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Predict frames 1 to T-1 as `predict` does, then add the model's error on the first frame.
+    """Predict frames 1 to T-1 as `predict` does, then correct them with the model's error on the first frame.
 
-    The model predicts frame 0 from frame 0 and label 0. The difference to the true frame 0 is added to each predicted
-    frame with a weight that falls with the distance of its label from label 0 (`correction_weights`).
+    The model predicts frame 0 from frame 0 and label 0. The difference between the true frame 0 and this prediction is
+    added to each predicted frame. The weight of the difference decreases with the distance of the frame's label from
+    label 0 (`correction_weights`).
 
     Args:
         generator: as in `predict`.
-        mirror: average with the mirror image, too (`predict_with_mirror`).
+        mirror: also average with the mirrored prediction (`predict_with_mirror`).
     """
     method = predict_with_mirror if mirror else predict
     streams = clip_streams(generator, len(first))
@@ -42,10 +43,11 @@ def predict_corrected(
 
 
 def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """Return exp(-distance / LABEL_DISTANCE) for labels 1 to T-1: 1 where a label equals label 0.
+    """Return the weight exp(-distance / LABEL_DISTANCE) of the correction for labels 1 to T-1.
 
-    The distance is the largest difference over channels, averaged over pixels, in [0, 1]. Labels are blurred over
-    5 x 5 pixels first, because pose detectors are uncertain by about one pixel.
+    The distance is measured between a label and label 0, and is 0 if they are equal. It is the largest absolute
+    difference over channels, averaged over pixels, in [0, 1]. Labels are first blurred over 5 x 5 pixels, because the
+    joint positions of pose detectors have an error of about one pixel.
     """
     blurred = F.avg_pool2d(labels, 5, stride=1, padding=2, count_include_pad=False)
     distance = (blurred[1:] - blurred[:1]).abs().amax(1).mean((1, 2))
@@ -58,9 +60,9 @@ def predict_with_mirror(
     labels: Float[Tensor, "b t 3 h w"],
     generator: NoiseSource = None,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Return the mean of two predictions: of the clip, and of its mirror image, mirrored back.
+    """Predict the clip and its mirror image, mirror the second prediction back, and return the mean.
 
-    It suits models trained with `flip`. Averaging reduces the variance of the error and takes twice the time.
+    Use this for models that were trained with `flip`. The mean has less variance, but takes twice the time.
     """
     streams = clip_streams(generator, len(first))
     mirror_streams = [child for stream in streams for child in clip_streams(stream, 1)]

@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
-`diagnose` computes all of them, in time linear in the number of frames. The other functions leave the model's mode to
-the caller, as `free_run` does.
+`diagnose` computes all of them, in time proportional to the number of frames. The other functions do not switch the
+model to evaluation mode; the caller does, as for `free_run`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,12 +29,14 @@ from cvae_lab.rollout import (
 Videos = Float[Tensor, "b t 3 h w"]
 Grids = Float[Tensor, "b s z hz wz"]
 Grid = Float[Tensor, "z hz wz"]
-MIN_GAIN = 0.1  # dB: a smaller gain counts as no use of z
-MAX_GAP = 3.0  # dB between posterior z and prior z: beyond it the decoder relies on what no prediction has
+MIN_GAIN = 0.1  # dB; if the gain from z is smaller, z counts as unused
+MAX_GAP = (
+    3.0  # dB of posterior z over prior z; above it, the decoder needs information that no prediction has
+)
 
 
 class Score(NamedTuple):
-    """Mean of frame PSNRs in dB with one kind of z: teacher-forced and free-running."""
+    """Mean PSNR over frames in dB for one source of z, teacher-forced and free-running."""
 
     forced: float
     free: float
@@ -45,22 +47,22 @@ class Diagnosis:
     """Measurements of latent and rollout on held-out clips."""
 
     kl: float  # nats per frame
-    active: int  # of `units`, values of z per frame
-    units: int
-    variance: float  # of the aggregated posterior over that of the prior, mean over units; 1 if both agree
-    scores: dict[str, Score]  # by z: posterior, mean, prior, zero (the prior's mean), swapped
-    sigma: float  # the decoder's best standard deviation, posterior z
-    implied_sigma: float | None  # the standard deviation that the beta of training implies; None: not asked
-    static: float  # dB of repeating the first frame
-    behind_from: list[int | None]  # by clip: frame from which the static baseline stays better; None: never
-    growth: float  # factor per step of a small disturbance
+    active: int  # number of active units
+    units: int  # number of values of z per frame
+    variance: float  # of the aggregated posterior, relative to the prior; mean over units; 1 if equal
+    scores: dict[str, Score]  # by source of z (see `latent_kinds`)
+    sigma: float  # most likely standard deviation of the decoder, with posterior z
+    implied_sigma: float | None  # standard deviation that the KL weight implies; None: no KL weight given
+    static: float  # dB of the static baseline, which repeats the first frame
+    behind_from: list[int | None]  # by clip: see `behind_baseline_from`
+    growth: float  # factor by which a small disturbance grows per step
 
     @property
     def state(self) -> str:
         """State of the latent: collapsed, unused, unreachable or active.
 
-        `collapsed`: no active unit. `unreachable`: posterior z is worth more than MAX_GAP over prior z. `unused`: no
-        kind of z changes the score by MIN_GAIN.
+        `collapsed`: no unit is active. `unreachable`: `gap` is above MAX_GAP. `unused`: both `gap` and `swap` are below
+        MIN_GAIN. `active`: in all other cases.
         """
         if self.active == 0:
             return "collapsed"
@@ -75,15 +77,17 @@ class Diagnosis:
 
     @property
     def swap(self) -> float:
-        """Loss in dB when the posterior mean is that of another clip, free-running."""
+        """Loss in dB if z is the posterior mean of another clip, free-running."""
         return self.scores["mean"].free - self.scores["swapped"].free
 
     @property
     def summary(self) -> str:
-        """The measurements in five sentences."""
+        """Summary of the measurements in six sentences."""
         behind = [frame for frame in self.behind_from if frame is not None]
         implied = (
-            "" if self.implied_sigma is None else f"; the beta of training implies {self.implied_sigma:.2g}"
+            ""
+            if self.implied_sigma is None
+            else f"; the beta of training implies a sigma of {self.implied_sigma:.2g}"
         )
         earliest = f", from frame {min(behind)} at the earliest" if behind else ""
         change = "grows" if self.growth > 1 else "shrinks"
@@ -91,20 +95,22 @@ class Diagnosis:
             f"The latent is {self.state}: KL {self.kl:.3g} nats per frame, {self.active} of {self.units} units active. "
             f"Posterior z gains {round(self.gap, 1) + 0.0:+.1f} dB over prior z, and the z of another clip loses "
             f"{self.swap:.1f} dB. The decoder's calibrated sigma is {self.sigma:.2g}{implied}. Predictions reach "
-            f"{self.scores['prior'].free:.1f} dB and the static baseline {self.static:.1f} dB, which stays better on "
-            f"{len(behind)} of {len(self.behind_from)} clips{earliest}. A small disturbance {change} by a factor of "
-            f"{self.growth:.3g} per step."
+            f"{self.scores['prior'].free:.1f} dB, and the static baseline reaches {self.static:.1f} dB. At the end of "
+            f"the clip, the static baseline is better on {len(behind)} of {len(self.behind_from)} clips{earliest}. A "
+            f"small disturbance {change}: each step multiplies its size by {self.growth:.3g}."
         )
 
 
 def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | None = None) -> Diagnosis:
-    """Measure latent and rollout on two or more clips with true frames, all shortened to the shortest.
+    """Measure the latent and the rollout on two or more clips with true frames.
+
+    All clips are shortened to the length of the shortest clip.
 
     Args:
-        seed: of all noise.
-        beta: KL weight at the end of training, at the scale of the assignment; for `implied_sigma`.
+        seed: seed of all random numbers.
+        beta: KL weight at the end of training, at the scale of the assignment; needed for `implied_sigma`.
 
-    Raises ValueError where clips or true frames are missing.
+    Raises ValueError if there are fewer than two clips, or if a clip has no true frames.
     """
     x, p = _stacked(clips, next(model.parameters()).device)
     truth, static = x[:, 1:], torch.stack([static_baseline(clip) for clip in x])
@@ -134,14 +140,14 @@ def posteriors(model: CVAE, x: Videos, p: Videos) -> tuple[Grids, Grids]:
 
 
 def priors(model: CVAE, x: Videos, p: Videos) -> tuple[Grids, Grids] | None:
-    """Return mu and logvar of a learned prior for frames 1 to T-1, each from the true previous frame; None: N(0, I)."""
+    """Return mu and logvar of a learned prior for frames 1 to T-1, given the true frames; None for N(0, I)."""
     if model.Prior_Predictor is None:
         return None
     return _in_parts(model, model.prior, x[:, :-1], p[:, 1:])
 
 
 def _in_parts(model: CVAE, gaussian: Callable, x: Videos, p: Videos, size: int = 64) -> tuple[Grids, Grids]:
-    """Return mu and logvar for every frame and label, `size` at a time."""
+    """Return mu and logvar for every pair of frame and label, in batches of `size` pairs."""
     pairs = zip(x.flatten(0, 1).split(size), p.flatten(0, 1).split(size), strict=True)
     every = [gaussian(model.frame_transformation(a), model.label_transformation(b)) for a, b in pairs]
     mu, logvar = (torch.cat(part).unflatten(0, x.shape[:2]) for part in zip(*every, strict=True))
@@ -149,16 +155,17 @@ def _in_parts(model: CVAE, gaussian: Callable, x: Videos, p: Videos, size: int =
 
 
 def active_units(mu: Grids, threshold: float = 0.01) -> Bool[Tensor, "z hz wz"]:
-    """Mark units whose posterior mean has more variance over frames than `threshold` (Burda et al. 2016, section 5)."""
+    """Mark units whose posterior mean has a variance over frames above `threshold` (Burda et al. 2016, section 5)."""
     return mu.flatten(0, 1).var(dim=0) > threshold
 
 
 def aggregated_posterior(
     mu: Grids, logvar: Grids, prior: tuple[Grids, Grids] | None = None
 ) -> tuple[Grid, Grid]:
-    """Return mean and variance of every unit over frames and posterior noise: 0 and 1 where it matches the prior.
+    """Return mean and variance of every unit of z over frames and posterior noise.
 
-    With a learned prior, z is standardised first with the prior's mean and variance for the same frame.
+    They are 0 and 1 for a unit whose aggregated posterior matches the prior. With a learned prior, z is first
+    standardised with the prior's mean and variance for the same frame.
     """
     if prior is not None:
         mu, logvar = (mu - prior[0]) * torch.exp(-prior[1] / 2), logvar - prior[1]
@@ -183,7 +190,7 @@ def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, 
 
 
 def scores_by_latent(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Score]:
-    """Return the PSNR with every kind of z, teacher-forced and free-running with the same noise."""
+    """Return the PSNR for every source of z, teacher-forced and free-running, with the same noise in both."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: free_run(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
@@ -210,10 +217,11 @@ def calibrated_sigma(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor,
 def perturbation_growth(
     model: CVAE, first: Float[Tensor, "b 3 h w"], p: Videos, generator: torch.Generator
 ) -> float:
-    """Return the factor per step by which a small disturbance of the fed-back frame grows; below 1 it shrinks.
+    """Return the factor by which a small disturbance of the previous frame grows per step; below 1 it shrinks.
 
     z is the mean of the prior. After each step the disturbance is scaled back to a root mean square of 1e-3. The result
-    is the geometric mean over the second half of the steps, when the direction of the disturbance has settled.
+    is the geometric mean over the second half of the steps. The first half is left out, because the direction of the
+    disturbance still converges.
     """
     size, anchor, latents = 1e-3, model.anchor(first, p[:, 0]), prior_mean_latents(model, first)
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []
@@ -233,11 +241,13 @@ def perturbation_growth(
 def behind_baseline_from(
     scores: Float[Tensor, " s"], static: Float[Tensor, " s"], window: int = 15
 ) -> int | None:
-    """Return the first frame (from 1) after which the static baseline is better in every window; None: there is none.
+    """Return the first frame from which the static baseline is better in every window, or None if there is none.
+
+    Frames are counted from 1.
 
     Args:
         scores, static: PSNR per frame in dB of the prediction and of the static baseline.
-        window: frames over which both are averaged.
+        window: number of frames over which both are averaged.
     """
     lead = (scores - static).unfold(0, min(window, len(scores)), 1).mean(dim=1)
     start = int((lead >= 0).nonzero().max()) + 1 if (lead >= 0).any() else 0
@@ -247,12 +257,12 @@ def behind_baseline_from(
 def collapse_beta(residuals: Float[Tensor, "n d"]) -> float:
     """Return the KL weight, at the assignment's scale, above which the best linear latent collapses.
 
-    The latent of a linear VAE stays active while sigma^2 = beta D / 2 is below the largest eigenvalue of the
-    covariance of the residuals that it could explain (Lucas et al. 2019, section 4), so the threshold is
+    The latent of a linear VAE is active if sigma^2 = beta D / 2 is below lambda_max, the largest eigenvalue of the
+    covariance of the residuals that the latent could explain (Lucas et al. 2019, section 4). So the threshold is
     2 lambda_max / D.
 
     Args:
-        residuals: one row of D values per frame; their mean is removed. Cost is linear in n and D.
+        residuals: one row of D values per frame. Their mean is subtracted. The time is proportional to n D.
     """
     from sklearn.decomposition import PCA
 

@@ -1,4 +1,4 @@
-"""The latent of a trained model as one row of a table: diagnosis, sample quality and probes."""
+"""One row of a table about the latent of a trained model: diagnosis, sample quality and probes."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from cvae_lab.evaluation.samples import Probe, probe, samples, variety
 from cvae_lab.models.cvae import CVAE, reparameterise
 from cvae_lab.rollout import evaluating
 
-SAMPLES, FRAMES = 8, 100  # samples per clip, and frames that are diagnosed; the probes use whole clips
+SAMPLES, FRAMES = 8, 100  # samples per clip, and frames per clip for the diagnosis; the probes use all frames
 
 
 def latent_row(model: CVAE, source: str, seed: int = 0) -> dict[str, Any]:
-    """Diagnose a model on the test clips of the data set `source`; return one row of a table.
+    """Diagnose a model on the test clips of the data set `source` and return one row of a table.
 
-    The hidden factors are probed on synthetic data only, where they are known. Raises DataError where no test clip
-    has true frames.
+    The row contains probes of the hidden factors only for synthetic data, because the factors of other data are
+    unknown. Raises DataError if no test clip has true frames.
     """
     clips = [clip for clip in load(source, progress=False).tests if clip.answer is not None]
     if not clips:
@@ -52,10 +52,11 @@ def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
 
 
 def _probe_row(model: CVAE, clips: list[Clip], factors: dict[str, np.ndarray], seed: int) -> dict[str, float]:
-    """Correlation of sway and flicker with what a regression predicts from z, fitted on the first half of the clips.
+    """Return how well a linear regression predicts sway and flicker from z.
 
-    The regression gets samples of z, as the decoder does. The posterior mean would not do: in a collapsed latent it
-    may still contain the factor, but at a scale far below the noise of z.
+    The regression is fitted on the first half of the clips and tested on the others. Its input is a sample of z, like
+    the input of the decoder. The posterior mean is not suitable: in a collapsed latent, it may still contain the
+    factor, but at a scale far below the noise of z.
     """
     generator = torch.Generator().manual_seed(seed)
     codes = [_codes(model, clip, generator) for clip in clips]

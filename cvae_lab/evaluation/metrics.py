@@ -1,7 +1,7 @@
 """Scores of predicted frames, and baselines to compare them with.
 
-Frames are (..., 3, h, w) in [0, 1]; predictions are clamped to this range first. Frame 0 is known and never scored:
-prediction i is of frame i + 1.
+Frames have the shape (..., 3, h, w) and values in [0, 1]. Predictions are clamped to this range before scoring. Frame 0
+is known and is not scored, so prediction i belongs to frame i + 1.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 GRADES = ((25.0, 100), (24.0, 90), (23.0, 80), (22.0, 70), (21.0, 60), (20.0, 50))
-"""The grades of the assignment: lowest PSNR in dB, per cent."""
+"""Grades of the assignment: minimum PSNR in dB, and grade in per cent."""
 
 MAX_PSNR = (
     100.0  # dB; a frame with a mean squared error of 1e-10 or less, such as an exact copy, gets this score
@@ -38,15 +38,16 @@ def frames_at_maximum(psnr: Float[Tensor, "*n"]) -> int:
 
 
 def pooled_psnr(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> float:
-    """Return the PSNR in dB of the mean error over all frames; it is at most the mean of the frames' PSNRs."""
+    """Return the PSNR in dB of the mean squared error over all frames; it is at most the mean of the frames' PSNRs."""
     return float(psnr_of(mse(prediction, truth).mean()))
 
 
 def ssim(prediction: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
     """Return the SSIM of each frame (Wang et al. 2004): 1 for equal frames, at least -1.
 
-    Window: Gaussian, 11 x 11 pixels, standard deviation 1.5. Border: only windows that lie inside the frame count, so
-    a 32 x 64 frame has 22 x 54 of them. Range of values: 1. Channels are averaged. The value equals scikit-image's
+    The window is Gaussian, with 11 x 11 pixels and standard deviation 1.5. Only windows that lie completely inside the
+    frame are used, so a 32 x 64 frame has 22 x 54 windows. The range of values is 1. Channels are averaged. The value
+    equals that of scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)`.
     """
     offsets = torch.arange(-5.0, 6.0, device=truth.device)
@@ -64,8 +65,8 @@ def windowed_ssim(
     """Return the SSIM of each frame over all windows inside the frame, averaged over channels.
 
     Args:
-        window: weights along one axis, with sum 1; the window is their outer product.
-        data_range: range of values that the two constants of SSIM assume.
+        window: weights along one axis, with sum 1; the 2D window is the outer product of these weights.
+        data_range: range of values from which the two constants of SSIM are computed.
         sample_covariance: divide variances by k^2 - 1 instead of k^2, as scikit-image does by default.
     """
     height, width = truth.shape[-2:]
@@ -86,21 +87,20 @@ def windowed_ssim(
 
 
 def _sliding(window: Float[Tensor, " k"], size: int) -> Float[Tensor, "positions size"]:
-    """Return the matrix that applies a window at every position inside an axis of `size` pixels."""
+    """Return the matrix that applies a window at every position along an axis of `size` pixels."""
     positions = size - len(window) + 1
-    padded = torch.nn.functional.pad(
-        window, (0, positions)
-    )  # one longer than a row: each row moves it by one
+    # The padded window is one element longer than a row, so each row is shifted by one.
+    padded = torch.nn.functional.pad(window, (0, positions))
     return padded.repeat(positions)[: positions * size].reshape(positions, size)
 
 
 def static_baseline(truth: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """Return the PSNR per frame of repeating the first frame."""
+    """Return the PSNR per frame of the static baseline, which repeats the first frame."""
     return psnr(truth[:1].expand_as(truth[1:]), truth[1:])
 
 
 def copy_previous_baseline(truth: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
-    """Return the PSNR per frame of copying the previous true frame, which teacher forcing makes available."""
+    """Return the PSNR per frame of a copy of the previous true frame, which is known only with teacher forcing."""
     return psnr(truth[:-1], truth[1:])
 
 
@@ -117,7 +117,7 @@ def grade(mean_psnr: float) -> int:
 
 
 def average_2023(psnr: Float[Tensor, " s"]) -> float:
-    """Return the course's average of 2023 for a clip: the sum over its 629 predicted frames divided by 628."""
+    """Return the course's average of 2023 for a clip: the sum of its 629 PSNRs divided by 628."""
     return float(psnr.sum() / (len(psnr) - 1))
 
 
@@ -127,7 +127,7 @@ def average_later(psnr: Float[Tensor, " s"]) -> float:
 
 
 def drift(psnr_per_frame: Float[Tensor, " s"], start: int = 100) -> float:
-    """Return the least-squares slope of PSNR from frame `start` on, in dB per 100 frames; nan for fewer than two."""
+    """Return the least-squares slope of PSNR from frame `start` on, in dB per 100 frames; nan below two frames."""
     tail = psnr_per_frame[start:].double()
     if len(tail) < 2:
         return float("nan")

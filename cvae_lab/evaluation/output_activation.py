@@ -1,7 +1,8 @@
-"""Find out whether a network was trained with a sigmoid after its generator; the weights do not tell.
+"""Find out from predictions whether a network was trained with a sigmoid after its generator.
 
-Several public solutions of the assignment have one. Weights of either kind load into the same network, and with the
-wrong activation the predictions are silently wrong.
+Several public solutions of the assignment have this sigmoid. The weights have the same names and shapes with and
+without it, so both kinds of weights can be loaded. With the wrong activation, the predictions are wrong without any
+error message.
 """
 
 from collections.abc import Sequence
@@ -17,25 +18,25 @@ from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.rollout import evaluating
 
-FRAMES = 16  # frames that are predicted for the comparison
+FRAMES = 16  # number of frames that are predicted for the comparison, at most
 
 
 class OutputChoice(NamedTuple):
-    """The activation that fits the frames better, and the measurements behind the choice."""
+    """Output activation with the higher PSNR, and the measurements that led to this choice."""
 
     output: Literal["linear", "sigmoid"]
     psnr: dict[str, float]  # dB, by activation
-    frames: int
-    known: str  # what the predictions were compared with
+    frames: int  # number of predicted frames
+    known: str  # kind of the frames that were compared with the predictions
     outside: float  # fraction of raw outputs outside [0, 1]
 
     @property
     def message(self) -> str:
-        """One line: the choice, its reason, and a warning where a linear output leaves [0, 1]."""
+        """One line with the choice, its reason, and a warning if most linear outputs lie outside [0, 1]."""
         other = "sigmoid" if self.output == "linear" else "linear"
         line = (
-            f"output = {self.output}, because one step predicts {self.frames} {self.known} at "
-            f"{self.psnr[self.output]:.1f} dB with it and at {self.psnr[other]:.1f} dB with {other}"
+            f"output = {self.output}, because the PSNR of one step is {self.psnr[self.output]:.1f} dB with "
+            f"{self.output} and {self.psnr[other]:.1f} dB with {other} (mean over {self.frames} {self.known})"
         )
         if self.output == "linear" and self.outside > 0.5:
             line += f"; warning: {self.outside:.0%} of the raw outputs lie outside [0, 1]"
@@ -43,14 +44,14 @@ class OutputChoice(NamedTuple):
 
 
 def choose_output(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> OutputChoice:
-    """Compare both activations on predictions of one step from true previous frames; z from N(0, I).
+    """Compare the PSNR of one step from a true previous frame with both activations; z is from N(0, I).
 
-    With true frames in `clips`, up to FRAMES of them are predicted. Otherwise frame 1 of each clip is predicted and
-    compared with the first frame, from which it differs little.
+    If `clips` contain true frames, up to FRAMES of them are predicted. Otherwise frame 1 of each clip is predicted and
+    compared with frame 0, because these two frames differ little.
 
     Args:
         model: a network with a linear output.
-        seed: of z.
+        seed: seed of z.
     """
     if model.config.output != "linear":
         raise ValueError("choose_output needs a model with a linear output.")

@@ -1,4 +1,4 @@
-"""The same predictions scored under five published protocols, whose numbers must not be compared with each other."""
+"""Scores of the same predictions under five protocols; scores of different protocols are not comparable."""
 
 from typing import NamedTuple
 
@@ -18,24 +18,26 @@ from cvae_lab.evaluation.metrics import (
 
 
 class Protocol(NamedTuple):
-    """A row of the table: mean scores over clips under one protocol."""
+    """Row of the table: mean scores over clips under one protocol."""
 
     name: str
     psnr: float  # dB
-    ssim: float  # nan where the protocol has none
-    frames_at_maximum: int  # frames that reach the cap of 100 dB, of all clips
+    ssim: float  # nan if the protocol defines no SSIM
+    frames_at_maximum: int  # number of frames in all clips that reach the maximum of 100 dB
 
 
 def protocols(drawn: Float[Tensor, "n c s 3 h w"], truth: Float[Tensor, "c s 3 h w"]) -> list[Protocol]:
-    """Score n predictions of c clips under five protocols. All but the last score the first prediction only.
+    """Score n predictions of c clips under five protocols; only the last protocol uses all n predictions.
+
+    The other protocols score the first prediction of each clip.
 
     1. This project: mean over frames of the PSNR over all channels; SSIM of Wang et al. 2004.
     2. Pooled: PSNR of the mean squared error over all frames of a clip.
     3. The course in 2023: sum of the PSNRs of 629 frames divided by 628.
     4. SVG (Denton & Fergus 2018): PSNR of each channel, averaged in dB; SSIM with a uniform 7 x 7 window and constants
        for a range of 2, although values are in [0, 1].
-    5. SRVP (Franceschi et al. 2020): the best of n samples of each clip, chosen with the true frames, separately for
-       PSNR and SSIM.
+    5. SRVP (Franceschi et al. 2020): the best of n predictions of each clip. It is chosen with the true frames,
+       separately for PSNR and SSIM.
     """
     scores = psnr(drawn, truth.expand_as(drawn))
     similarity = torch.stack([torch.stack([ssim(*pair).mean() for pair in zip(sample, truth, strict=True)])

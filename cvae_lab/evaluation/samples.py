@@ -1,4 +1,4 @@
-"""Sample quality: how much several predictions of a clip differ, and what the latent encodes."""
+"""Sample quality: differences between several predictions of a clip, and factors that the latent encodes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -15,21 +15,19 @@ Codes = Float[np.ndarray, "n k"]
 
 
 class Variety(NamedTuple):
-    """N predictions of the same clips, compared with the true frames and with each other."""
+    """Comparison of N predictions of the same clips with the true frames and with each other."""
 
-    best_of: Float[
-        Tensor, " n"
-    ]  # dB, mean over clips: the best of the first 1, 2, ..., N samples of each clip
+    best_of: Float[Tensor, " n"]  # dB of the best of the first 1, ..., N samples of a clip, mean over clips
     mean: float  # dB of the average of all samples
-    spread: float  # standard deviation over samples, root mean square over values in [0, 1]
+    spread: float  # standard deviation over samples (root mean square over pixels, values in [0, 1])
     error: float  # root mean squared error of the average
-    match: float  # correlation over pixels of the samples' variance with the average's squared error
+    match: float  # correlation over pixels: variance of the samples, squared error of their average
 
 
 class Probe(NamedTuple):
-    """How well a linear map from codes predicts a hidden factor on clips that it was not fitted on."""
+    """Accuracy of a linear map from latent codes to a hidden factor, on clips that were not used for the fit."""
 
-    correlation: float  # of predicted and true values, mean over clips
+    correlation: float  # between predicted and true values, mean over clips
     p_value: float  # fraction of time-shifted factors that are predicted as well or better
 
 
@@ -40,7 +38,7 @@ def samples(
     count: int,
     generator: NoiseSource,
 ) -> Float[Tensor, "n c s 3 h w"]:
-    """Draw `count` predictions of each clip, all in one batch. The samples of a clip do not depend on other clips."""
+    """Predict each clip `count` times, all in one batch. The samples of a clip do not depend on other clips."""
     by_clip = [clip_streams(stream, count) for stream in clip_streams(generator, len(first))]
     streams = [by_clip[clip][sample] for sample in range(count) for clip in range(len(first))]
     frames = predict(model, first.repeat(count, 1, 1, 1), p.repeat(count, 1, 1, 1, 1), streams)
@@ -48,7 +46,7 @@ def samples(
 
 
 def variety(drawn: Float[Tensor, "n c s 3 h w"], truth: Float[Tensor, "c s 3 h w"]) -> Variety:
-    """Compare samples with the true frames: best of N, spread, error, and whether both occur at the same pixels."""
+    """Compare samples with the true frames and with each other; `Variety` describes the measurements."""
     scores = psnr(drawn, truth.expand_as(drawn)).mean(dim=-1)  # (n, c)
     average = drawn.mean(dim=0)
     variance = drawn.var(dim=0, correction=0)
@@ -69,22 +67,24 @@ def probe(
     components: int = 16,
     least_shift: int = 60,
 ) -> Probe:
-    """Fit a linear map from codes to a hidden factor on the first `train` clips; test it on the others.
+    """Fit a linear map from codes to a hidden factor on the first `train` clips, and test it on the others.
 
-    Consecutive frames are correlated, so the usual p-value would be too small. Here the factor of each test clip is
-    shifted in time cyclically. This keeps its own correlations and removes its relation to the codes.
+    Consecutive frames are correlated, so the usual p-value would be too small. Here the p-value is computed with cyclic
+    shifts in time of the factor of each test clip. A shifted factor has the same correlation between consecutive
+    frames, but no relation to the codes.
 
     Args:
         codes, factors: one array per clip, with one row or value per frame.
-        components: leading principal components that the codes are reduced to first.
+        components: number of principal components to which the codes are reduced before the fit.
         least_shift: smallest shift in frames.
 
-    Raises ValueError where no clip is left to test on or clips are too short to shift.
+    Raises ValueError if no clip is left for the test, or if a clip is too short for the shifts.
     """
     if not 0 < train < len(codes) or min(map(len, factors)) <= 2 * least_shift:
         raise ValueError(
-            f"probe: {train} of {len(codes)} clips to fit on, the shortest of {min(map(len, factors))} frames; "
-            f"leave a clip to test on, and use clips of more than {2 * least_shift} frames."
+            f"probe uses {train} of {len(codes)} clips for the fit, and the shortest clip has "
+            f"{min(map(len, factors))} frames; leave a clip for the test, and use clips of more than "
+            f"{2 * least_shift} frames."
         )
     linear_map = _linear_map(np.concatenate(codes[:train]), np.concatenate(factors[:train]), components)
     predicted = [linear_map(clip) for clip in codes[train:]]
@@ -112,7 +112,7 @@ def _mean_correlation(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarra
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Return Pearson's correlation, or 0 where one of the two is constant."""
+    """Return Pearson's correlation, or 0 if one of the two is constant."""
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale else 0.0

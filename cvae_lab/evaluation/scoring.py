@@ -20,16 +20,16 @@ from cvae_lab.rollout import Latents, evaluating, free_run, posterior_latents, p
 def predict_clips(
     model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, corrected: bool = False
 ) -> list[Float[Tensor, "_ 3 _ _"]]:
-    """Predict frames 1 to T-1 of every clip in one batch, z from the prior; frames in [0, 1], on the CPU.
+    """Predict frames 1 to T-1 of every clip in one batch with z from the prior; return them on the CPU, in [0, 1].
 
     A clip's prediction depends on `seed` and on the clip's name, not on the other clips. Shorter clips are padded with
-    their last label, and the extra frames are removed.
+    their last label, and the additional frames are removed from the result.
 
     Args:
-        config: how the model was trained; prediction uses the same precision.
-        seed: of z.
-        corrected: apply the test-time corrections (`corrections.predict_corrected`), with mirroring only where the
-            model was trained with `flip`.
+        config: training configuration of the model; prediction uses the same precision.
+        seed: seed of z.
+        corrected: apply the test-time corrections (`corrections.predict_corrected`), with mirroring only if the model
+            was trained with `flip`.
     """
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
@@ -54,9 +54,10 @@ def clip_generator(clip: Clip, seed: int, device: torch.device | str = "cpu") ->
 
 
 def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, list[Float[Tensor, " s"]]]:
-    """Return the PSNR in dB of every predicted frame of every clip, free-running, by source of z.
+    """Return the PSNR in dB of every predicted frame of every clip, free-running, for two sources of z.
 
-    `prior` is a prediction; `posterior` has seen the true frames. Clips of equal length run as one batch.
+    With `prior`, the frames are a prediction; with `posterior`, z depends on the true frames. Clips of equal length are
+    evaluated in one batch.
     """
     scores: dict[str, list] = {kind: [torch.empty(0)] * len(clips) for kind in ("prior", "posterior")}
     for length in sorted({len(clip.labels) for clip in clips}):
@@ -68,7 +69,7 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
 
 
 def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:
-    """Evaluate clips of one length; both sources of z share the batch."""
+    """Evaluate clips of equal length, with both sources of z in one batch."""
     device = next(model.parameters()).device
     x = to_float(torch.stack([clip.answer for clip in clips]).to(device))
     p = to_float(torch.stack([clip.labels for clip in clips]).to(device))
@@ -81,7 +82,7 @@ def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, 
 
 
 def _side_by_side(sources: Sequence[Latents]) -> Latents:
-    """Latents for a batch that consists of one equal part per source."""
+    """Return latents for a batch that consists of equal blocks, one for each source."""
 
     def latents(step: int, previous: Tensor, label: Tensor) -> Tensor:
         parts = zip(sources, previous.chunk(len(sources)), label.chunk(len(sources)), strict=True)

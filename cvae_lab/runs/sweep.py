@@ -150,12 +150,13 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             client.wait_for_workers(1)
             yield client
         return
-    # Without the dashboard, which would accept connections on all network interfaces without a password.
+    # Without the dashboard, which would accept connections without a password. Dask starts a small HTTP server anyway.
+    # It gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-            silence_logs=logging.ERROR,
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0", scheduler_kwargs={"dashboard": False}, silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip

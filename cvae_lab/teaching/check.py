@@ -1,7 +1,7 @@
-"""The tools that every check of an exercise uses.
+"""Tools for the checks of the exercises.
 
-A check takes the student's function, calls it, and prints one line: "not yet: ..." with a hint, or "right: ..." with
-the reason. It raises nothing, whatever the student's function does, and a hint does not contain the answer.
+A check calls the student's function and prints one line: "not yet: ..." with a hint, or "right: ..." with the reason.
+If the student's function raises an exception, the check prints a hint. Hints do not contain the answer.
 """
 
 import copy
@@ -13,26 +13,26 @@ import numpy as np
 from torch import Tensor
 
 
-class NotYet(Exception):  # noqa: N818  # it reports no error of the program
-    """The answer is missing or wrong; the message is a hint for the student."""
+class NotYet(Exception):  # noqa: N818  # not an error of the program
+    """Exception for a missing or wrong answer; the message is a hint for the student."""
 
 
 class Outcome(NamedTuple):
-    """The result of one check: whether the answer is right, and the line to print."""
+    """Result of one check: whether the answer is right, and the line to print."""
 
     right: bool
     line: str
 
 
 CHECKS: dict[str, Callable[..., Outcome]] = {}
-"""Every check by name, e.g. "check_00_1", as a function that returns its outcome and prints nothing."""
+"""All checks by name, e.g. "check_00_1". Each is a function that returns an `Outcome` and prints nothing."""
 
 
 def exercise(why: str) -> Callable[[Callable], Callable]:
-    """Make a check from a function that raises `NotYet` when the answer is wrong.
+    """Decorate a function that raises `NotYet` for a wrong answer, to make it a check.
 
     Args:
-        why: printed after "right: "; the reason why the answer is right.
+        why: reason why the answer is right, printed after "right: ".
     """
 
     def decorate(test: Callable) -> Callable:
@@ -42,7 +42,7 @@ def exercise(why: str) -> Callable[[Callable], Callable]:
             except NotYet as hint:
                 return Outcome(False, f"not yet: {hint}")
             except Exception as error:
-                problem = f"the check cannot use the returned value ({type(error).__name__}); see its type."
+                problem = f"the check cannot use the returned value ({type(error).__name__}); check its type."
                 return Outcome(False, f"not yet: {problem}")
             return Outcome(True, f"right: {why}")
 
@@ -57,9 +57,9 @@ def exercise(why: str) -> Callable[[Callable], Callable]:
 
 
 class _Answer:
-    """The student's function; a call that raises or returns None becomes a hint.
+    """Wrapper of the student's function that raises `NotYet` if the function raises or returns None.
 
-    The function gets copies of its arguments, so it cannot change what the check compares with.
+    The function receives copies of its arguments, so it cannot change the data of the check.
     """
 
     def __init__(self, function: object) -> None:
@@ -85,9 +85,9 @@ def expect(condition: object, hint: str) -> None:
 
 
 def close(value: object, expected: object, tolerance: float = 1e-5) -> bool:
-    """Whether two numbers, arrays or tensors have one shape and differ by at most a relative `tolerance`.
+    """Return whether two values have the same shape and agree up to a relative and absolute `tolerance`.
 
-    A value of one element counts as a number.
+    The values are numbers, lists, arrays or tensors. A value with one element is treated as a number.
     """
     a, b = as_array(value), as_array(expected)
     a, b = (part.reshape(()) if part.size == 1 else part for part in (a, b))
@@ -109,8 +109,8 @@ def expect_close(
     """Raise `NotYet` unless `value` is close to `expected`.
 
     Args:
-        hint: for a wrong value that is not a known mistake.
-        mistakes: hint for each known mistake, with the value that the mistake gives.
+        hint: hint for a wrong value that is not a known mistake.
+        mistakes: maps the hint for each known mistake to the value that this mistake gives.
     """
     if close(value, expected, tolerance):
         return

@@ -10,7 +10,7 @@ import numpy as np
 from cvae_lab.teaching.check import as_array, exercise, expect, expect_close
 
 
-@exercise("each instant k / fps takes the first frame at or after it, and no frame is chosen twice.")
+@exercise("for each instant k / fps the first frame at or after it is kept, and no frame is kept twice.")
 def check_10_1(answer: Callable) -> None:
     """`choose(times, fps)`: the indices of the frames to keep, for rising time stamps in seconds."""
     steady = np.arange(31) / 30
@@ -36,7 +36,7 @@ def check_10_2(answer: Callable) -> None:
         covered = height * scale * width * scale / (32 * 64)
         mistakes = {
             "this is the fraction that the picture covers.": covered,
-            "this scale would cut the picture; letterboxing shows all of it.": (
+            "this scale would remove edges of the picture; letterboxing shows all of it.": (
                 1 - height * width * max(32 / height, 64 / width) ** 2 / (32 * 64)
             ),
         }

@@ -7,7 +7,7 @@ the result.
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,36 +52,42 @@ def make_data_set(
         fps: frames per second to choose by their time stamps; None keeps every frame.
         seconds: use the video's first seconds only.
         crop: left, top, width and height in pixels of the upright video, applied first.
-        fit: "letterbox" adds black bars; "crop" cuts to the aspect of `size`, around the person.
+        fit: "letterbox" adds black bars; "crop" removes edges, down to the aspect of `size`, around the person.
         max_gap: the longest gap in a joint's track, in frames, that is interpolated.
         smooth: window of the Savitzky-Golay filter in frames, odd; 0 does not smooth.
     """
     settings = {
-        "pose": str(pose),
-        "size": list(size),
-        "fps": fps,
-        "seconds": seconds,
-        "crop": crop,
-        "fit": fit,
-    }
-    settings |= {"max_gap": max_gap, "smooth": smooth}
+        "pose": str(pose), "size": list(size), "fps": fps, "seconds": seconds, "crop": crop, "fit": fit,
+        "max_gap": max_gap, "smooth": smooth,
+    }  # fmt: skip
     _check_settings(Path(out), size, fit, str(pose))
     with tempfile.TemporaryDirectory(prefix="cvae-lab-video-") as scratch:
         video = decode.read_video(file, scratch, fps, seconds, crop, progress)
         keypoints, crowded = _keypoints(video, pose, scratch, progress)
-        whole = decode.letterbox(video.frames.shape[1:3], size)
-        cuts = find_boundaries(torch.from_numpy(decode.fit(video.frames, whole, size)))
-        tracks = clean(keypoints, video.times, cuts, max_gap, smooth)
-        parts = split(file, tracks)
-        box = (
-            whole if fit == "letterbox" else decode.crop_around(video.frames.shape[1:3], size, tracks.points)
-        )
-        dataset = _dataset(Path(file).stem, video, tracks, parts, box, size)
-        write_folder(dataset, out)
-        measured = {"file": Path(file).name, "frames_with_several_persons": crowded}
-        measured |= measure(video, tracks, parts, box)
-        report = Report(settings, measured, tuple(sentences(settings, measured)))
-        write_pages(Path(out), report, video, tracks, parts, dataset)
+        found = {"file": Path(file).name, "frames_with_several_persons": crowded}
+        return _write(file, Path(out), video, keypoints, settings, found)
+
+
+def _write(
+    file: str | Path,
+    out: Path,
+    video: DecodedVideo,
+    keypoints: Keypoints,
+    settings: dict[str, Any],
+    found: dict[str, Any],
+) -> Report:
+    """Repair the tracks, split, and write data set, report and pages."""
+    size, shape = tuple(settings["size"]), video.frames.shape[1:3]
+    whole = decode.letterbox(shape, size)
+    boundaries = find_boundaries(torch.from_numpy(decode.fit(video.frames, whole, size)))
+    tracks = clean(keypoints, video.times, boundaries, settings["max_gap"], settings["smooth"])
+    parts = split(file, tracks)
+    box = whole if settings["fit"] == "letterbox" else decode.crop_around(shape, size, tracks.points)
+    dataset = _dataset(Path(file).stem, video, tracks, parts, box, size)
+    write_folder(dataset, out)
+    measured = found | measure(video, tracks, parts, box)
+    report = Report(settings, measured, tuple(sentences(settings, measured)))
+    write_pages(out, report, video, tracks, parts, dataset)
     return report
 
 

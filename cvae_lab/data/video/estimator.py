@@ -19,9 +19,7 @@ from cvae_lab.data.pixels import DataError
 from cvae_lab.data.video.decode import DecodedVideo
 from cvae_lab.data.video.keypoints import Keypoints, to_joints
 
-MEDIAPIPE = (
-    "mediapipe==0.10.21"  # newer wheels have no pose model inside; the newest contacts a statistics server
-)
+MEDIAPIPE = "mediapipe==0.10.21"  # later wheels hold no pose model: findings/mediapipe_without_models.sh
 REQUIREMENTS = (
     "numpy==1.26.4",
     "opencv-contrib-python-headless==4.11.0.86",  # mediapipe names the variant that needs a display's libraries

@@ -48,7 +48,7 @@ def read_report(folder: str | Path) -> Report | None:
 
 
 def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]], box: Box) -> dict[str, Any]:
-    """Return every number of the report; `parts` are given by first and last frame number in the file."""
+    """Return every number of the report; parts and recordings are named by their first and last frame in the file."""
     _, height, width, _ = video.frames.shape
     used = np.concatenate([tracks.points[a:b] for segments in parts.values() for a, b in segments])
     used = used[~np.isnan(used[..., 0])]

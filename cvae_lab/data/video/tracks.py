@@ -60,7 +60,8 @@ def clean(
     """Repair and smooth the keypoints of one person, and find the recordings.
 
     Args:
-        boundaries: first frame after every cut in the video; a gap of more than `PAUSE` in `times` is one as well.
+        boundaries: first frame after every recording boundary in the video; a gap of more than `PAUSE` in `times` is a
+            boundary as well.
         max_gap: the longest gap, in frames, that is filled by linear interpolation.
         smooth: frames in the window of the Savitzky-Golay filter (order 2), odd; 0 does not smooth.
     """
