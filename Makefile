@@ -11,8 +11,8 @@ export PYTHONHASHSEED = 0
 .PHONY: help run test lab student notebooks results clean
 help:
 	@echo "make run        train four KL strategies, compare them, predict the test clips (DATA=folder for your own data)"
-	@echo "make test       run every check"
-	@echo "make lab        open JupyterLab on your own copy of the notebooks, in work/"
+	@echo "make test       run all checks and tests"
+	@echo "make lab        copy the notebooks to work/ and open them in JupyterLab"
 	@echo "make student    build the student edition of the notebooks for nbgrader, in student/, and try its autograder"
 	@echo "make notebooks  execute the committed notebooks again, in place, in order"
 	@echo "make results    write the tables and pictures of README.md and figures/README.md from the committed records"
@@ -20,7 +20,7 @@ help:
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "cvae_lab needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; use make PYTHON=python3.12" % v)'
-	@echo "Setting up .venv (once; a minute or two) ..."
+	@echo "Setting up .venv (only the first time; one to two minutes) ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e .
 	@touch $@
@@ -29,7 +29,7 @@ help:
 	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev,teach]'
 	@if [ -n "$$CI" ] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "Installing Chromium for the browser tests ..."; \
-		(apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "No Chromium here: the browser tests will skip."; fi
+		(apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "Chromium could not be installed: the browser tests will be skipped."; fi
 	@touch $@
 
 run: .venv/.ready
@@ -59,7 +59,7 @@ notebooks: .venv/.ready-dev
 	@for notebook in $(NOTEBOOKS) $(sort $(wildcard notebooks/solutions/*.ipynb)); do \
 		begun=$$(date +%s); $(BIN)/python tests/execute_notebook.py "$$notebook" || exit 1; \
 		echo "$$notebook: $$(($$(date +%s) - begun)) s"; done
-	@echo "Executed. Next: check git diff notebooks and every picture."
+	@echo "All notebooks are executed. Next: check git diff notebooks and every picture."
 
 results: .venv/.ready
 	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md

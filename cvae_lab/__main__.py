@@ -1,6 +1,6 @@
 """The command line: `cvae-lab COMMAND`, or `python -m cvae_lab COMMAND`.
 
-Exit status: 0 done, 1 refused with one line of explanation, 2 wrong usage, 143 ended by SIGTERM.
+Exit status: 0 success, 1 error with an explanation in one line, 2 wrong usage, 143 terminated by SIGTERM.
 """
 
 import argparse
@@ -13,16 +13,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cvae_lab.schedules import KL_STRATEGIES
 from cvae_lab.teaching.commands import add_commands
 
-STRATEGIES = ["cyclical", "monotonic", "none", "constant"]
+STRATEGIES = ["cyclical", "monotonic", "none", "constant"]  # default of `sweep --strategies`
 STUDIES = ["reference", "strategies", "ablation", "minutes", "latent"]
 PRESETS = ["handout", "compact"]
 
-DATA = "tiny, small or full (synthetic), or a folder in the course's layout"
-WORKERS = "processes that run side by side; 0: one per core"
+DATA = "tiny, small or full (synthetic), or a folder with the layout of the course data"
+WORKERS = "number of parallel processes; 0: one per core"
 SCHEDULER = (
-    "address of a running Dask scheduler, such as tcp://10.0.0.1:8786; default: processes on this machine"
+    "address of a running Dask scheduler, for example tcp://10.0.0.1:8786; default: processes on this machine"
 )
 CONTINUE = "run the command again to continue (train: with --resume)."
 
@@ -45,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that no handler below takes it for a failed run."""
+    """Raised on SIGTERM. It is not an Exception, so that no handler treats it as a failed run."""
 
 
 @contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
-    """Raise _Terminated on SIGTERM: a file that is being written is dropped, workers are closed, locks are freed."""
+    """Raise _Terminated on SIGTERM, so that incomplete files are removed, workers stopped and locks released."""
 
     def terminate(*_: Any) -> None:  # noqa: ANN401
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal does not interrupt the clean-up
@@ -68,7 +69,7 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the line breaks of examples and shows the default of every option that has one."""
+    """Help formatter that keeps the line breaks of examples and shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -79,11 +80,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands. It imports neither torch nor pandas, so that help appears at once."""
+    """Return the parser of all commands. It imports neither torch nor pandas, so that help is shown quickly."""
     root = argparse.ArgumentParser(
         "cvae-lab", description="Pose-conditioned video prediction with a conditional VAE.", formatter_class=_Help,
         epilog="examples:\n  cvae-lab sweep --out runs/first -p minutes 4\n  cvae-lab predict runs/first\n\n"
-        "`cvae-lab COMMAND --help` explains a command, `cvae-lab params` lists all parameters.",
+        "`cvae-lab COMMAND --help` explains a command. `cvae-lab params` lists all parameters.",
     )  # fmt: skip
     commands = root.add_subparsers(required=True, metavar="command")
     _data_commands(commands)
@@ -116,7 +117,7 @@ def _command(
 
 def _data_commands(commands: Any) -> None:  # noqa: ANN401
     synthetic = _command(
-        commands, "synthetic", "write the synthetic data set in the course's folder layout",
+        commands, "synthetic", "write the synthetic data set with the folder layout of the course data",
         "data/small", "data/tiny --size tiny --seed 1", aliases=["stage"],
     )  # fmt: skip
     synthetic.add_argument("out", type=Path, metavar="OUT", help="an empty or new folder")
@@ -124,7 +125,7 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
     synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
 
-    about = "report what a data folder holds, or why it cannot be used"
+    about = "report the content of a data folder, or why it cannot be used"
     check = _command(commands, "check", about, "data/LAB4_Dataset", "tiny")
     check.add_argument("data", metavar="DATA", help=DATA)
 
@@ -132,12 +133,12 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
         commands, "params", "list the parameters that -p sets, with type, range, default and meaning",
         "", "lr epochs kl_strategy",
     )  # fmt: skip
-    params.add_argument("names", nargs="*", metavar="NAME", help="only these; default: all")
+    params.add_argument("names", nargs="*", metavar="NAME", help="names of parameters; default: all")
 
 
 def _video_commands(commands: Any) -> None:  # noqa: ANN401
     video = _command(
-        commands, "video", "make a data set from a video of one person before a fixed camera",
+        commands, "video", "make a data set from a video of one person, recorded with a fixed camera",
         "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
@@ -153,14 +154,14 @@ def _video_commands(commands: Any) -> None:  # noqa: ANN401
     fits = ["letterbox", "crop"]
     video.add_argument("--fit", choices=fits, default="letterbox", help="add bars, or cut edges")
     video.add_argument(
-        "--max-gap", type=int, default=5, help="longest gap of a joint, in frames, to interpolate"
+        "--max-gap", type=int, default=5, help="longest gap of a joint that is interpolated, in frames"
     )
     video.add_argument(
-        "--smooth", type=int, default=7, help="frames in the smoothing window; 0: do not smooth"
+        "--smooth", type=int, default=7, help="number of frames in the smoothing window; 0: no smoothing"
     )
 
-    setup = _command(commands, "video-setup", "install the pose estimator of `video`; uses the network", "")
-    setup.add_argument("--python", default=sys.executable, help="a Python from 3.9 to 3.12")
+    setup = _command(commands, "video-setup", "download and install the pose estimator for `video`", "")
+    setup.add_argument("--python", default=sys.executable, help="a Python interpreter, version 3.9 to 3.12")
 
 
 def _training_commands(commands: Any) -> None:  # noqa: ANN401
@@ -170,28 +171,30 @@ def _training_commands(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     train.add_argument("run_dir", type=Path, metavar="RUN", help="folder of the run")
     train.add_argument("--data", default="small", help=DATA)
-    train.add_argument("--minutes", type=float, help="time budget; default: none, `epochs` decides")
-    train.add_argument("--resume", action="store_true", help="continue from RUN/last.pt")
+    train.add_argument(
+        "--minutes", type=float, help="time limit in minutes; default: no limit, train for `epochs` epochs"
+    )
+    train.add_argument("--resume", action="store_true", help="continue the run from RUN/last.pt")
     train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
     _parameters(train)
 
     sweep = _command(
-        commands, "sweep", "train every strategy with every seed, each as a papermill run of notebook 03",
+        commands, "sweep", "train every strategy with every seed, by executing notebook 03 with papermill",
         "--out runs/first -p minutes 4", "--strategies cyclical constant --seeds 0 1 2 --out runs/seeds",
     )  # fmt: skip
     sweep.add_argument("--data", default="small", help=DATA)
-    sweep.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
+    sweep.add_argument("--out", type=Path, default=Path("runs"), help="parent folder of the run folders")
     sweep.add_argument(
-        "--strategies", nargs="+", default=STRATEGIES, choices=[*STRATEGIES, "stages"], metavar="STRATEGY",
-        help="KL strategies: cyclical, monotonic, none, constant, stages",
+        "--strategies", nargs="+", default=STRATEGIES, choices=[*KL_STRATEGIES, "stages"], metavar="STRATEGY",
+        help=f"KL strategies: {', '.join(KL_STRATEGIES)}, stages",
     )  # fmt: skip
-    sweep.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="one run per seed")
+    sweep.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of the runs")
     sweep.add_argument("--workers", type=int, default=0, help=WORKERS)
     sweep.add_argument("--scheduler", help=SCHEDULER)
     _parameters(sweep)
 
     study = _command(
-        commands, "study", "train every variant of a study with every seed, without notebooks",
+        commands, "study", "train every variant of a study with every seed",
         "ablation --out runs/ablation", "ablation --variants as-is no-noise --seeds 0 --out runs/noise",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
@@ -199,39 +202,39 @@ def _training_commands(commands: Any) -> None:  # noqa: ANN401
     study.add_argument("--out", type=Path, required=True, help=text)
     study.add_argument("--workers", type=int, default=0, help=WORKERS)
     study.add_argument("--scheduler", help=SCHEDULER)
-    study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: those of the study")
-    study.add_argument("--variants", nargs="+", metavar="VARIANT", help="default: all of the study")
+    study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: seeds of the study")
+    study.add_argument("--variants", nargs="+", metavar="VARIANT", help="default: all variants of the study")
     _parameters(study)
 
 
 def _predict_command(commands: Any) -> None:  # noqa: ANN401
     predict = _command(
-        commands, "predict", "predict the test clips: GIFs, HTML players, the file to hand in, scores",
+        commands, "predict", "predict the test clips; write GIFs, HTML players and the file to hand in; print scores",
         "runs/first", "runs/first/cyclical-seed0 --plain", "epoch=6.ckpt --data data/LAB4_Dataset --out prediction",
     )  # fmt: skip
     predict.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN",
         help="a run folder, a folder of runs (the best by held-out score is used) or a checkpoint file; "
-        "several: the mean of their predictions",
+        "if several are given, their predictions are averaged",
     )  # fmt: skip
     predict.add_argument("--data", default="small", help=DATA)
     predict.add_argument(
         "--out", type=Path,
-        help="folder of the files; default: test in the run folder, NAME-test beside a checkpoint file NAME.pt",
+        help="output folder; default: `test` in the run folder, or NAME-test next to a checkpoint file NAME.pt",
     )  # fmt: skip
-    predict.add_argument("--seed", type=int, default=0, help="seed of z")
+    predict.add_argument("--seed", type=int, default=0, help="seed of the random z")
     predict.add_argument(
         "--answers", type=Path, metavar="PATH",
-        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: those in or beside DATA",
+        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: files in or next to DATA",
     )  # fmt: skip
     predict.add_argument(
         "--output", choices=("auto", "linear", "sigmoid"), default="auto",
-        help="last activation of a network that another trainer saved; auto tries both on known frames",
+        help="last activation of a network that another trainer saved; auto compares both on known frames",
     )  # fmt: skip
-    predict.add_argument("--plain", action="store_true", help="without the test-time corrections")
+    predict.add_argument("--plain", action="store_true", help="do not apply the test-time corrections")
     predict.add_argument(
         "--csv", choices=("later", "2023"), default="later",
-        help="the course's file format: one CSV (later years) or a text file per clip (2023)",
+        help="file format of the course: one CSV (later years), or one text file per clip (2023)",
     )  # fmt: skip
 
 
@@ -245,23 +248,22 @@ def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
         commands, "compare", "print the table of finished runs and draw its pictures",
         "runs/first", "runs/ablation --csv figures/studies/ablation.csv",
     )  # fmt: skip
-    compare.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs, or a table by --csv")
+    compare.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs, or a table of --csv")
     instead = compare.add_mutually_exclusive_group()
-    text = "replace the table in this Markdown file; default: draw pictures"
-    instead.add_argument("--into", type=Path, metavar="FILE", help=text)
-    text = "write the table as CSV, a row per run; default: draw pictures"
-    instead.add_argument("--csv", type=Path, metavar="FILE", help=text)
+    pictures = "default: draw pictures"
+    instead.add_argument("--into", type=Path, metavar="FILE", help=f"write to this Markdown file; {pictures}")
+    instead.add_argument("--csv", type=Path, metavar="FILE", help=f"write a CSV, one row per run; {pictures}")
 
-    about = "time the reference loop and the fast paths on this machine"
+    about = "measure the speed of the reference loop and of the fast code"
     bench = _command(commands, "bench", about, "--presets compact")
-    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
-    bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
+    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to measure")
+    bench.add_argument("--repeats", type=int, default=3, help="number of measurements per row")
     bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
 
 
 def _record_commands(commands: Any) -> None:  # noqa: ANN401
     export = _command(
-        commands, "export", "copy finished runs without checkpoints, small enough to commit",
+        commands, "export", "copy finished runs without checkpoints, so that they are small enough to commit",
         "runs/reference figures/reference",
     )  # fmt: skip
     export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
@@ -272,22 +274,21 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     pictures.add_argument("--runs", type=Path, default=Path("figures/reference"), help=text)
 
     again = _command(
-        commands, "reproduce", "make every committed record again: runs, tables, pictures, notebooks",
+        commands, "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
         "--root /tmp/copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
     )  # fmt: skip
-    again.add_argument("--dry-run", action="store_true", help="print the runs to do and the time they take")
-    again.add_argument("--root", type=Path, default=Path(), help="the repository whose records are replaced")
-    text = "folder of the runs, one per commit"
+    again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
+    again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")
+    text = "folder of the runs of all commits"
     again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help=text)
     again.add_argument("--workers", type=int, default=0, help=WORKERS)
-    text = "only these: a study, bench, tables, notebooks; default: all"
-    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=text)
-    text = "the course's data; default: leave course.csv"
+    names = "studies, bench, tables, notebooks; default: all"
+    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
+    text = "folder of the course data; default: keep course.csv"
     again.add_argument("--course", default="", metavar="DATA", help=text)
-    text = "rehearsal: data of every run; default: those of the studies"
-    again.add_argument("--data", default="", help=text)
-    text = "rehearsal; default: those of the studies"
+    again.add_argument("--data", default="", help="data of a trial run; default: the data of each study")
+    text = "seeds of a trial run; default: those of the study"
     again.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=text)
     _parameters(again)
 
@@ -295,7 +296,7 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
 def _parameters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="params",
-        help="set a parameter; may be repeated; `cvae-lab params` lists names and defaults",
+        help="set a parameter; may be given several times; `cvae-lab params` lists names and defaults",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Speed of the reference loops and of the fast paths, on the same network, data, batch and machine.
 
-The reference loops run as public solutions do: float32, default memory format, frame by frame. The fast paths run as
-`fit` and `predict` do on this device. Both are timed alternately, and medians are reported.
+The reference loops compute as public solutions do: float32, default memory format, frame by frame. The fast paths are
+the code of `fit` and `predict` on this device. The two are measured alternately, and medians are reported.
 """
 
 import json
@@ -39,7 +39,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table with the header HEAD."""
+    """One comparison. Speeds are medians over the repeats, in frames/s. `str` returns a row of the table below HEAD."""
 
     preset: str
     what: str
@@ -47,12 +47,12 @@ class Row:
     ours: float
     ratio: float
     spread: float  # (max - min) / median over the repeats
-    against_handout: float  # ours over the reference loop of `handout`; NaN where that was not timed
+    against_handout: float  # `ours` divided by the reference loop of `handout`; NaN if that was not measured
     literal_of_matmul: (
         float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
     )
-    share_of_matmul: float  # the same for ours, at the precision of ours
-    share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
+    share_of_matmul: float  # the same for `ours`, with the matrix-product rate in the precision of `ours`
+    share_of_copy: float  # fraction of the memory-copy rate, assuming that no operand comes from a cache
     peak_mib: float
 
     def __str__(self) -> str:
@@ -81,10 +81,10 @@ def machine(device: torch.device) -> dict[str, float | str]:
 def bench(
     presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
 ) -> Iterator[Row]:
-    """Yield one row each for training at teacher forcing 0, 0.5, 1 and for rollouts of 1, 6, 60 clips, per preset.
+    """Yield the rows of each preset: training with teacher forcing 0, 0.5 and 1, and rollouts of 1, 6 and 60 clips.
 
     Args:
-        repeats: measurements of each side; the row holds their medians.
+        repeats: number of measurements of each code path. The row contains their medians.
         batch, frames: clips per training batch and frames per clip; "own clips" uses the preset's defaults.
     """
     device = pick_device()
@@ -117,7 +117,7 @@ def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
 
 
 def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, float]]:
-    """Return median seconds of a training step by frames per clip and by batch, and of a rollout by clips."""
+    """Return median seconds of a training step by clip length and batch size, and of a rollout by number of clips."""
     device = pick_device()
     frames = {t: _training_pair(preset, device, 2, t, 0.0)[1] for t in (3, 5, 9, 17)}
     batch = {b: _training_pair(preset, device, b, 3, 0.0)[1] for b in (1, 2, 4, 8, 16)}
@@ -149,10 +149,10 @@ def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]
 
 
 def fractions_by_kind(times: dict[str, float], wall: float) -> dict[str, float]:
-    """Sum the times of operations by kind, as fractions of the wall time; what is left is outside operations.
+    """Return the fraction of the wall time of each kind of operation. The rest is time outside operations.
 
     Args:
-        times: of each operation without the operations that it calls; only torch's own (`aten::`) count.
+        times: time of each operation without the operations that it calls. Only `aten::` operations are counted.
     """
     fractions = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
     for name, time_spent in times.items():
@@ -164,7 +164,7 @@ def fractions_by_kind(times: dict[str, float], wall: float) -> dict[str, float]:
 
 
 def flops_per_frame(model: CVAE) -> float:
-    """Return floating-point operations per training frame in the forward pass; a multiply-add counts as two."""
+    """Return floating-point operations per training frame in the forward pass. A multiply-add is two operations."""
     device = next(model.parameters()).device
     x = torch.rand(1, 2, 3, 32, 64, device=device)
     eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
@@ -174,7 +174,7 @@ def flops_per_frame(model: CVAE) -> float:
 
 
 class _Traffic(TorchDispatchMode):
-    """Count the bytes that operations read and write; views count nothing."""
+    """Count the bytes that operations read and write. Views are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class _Work:
     frames: int
 
     def flops_per_frame(self) -> float:
-        """Return operations of convolutions and matrix products, backward pass included."""
+        """Return the operations of convolutions and matrix products, with those of the backward pass."""
         with FlopCounterMode(display=False) as counter:
             self.action()
         return counter.get_total_flops() / self.frames
@@ -273,7 +273,7 @@ def _rollout_pair(preset: str, device: torch.device, streams: int, steps: int) -
         with evaluating(model):
             reference_predict(model, first[:1], labels[:1])
 
-    # The reference loop predicts clip after clip, so one clip is enough to measure its speed.
+    # The reference loop predicts one clip after the other, so one clip is enough to measure its speed.
     return _Work(literal, steps), _Work(ours, streams * steps)
 
 
@@ -293,7 +293,7 @@ def _median(action: Callable, device: torch.device, repeats: int) -> float:
 
 
 def _peak_mib(device: torch.device) -> float:
-    """Return the peak memory so far in MiB: of the device, or of this process on a CPU."""
+    """Return the peak memory in MiB until now, of the GPU or, on a CPU, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

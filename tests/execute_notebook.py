@@ -1,7 +1,7 @@
-"""Execute a committed notebook in place, so that the file depends on its code and on nothing else of this machine.
+"""Execute a committed notebook in place, so that the file depends only on its code and not on this machine.
 
-Widget views are removed, because their ids change from run to run and point to no widget after the run. Static
-content replaces them. The metadata is what JupyterLab writes, so opening the file does not change it.
+Widget views are replaced by static content, because their ids change in every run and are invalid after it. The
+metadata is equal to that of JupyterLab, so opening the file does not change it.
 """
 
 import base64
@@ -40,7 +40,7 @@ def main(path: Path) -> None:
                 output.data["image/png"] = squeezed(output.data["image/png"])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": notebook.metadata["language_info"],  # the kernel's own, which JupyterLab writes, too
+        "language_info": notebook.metadata["language_info"],  # from the kernel, as JupyterLab writes it
     }
     temporary = path.with_suffix(".tmp")
     nbformat.write(notebook, temporary)
@@ -48,7 +48,10 @@ def main(path: Path) -> None:
 
 
 def without_view(data: dict, widgets: dict) -> dict:
-    """The output's data without its widget view; a widget without static HTML gets that of its drawings."""
+    """Return the data of an output without its widget view.
+
+    If the widget has no static HTML, its drawings are added as HTML.
+    """
     data = dict(data)
     view = data.pop(VIEW)
     if "text/html" not in data:
@@ -58,7 +61,7 @@ def without_view(data: dict, widgets: dict) -> dict:
 
 
 def drawings_of(model_id: str, widgets: dict) -> list[str]:
-    """Values of all HTML widgets inside a widget, in order."""
+    """Return the values of all HTML widgets inside a widget, in order."""
     state = widgets.get(model_id, {})
     if state.get("_model_name") == "HTMLModel":
         return [state["value"]]
@@ -67,7 +70,7 @@ def drawings_of(model_id: str, widgets: dict) -> list[str]:
 
 
 def pictured(drawing: str) -> str:
-    """HTML whose SVG drawings are images, because an untrusted notebook removes inline SVG."""
+    """Return the HTML with its SVG drawings converted to images, because an untrusted notebook removes inline SVG."""
 
     def image(match: re.Match) -> str:
         svg = match[0] if "xmlns=" in match[0] else match[0].replace("<svg", f"<svg {SVG_NAMESPACE}", 1)
@@ -82,7 +85,7 @@ def pictured(drawing: str) -> str:
 
 
 def squeezed(png: str) -> str:
-    """The same picture, opaque and compressed as well as PNG can: about an eighth smaller."""
+    """Return the same picture as an opaque PNG with the best compression, about an eighth smaller."""
     small = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()

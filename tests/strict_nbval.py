@@ -1,12 +1,13 @@
-"""A pytest plugin for the notebook run of `make test`: an expected failure is a failure, and so is a very slow cell.
+"""A pytest plugin for the notebooks in `make test`: expected failures and very slow cells are counted as failures.
 
-nbval 0.11 reports the cells after a timed-out cell as xfail, and a cell that catches KeyboardInterrupt, as a training
-loop does, passes although it timed out. pytest then exits with 0. Load with `-p strict_nbval`.
+It is needed because nbval 0.11 reports the cells after a timed-out cell as xfail. A timed-out cell that catches
+KeyboardInterrupt, as a training loop does, even passes. In both cases pytest exits with 0. Load the plugin with
+`-p strict_nbval`.
 """
 
 import pytest
 
-LARGEST_FRACTION = 0.5  # of the cell timeout that a cell may take
+LARGEST_FRACTION = 0.5  # a cell may take this fraction of the cell timeout
 
 
 @pytest.hookimpl(hookwrapper=True)

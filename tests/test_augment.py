@@ -1,4 +1,4 @@
-"""Mirroring, pasted rectangles, shift and brightness."""
+"""Augmentation: mirroring, pasted rectangles, shift and brightness."""
 
 import itertools
 
@@ -73,25 +73,25 @@ def test_shift_moves_frames_and_labels_of_a_clip_equally():
             places = [dx for dx in range(5) if torch.equal(part[k], padded[..., dx : dx + W])]
             assert len(places) == 1
             found.add((k, places[0]))
-    assert len(found) == 64  # frames and labels agree
+    assert len(found) == 64  # frames and labels are shifted equally
     unmoved = sum(place == 2 for _, place in found)
-    assert 24 < unmoved < 56  # half of the clips, and those whose random shift is 0
+    assert 24 < unmoved < 56  # half of the clips are not shifted, and some random shifts are 0
     assert {place for _, place in found} == set(range(5))
     assert torch.equal(augment.shift(batch, 0, seeded()).x, batch.x)
 
 
 def test_a_paste_is_the_same_rectangle_of_another_clip_in_frames_and_labels():
-    """Each value encodes its clip and its place, so the source of a pasted pixel is known."""
+    """Each value encodes its clip and its position, so the source of a pasted pixel is known."""
     count, kept, donors = 64, 0, set()
     names = torch.arange(count, dtype=torch.float)[:, None, None, None, None].expand(-1, 3, 3, H, W)
     places = torch.arange(H * W, dtype=torch.float).view(H, W) / 1000
     batch = ClipBatch(names + places, names + places + 100)
     pasted = augment.paste(batch, 0.5, seeded(7))
-    assert torch.equal(pasted.p, pasted.x + 100)  # the same pixels of both
+    assert torch.equal(pasted.p, pasted.x + 100)  # the same pixels in frames and labels
     for k in range(count):
         source = (pasted.x[k] - places).round()
-        assert torch.equal(pasted.x[k], source + places)  # each pixel keeps its place
-        assert torch.equal(source, source[0, 0].expand_as(source))  # in every frame and channel
+        assert torch.equal(pasted.x[k], source + places)  # each pixel keeps its position
+        assert torch.equal(source, source[0, 0].expand_as(source))  # the same in every frame and channel
         other = source[0, 0] != k
         if not other.any():
             kept += 1
@@ -101,7 +101,7 @@ def test_a_paste_is_the_same_rectangle_of_another_clip_in_frames_and_labels():
         donors.add(int(donor))
         rows, columns = other.any(1), other.any(0)
         assert torch.equal(other, rows[:, None] & columns)
-        for span in (rows, columns):  # without gaps
+        for span in (rows, columns):  # the pasted area has no gaps
             first, last = span.nonzero().flatten()[[0, -1]]
             assert int(last - first) + 1 == int(span.sum())
     assert 20 < kept < 44

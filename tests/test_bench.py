@@ -1,4 +1,4 @@
-"""The bench computes its quantities correctly; measured speeds are not asserted."""
+"""The quantities of the benchmark are computed correctly. Measured speeds are not asserted."""
 
 import json
 
@@ -17,32 +17,32 @@ def test_rows_and_file(tmp_path, monkeypatch):
         row.literal > 0 and row.ours > 0 and row.ratio == pytest.approx(row.ours / row.literal)
         for row in rows
     )
-    for row in rows:  # with limits of one GFLOP/s, the fractions are rates of the same operations
+    for row in rows:  # with a limit of 1 GFLOP/s, the fractions are rates in GFLOP/s
         assert row.share_of_matmul / row.literal_of_matmul == pytest.approx(row.ratio)
     bench.write(tmp_path / "bench.json", rows, {"commit": "abc"})
     assert json.loads((tmp_path / "bench.json").read_text())["commit"] == "abc"
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 7
 
 
-def test_traffic_of_a_sum_by_hand():
+def test_memory_traffic_of_a_sum_equals_the_value_by_hand():
     a, b = torch.rand(2, 5, 7)
     work = bench._Work(lambda: a.t() + b.t(), 1)
-    assert work.bytes_per_frame() == 3 * 4 * 5 * 7  # two read, one written; transposes count nothing
+    assert work.bytes_per_frame() == 3 * 4 * 5 * 7  # two are read, one is written; views have no traffic
 
 
-def test_operations_of_a_layer_by_hand():
+def test_operations_of_a_layer_equal_the_value_by_hand():
     layer, x = torch.nn.Linear(5, 7, bias=False), torch.rand(3, 5)
     work = bench._Work(lambda: layer(x).sum().backward(), 3)
     assert (
         work.flops_per_frame() == 2 * 2 * 5 * 7
-    )  # forward pass and the gradient of the weights; the input has none
+    )  # forward pass and gradient of the weights; the input has no gradient
 
 
 def test_exponent_of_a_power_law():
     assert bench.exponent({n: 3.0 * n**0.7 for n in (1, 2, 4, 8)}) == pytest.approx(0.7)
 
 
-def test_flops_of_a_convolution_by_hand():
+def test_flops_of_a_convolution_equal_the_value_by_hand():
     """The last layer of handout: 1x1, 24 to 3 channels, 2048 pixels, two operations each."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,7 +53,7 @@ def test_flops_of_a_convolution_by_hand():
     assert bench.flops_per_frame(model) == pytest.approx(7.25e9, rel=0.01)
 
 
-def test_times_are_summed_by_kind_and_the_rest_is_outside_operations():
+def test_times_are_summed_by_kind_and_the_rest_is_python_and_waiting():
     times = {
         "aten::mkldnn_convolution": 20.0,
         "aten::convolution_backward": 10.0,

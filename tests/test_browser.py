@@ -1,4 +1,4 @@
-"""The stand-alone player, driven in headless Chromium; skipped where there is none."""
+"""The HTML player in headless Chromium. The tests are skipped if Chromium is not installed."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ T = 40
 
 @pytest.fixture
 def page(browser):
-    """A new page; any script error in it fails the test."""
+    """A new page. A script error in it makes the test fail."""
     errors = []
     page = browser.new_page(viewport={"width": 1100, "height": 700})
     page.on("pageerror", lambda error: errors.append(error))
@@ -22,14 +22,14 @@ def page(browser):
 
 
 def grey_clip(n=T, height=8, width=16):
-    """Frames of one grey level each, five brighter from frame to frame."""
+    """Return frames with one grey level each, which rises by five per frame."""
     levels = (5 * torch.arange(n) % 250).to(torch.uint8)
     return levels.view(n, 1, 1, 1).expand(n, 3, height, width)
 
 
 @pytest.fixture
 def clip_file(tmp_path):
-    """The player of a clip whose prediction is plain grey, brighter by five with every frame."""
+    """The player of a clip whose prediction is `grey_clip()`."""
     grey, path = grey_clip(), tmp_path / "player.html"
     options = {"psnr": np.linspace(30, 20, T), "baseline": np.full(T, 18.0), "title": "Clip", "horizon": 5}
     player.write_html(path, torch.full_like(grey, 255), grey, truth=255 - grey, **options)
@@ -49,7 +49,7 @@ def wait_for_frame(page, number):
 
 
 def state(page):
-    """Return the frame that the canvases show and the frame that the text names; truth and prediction must agree."""
+    """Return the frame number of the canvases and that of the text, and check that all canvases show one frame."""
     page.wait_for_timeout(50)
     script = "c => c.map(x => x.getContext('2d').getImageData(3, 3, 1, 1).data[0])"
     label, truth, prediction = page.locator("canvas").evaluate_all(script)
@@ -159,8 +159,8 @@ def contrast(first, second):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_two_players_in_another_page_take_only_their_own_keys(page, clip_file):
-    """A notebook may put the page into its own by innerHTML and run the scripts again."""
+def test_two_players_in_another_page_react_only_to_their_own_keys(page, clip_file):
+    """A notebook may insert the page into its own page with innerHTML, and run the scripts again."""
     page.goto("about:blank")
     page.evaluate(
         """source => {
@@ -191,7 +191,7 @@ def test_two_players_in_another_page_take_only_their_own_keys(page, clip_file):
 
 
 def embedded(page, html):
-    """Show HTML of an output in a page with scripts enabled."""
+    """Show the HTML of a notebook output in a page with scripts enabled."""
     page.set_content(f"<!doctype html><title>t</title><body>{html}</body>")
 
 
@@ -227,8 +227,8 @@ def test_clips_of_other_lengths_and_sizes_play(page, tmp_path, n, height, width)
     assert canvas["width"] == pytest.approx(canvas["height"] * width / height, rel=0.02)
 
 
-def test_sheets_of_a_large_clip_fit_into_what_phones_decode(page, tmp_path):
-    """A sheet holds 512 frames of 128x256, so 600 frames of two panels need four sheets."""
+def test_sheets_of_a_large_clip_are_small_enough_for_phones(page, tmp_path):
+    """A sheet contains 512 frames of 128x256, so 600 frames of two panels need four sheets."""
     grey, path = grey_clip(600, 128, 256), tmp_path / "player.html"
     player.write_html(path, torch.full_like(grey, 255), grey)
     page.goto(path.as_uri())

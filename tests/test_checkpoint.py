@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed run equals an uninterrupted one, course files load, and other files are refused."""
+"""Checkpoints: a resumed run equals an uninterrupted run, course files load, and other files raise an error."""
 
 import copy
 import itertools
@@ -75,7 +75,7 @@ def noise(height=8, width=16):
 
 @pytest.fixture
 def one_thread():
-    """Two processes compute equal sums only with equal numbers of threads."""
+    """Set the number of threads, because sums in two processes are equal only with equal numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -93,12 +93,12 @@ def fresh(config):
 
 
 def columns(state):
-    """The history as text, so that nan equals nan, without the columns of measured time."""
+    """Return the history without measured times, as text, so that nan equals nan."""
     return [{k: repr(v) for k, v in r.items() if k not in ("seconds", "frames_per_s")} for r in state.history]
 
 
 def averaged(state):
-    """The averaged weights, or none where the run keeps no average."""
+    """Return the averaged weights, or an empty dict if there is no average."""
     return {} if state.average is None else state.average.module.state_dict()
 
 
@@ -121,7 +121,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, config, size):
 
 
 def child():
-    """Train and save after every epoch; after the second, wait to be killed. Called when this file runs as a script."""
+    """Train and save after every epoch; after the second epoch, sleep until the process is killed.
+
+    This function is called when the file is run as a script.
+    """
     torch.set_num_threads(1)
     config, path = config_of(), Path(sys.argv[1])
     state = fresh(config)
@@ -145,7 +148,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_init_from_copies_the_weights_and_nothing_else(tmp_path):
+def test_init_from_copies_only_the_weights(tmp_path):
     first = train(fresh(config_of()), config_of(), noise(), epochs=1)
     save(tmp_path / "best.pt", first, config_of())
     config = config_of(init_from=str(tmp_path), seed=1)
@@ -159,12 +162,16 @@ def test_init_from_copies_the_weights_and_nothing_else(tmp_path):
         assert torch.equal(state.generators[name].get_state(), generator.get_state())
     before = {name: value.clone() for name, value in averaged(first).items()}
     train(state, config, noise(), epochs=1)
-    assert all(torch.equal(before[name], averaged(first)[name]) for name in before)  # the two share no memory
+    assert all(
+        torch.equal(before[name], averaged(first)[name]) for name in before
+    )  # they do not share memory
 
 
 def test_init_from_another_network_is_refused(tmp_path):
     save(tmp_path / "best.pt", fresh(config_of()), config_of())
-    with pytest.raises(CheckpointError, match=r"do not fit this run's network; give -p width 8\.$"):
+    with pytest.raises(
+        CheckpointError, match=r"belong to another network than this run's; give -p width 8\.$"
+    ):
         create_state(config_of(init_from=str(tmp_path), width=16))
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         create_state(config_of(init_from=str(tmp_path / "nowhere")))
@@ -184,7 +191,7 @@ def test_load_model_uses_the_averaged_weights_by_default(tmp_path):
 
 @pytest.fixture
 def course(tmp_path):
-    """A course file; as in most public copies, `optimizer` holds (other) weights."""
+    """A checkpoint of the course. As in most public copies, its entry `optimizer` contains weights."""
     right, wrong = (CVAE(ModelConfig.preset("handout")).state_dict() for _ in range(2))
     path = tmp_path / "epoch=9.ckpt"
     torch.save({"state_dict": right, "optimizer": wrong, "lr": 1e-3, "tfr": 0.5, "last_epoch": 9}, path)
@@ -226,7 +233,7 @@ def test_resuming_with_another_configuration_names_the_difference(tmp_path, name
     assert resume(path, config_of(epochs=9)).epoch == 0
 
 
-# -- damaged and foreign content -----------------------------------------------------------------------------
+# -- damaged or unknown content ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -257,12 +264,12 @@ REPLACEMENTS = (
 
 
 HARMLESS = ("format", "threads", "optimizer", "kl_weight", "history")
-"""Parts in which a change may still be a valid checkpoint: an older format, another number in its range, and the
-settings of the optimizer, which are not read from the file."""
+"""Entries that may be changed in a valid checkpoint: an older format, another number in its range, and the settings of
+the optimizer, which are not read from the file."""
 
 
 def places(value, path=()):
-    """The path of every dict entry and list item, down to three levels; of long collections only the first two."""
+    """Yield the path of every dict entry and list item, down to three levels. Below the top, only the first two."""
     if path:
         yield path
     if isinstance(value, dict | list) and len(path) < 4:
@@ -272,7 +279,7 @@ def places(value, path=()):
 
 
 def with_change(content, path, change):
-    """A copy of the content in which `change` was applied to the entry at `path`."""
+    """Return a copy of the content in which `change` is applied to the entry at `path`."""
     changed = copy.deepcopy(content)
     inner = changed
     for key in path[:-1]:
@@ -281,8 +288,8 @@ def with_change(content, path, change):
     return changed
 
 
-def test_every_damaged_content_is_refused_in_one_line_or_trains_on(tmp_path, content):
-    """Each entry is removed, and replaced by values of other types. Nothing but a CheckpointError may be raised."""
+def test_a_changed_entry_gives_an_error_in_one_line_or_a_state_that_trains(tmp_path, content):
+    """Each entry is removed, and then replaced by values of other types. Only a CheckpointError may be raised."""
     path, config, data = tmp_path / "last.pt", config_of(epochs=2), noise()
     refused = used = 0
     for number, place in enumerate(places(content)):
@@ -307,7 +314,7 @@ def test_every_damaged_content_is_refused_in_one_line_or_trains_on(tmp_path, con
 
 
 @pytest.mark.parametrize("read", [load_model, read_history, lambda path: resume(path, config_of())])
-def test_a_checkpoint_of_a_newer_version_is_refused_as_such(tmp_path, content, read):
+def test_a_checkpoint_of_a_newer_version_raises_an_error_that_names_the_version(tmp_path, content, read):
     path = tmp_path / "last.pt"
     torch.save(content | {"format": 3, "state_dict": "another layout"}, path)
     with pytest.raises(
@@ -324,8 +331,8 @@ def test_a_checkpoint_without_a_format_number_is_read(tmp_path, content):
     assert all(torch.equal(value, content["average"][name]) for name, value in assert_holds.items())
 
 
-def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(tmp_path, content):
-    """In weights, moments, generators and pickled structure. Bits of padding and of unused fields may flip."""
+def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
+    """Bits are flipped in weights, moments, generators and pickled structure. Padding and unused fields may change."""
     path = tmp_path / "last.pt"
     torch.save(content, path)
     whole = path.read_bytes()
@@ -367,7 +374,8 @@ def test_the_history_can_be_read_without_building_a_model(tmp_path, content):
 def test_init_from_a_course_checkpoint_names_the_preset_to_give(course):
     path, _ = course
     with pytest.raises(
-        CheckpointError, match=r"epoch=9\.ckpt do not fit this run's network; give -p preset handout\.$"
+        CheckpointError,
+        match=r"epoch=9\.ckpt belong to another network than this run's; give -p preset handout\.$",
     ):
         create_state(config_of(init_from=str(path)))
     other = path.with_name("narrow.ckpt")
@@ -387,7 +395,7 @@ def test_a_course_checkpoint_gives_initial_weights_to_either_output(course, outp
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, content, caplog, threads):
-    """Files of earlier versions do not hold the number."""
+    """Files of earlier versions do not contain the number of threads, so there is no warning."""
     path = tmp_path / "last.pt"
     torch.save(content | {"threads": threads}, path)
     resume(path, config_of())
@@ -400,7 +408,7 @@ def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, conte
 
 @pytest.fixture
 def file_size_limit():
-    """A function that limits the size of files that this process writes, as a disk quota does."""
+    """A function that limits the size of the files that this process writes, as a disk quota does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -431,7 +439,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_reported_with_the_file_and_the_room_it_needs(small_disk):
+def test_a_full_disk_is_reported_with_the_file_and_the_space_that_it_needs(small_disk):
     config = config_of()
     (small_disk / "history.csv").write_text("epoch\n1\n")
     with pytest.raises(

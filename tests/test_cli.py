@@ -1,4 +1,4 @@
-"""The command line as a person uses it: exit status, one line per refusal, help, and files that are complete."""
+"""The command line: exit status, errors in one line, help, and complete files."""
 
 import argparse
 import re
@@ -25,6 +25,7 @@ from cvae_lab.runs import predict as predicting
 from cvae_lab.runs.commands import values
 from cvae_lab.runs.folder import RunFolder
 from cvae_lab.runs.studies import STUDIES
+from cvae_lab.schedules import KL_STRATEGIES
 from cvae_lab.training.checkpoint import load_model, train_config
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Predictions without GIFs and players, for tests of other files."""
+    """Replace the writing of GIFs and players by no-ops, for tests of other files."""
     for name in ("write_clip_gif", "write_clip_player"):
         monkeypatch.setattr(predicting, name, lambda *_: None)
 
@@ -65,7 +66,7 @@ def test_the_old_name_of_synthetic_still_works():
     assert parser().parse_args(["stage", "data"]).function == "synthetic"
 
 
-def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
+def test_errors_are_one_line_on_standard_error(tmp_path, capsys):
     for arguments in (
         ["check", str(tmp_path / "none")],
         ["train", str(tmp_path / "run"), "--data", str(tmp_path / "none")],
@@ -85,7 +86,7 @@ def test_refusals_are_one_line_on_standard_error(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_runs_command_makes_the_same_run(study):
+def test_the_command_of_a_run_gives_the_same_configuration(study):
     for variant in STUDIES[study].variants.values():
         config = RunConfig.from_params("small", **(STUDIES[study].base | variant))
         words = shlex.split(config.command())
@@ -94,7 +95,7 @@ def test_a_runs_command_makes_the_same_run(study):
         assert RunConfig.from_params(given.data, **values(given.params)) == config
 
 
-def test_a_runs_command_names_no_folder_of_this_machine(tmp_path):
+def test_the_command_of_a_run_has_no_path_of_this_machine(tmp_path):
     config = RunConfig.from_params(str(tmp_path / "lab4"), init_from=str(tmp_path / "pretrained"))
     assert config.command().endswith("--data lab4 -p init_from pretrained")
 
@@ -105,7 +106,7 @@ def test_wrong_usage_exits_2():
     assert error.value.code == 2
 
 
-def test_every_option_is_described_and_says_its_default():
+def test_every_option_has_a_description_and_a_default():
     for name, command in commands().items():
         assert f"\n  cvae-lab {name}" in command.epilog, name  # an example
         text = command.format_help()
@@ -121,6 +122,14 @@ def test_every_example_can_be_parsed():
     for command in commands().values():
         for line in re.findall(r"^  cvae-lab (.*)$", command.epilog, re.M):
             parser().parse_args(shlex.split(line))
+
+
+def test_a_new_kl_schedule_can_be_given_to_sweep(monkeypatch):
+    monkeypatch.setitem(KL_STRATEGIES, "quadratic", lambda progress, *_: float(progress) ** 2)
+    chosen = ["quadratic", "stages", "cyclical"]
+    assert parser().parse_args(["sweep", "--strategies", *chosen]).strategies == chosen
+    assert "quadratic" in commands()["sweep"].format_help()
+    assert parser().parse_args(["sweep"]).strategies == ["cyclical", "monotonic", "none", "constant"]
 
 
 def test_choices_are_those_of_the_studies_and_presets():
@@ -171,7 +180,9 @@ def test_predict_writes_its_files_and_prints_both_scores(run, capsys):
     assert names == {"clip0.gif", "clip0.html", "clip1.gif", "clip1.html", "submission.csv"}
     assert text.splitlines()[-1] == f"Open first: {run / 'test' / 'clip0.html'}"
     plain, corrected, static = map(float, re.search(r"^mean +(\S+) +(\S+) +(\S+)$", text, re.M).groups())
-    assert plain == pytest.approx(RunFolder(run).result["psnr_mean"], abs=0.01)  # the run's own score
+    assert plain == pytest.approx(
+        RunFolder(run).result["psnr_mean"], abs=0.01
+    )  # the score in the result of the run
     assert static == pytest.approx(RunFolder(run).result["baseline_static"], abs=0.01)
     change = float(re.search(r"change the mean by ([+-]\S+) dB", text)[1])
     assert change == pytest.approx(corrected - plain, abs=0.011)
@@ -180,7 +191,7 @@ def test_predict_writes_its_files_and_prints_both_scores(run, capsys):
     assert torch.equal(read_2023(run / "test" / "pred0.csv", 96), whole)
 
 
-def test_plain_predictions_are_the_runs_own_in_a_folder_of_their_own(run, no_pictures):
+def test_plain_predictions_equal_those_of_the_run_and_have_their_own_folder(run, no_pictures):
     assert main(["predict", str(run), "--data", "tiny", "--plain"]) == 0
     written = read_submission(run / "test-plain" / "submission.csv", 96)[0][1:]
     assert torch.equal(written, torch.from_numpy(RunFolder(run).predictions()["0"]))
@@ -191,7 +202,7 @@ def test_compare_draws_pictures(run, capsys):
     assert (run / "strategies.png").exists()
 
 
-def test_predict_says_which_run_it_chose_and_why(run, no_pictures, tmp_path, capsys):
+def test_predict_prints_the_chosen_run_and_the_reason(run, no_pictures, tmp_path, capsys):
     for name in ("a-seed0", "b-seed0"):
         shutil.copytree(run, tmp_path / name)
     file = tmp_path / "b-seed0" / "result.json"
@@ -202,7 +213,7 @@ def test_predict_says_which_run_it_chose_and_why(run, no_pictures, tmp_path, cap
     assert "the best held-out score of 2 runs: 99.50 dB" in text
 
 
-def test_checkpoints_in_one_folder_keep_their_predictions_apart(run, no_pictures, tmp_path):
+def test_checkpoints_in_one_folder_have_separate_predictions(run, no_pictures, tmp_path):
     for name in ("epoch=3.ckpt", "epoch=6.ckpt"):
         shutil.copyfile(run / "best.pt", tmp_path / name)
         assert main(["predict", str(tmp_path / name), "--data", "tiny", "--plain"]) == 0
@@ -212,13 +223,13 @@ def test_checkpoints_in_one_folder_keep_their_predictions_apart(run, no_pictures
     }
 
 
-def test_predict_writes_where_out_says(run, no_pictures, tmp_path):
+def test_predict_writes_to_the_folder_given_by_out(run, no_pictures, tmp_path):
     out = tmp_path / "a" / "b"
     assert main(["predict", str(run), "--data", "tiny", "--plain", "--out", str(out)]) == 0
     assert (out / "submission.csv").exists()
 
 
-def test_predict_refuses_a_folder_that_cannot_be_written_before_it_predicts(run, capsys):
+def test_predict_checks_that_its_folder_is_writable_before_it_predicts(run, capsys):
     out = Path("/proc/no-such-folder")
     if not out.parent.is_dir():
         pytest.skip("no /proc, where even root cannot make a folder")
@@ -228,7 +239,7 @@ def test_predict_refuses_a_folder_that_cannot_be_written_before_it_predicts(run,
     assert "--out" in error
 
 
-def test_predict_scores_validation_where_no_test_clip_has_an_answer(run, no_pictures, tmp_path, capsys):
+def test_predict_scores_validation_if_no_test_clip_has_true_frames(run, no_pictures, tmp_path, capsys):
     data = load("tiny", progress=False)
     tests = tuple(replace(clip, answer=None) for clip in data.tests)
     write_folder(replace(data, tests=tests), tmp_path / "data")
@@ -245,7 +256,7 @@ def test_predict_scores_validation_where_no_test_clip_has_an_answer(run, no_pict
 
 
 def test_predictions_of_several_runs_are_averaged(tmp_path, no_pictures):
-    """Up to half a grey level, by which bytes are off."""
+    """The tolerance is half a grey level, because predictions are stored as bytes."""
     runs, videos = [tmp_path / "0", tmp_path / "1"], []
     for run in runs:
         assert main(["train", str(run), "--data", "tiny", *SMALL, "-p", "seed", run.name]) == 0
@@ -258,7 +269,7 @@ def test_predictions_of_several_runs_are_averaged(tmp_path, no_pictures):
 
 
 def test_a_run_sets_its_threads(tmp_path):
-    """In a process of its own, since threads belong to the process."""
+    """This runs in a separate process, because the number of threads is set for the whole process."""
     code = (
         "import sys, torch; from pathlib import Path; from cvae_lab import RunConfig;"
         "from cvae_lab.runs.folder import RunFolder; torch.set_num_threads(2);"
@@ -286,6 +297,6 @@ def test_sigterm_ends_a_training_with_one_line_and_status_143(tmp_path):
         "history.csv",
         "last.pt",
         "best.pt",
-    }  # no lock, no part
+    }  # no lock and no temporary file
     epochs = len(RunFolder(run).history)
     assert main(["train", str(run), "--data", "tiny", *SMALL[:-1], str(epochs + 2), "--resume"]) == 0

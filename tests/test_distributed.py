@@ -1,4 +1,4 @@
-"""Two processes under torchrun against one process with the joined batch. Run as a script, this file is one rank."""
+"""Compare two processes under torchrun with one process on the whole batch. As a script, this file runs one rank."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def seeded(seed):
 
 
 def train_step_on_a_joined_batch(shard=lambda rows: rows):
-    """The result and the gradients of one real training step on (this rank's shard of) six clips."""
+    """Return result and gradients of a training step on this rank's shard of six clips, or on all six."""
     state = TrainState.create(ModelConfig(width=8), STEP)
     draws = seeded(3)
     batch = ClipBatch(*(torch.rand(6, 5, 3, 16, 32, generator=draws) for _ in range(2)))
@@ -43,7 +43,7 @@ def train_step_on_a_joined_batch(shard=lambda rows: rows):
 
 
 def train_step_with_one_broken_clip():
-    """All weights before and after a step in which only the last rank has a clip of NaN; whether it was finite."""
+    """Return the weights before and after a step in which the last rank has a clip of NaN, and `is_finite`."""
     state = TrainState.create(ModelConfig(width=8), STEP)
     batch = ClipBatch(*torch.rand(2, 2, 3, 3, 16, 32, generator=seeded(3)))
     if distributed.rank() == distributed.world() - 1:
@@ -62,7 +62,7 @@ def noise():
 
 
 def run(folder, epochs=None):
-    """Train until the end, or for some epochs, from the start or from last.pt; return weights, generators, history."""
+    """Train from the start or from last.pt, to the end or for some epochs; return weights, generators, history."""
     torch.distributed.barrier()  # rank 0 has written its last file
     last = folder / "last.pt"
     state = checkpoint.resume(last, RUN) if last.exists() else checkpoint.create_state(RUN)
@@ -98,7 +98,7 @@ def main(out):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """The files that two processes wrote when they ran this file."""
+    """The files that two processes wrote, each of which ran this file as a script."""
     out = tmp_path_factory.mktemp("ranks")
     result = subprocess.run([*TORCHRUN, __file__, str(out)], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-6000:]
@@ -106,7 +106,7 @@ def ranks(tmp_path_factory):
 
 
 def test_a_training_step_of_two_processes_has_the_gradients_of_one(ranks, monkeypatch):
-    """Each rank draws its own noise. The single process gets the noise of both, in the order of the clips."""
+    """Each rank draws its own noise. The single process gets the noise of both ranks, in the order of the clips."""
 
     def noise_of_all_ranks(model, x, generator):
         shape = (len(x) // RANKS, x.shape[1] - 1, *model.latent_shape(*x.shape[-2:]))
@@ -124,7 +124,7 @@ def test_a_training_step_of_two_processes_has_the_gradients_of_one(ranks, monkey
     torch.testing.assert_close(mean, values, rtol=1e-4, atol=0)
     for rank in ranks:
         for two, one in zip(rank["step"][1], gradients, strict=True):
-            # The gradient of a bias before a norm is rounding alone, so it is compared with the largest gradient.
+            # The gradient of a bias before a norm is only rounding error, so it is compared with the largest gradient.
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6 * scale)
 
 
@@ -177,7 +177,7 @@ def test_a_run_under_torchrun_writes_one_run_folder(tmp_path):
     assert run.history["epoch"].tolist() == [1, 2]
     by_clip = run.psnr.groupby("clip")["psnr"].mean()
     assert run.result["psnr_by_clip"] == pytest.approx(by_clip.to_dict(), abs=2e-3)
-    assert result.stdout.count("epoch   1") == 1  # rank 0 alone prints
+    assert result.stdout.count("epoch   1") == 1  # only rank 0 prints
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures: what is drawn, that it can be read, and that its alternative text says the same."""
+"""Figures: their content, the size and contrast of text, and their alternative text."""
 
 import io
 
@@ -47,7 +47,7 @@ def strategies(**columns):
 
 
 def every_figure():
-    """One figure of each kind, as a function without arguments."""
+    """Return a function without arguments for each kind of figure."""
     frames = torch.zeros(T, 3, H, W)
     curves = {"run": 20 + np.arange(20.0), "other": 30 - np.arange(20.0)}
     return {
@@ -74,7 +74,7 @@ def test_text_has_at_least_9_points_and_lies_inside_the_figure(name):
     texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     assert texts
     assert min(text.get_fontsize() for text in texts) >= 9
-    # The figure is 9 inches wide, and a page shows it at 96 pixels per inch or more, so 9 points stay 9 points.
+    # The figure is 9 inches wide, and pages show it with at least 96 pixels per inch, so text is not reduced.
     assert figure.get_figwidth() <= 9.01
     assert figure.dpi >= 96
     drawn = figure.get_tightbbox()  # inches
@@ -84,8 +84,8 @@ def test_text_has_at_least_9_points_and_lies_inside_the_figure(name):
 
 
 @pytest.mark.parametrize("name", every_figure())
-def test_alternative_text_reaches_the_notebook(name):
-    """The display formatter puts it where nbconvert reads it."""
+def test_alternative_text_is_stored_in_the_notebook(name):
+    """The text is in the metadata of the output, from which nbconvert reads it."""
     figure = every_figure()[name]()
     formatter = DisplayFormatter()
     shell = InteractiveShell(display_formatter=formatter)
@@ -130,7 +130,7 @@ def test_vector_file_is_saved_by_one_call(tmp_path, suffix):
         figures.save_vector(figure, tmp_path / "bars.png")
 
 
-# Linear RGB seen with complete colour-blindness: Machado, Oliveira and Fernandes 2009, severity 1.
+# Matrices that simulate complete colour-blindness in linear RGB: Machado, Oliveira and Fernandes 2009, severity 1.
 COLOUR_BLINDNESS = {
     "none": np.eye(3),
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -141,7 +141,7 @@ COLOUR_BLINDNESS = {
 
 @pytest.mark.parametrize("kind", COLOUR_BLINDNESS)
 def test_any_two_colours_differ_for_colour_blind_readers(kind):
-    """A difference of 10 in CIEDE2000 is plain to see; 1 is just noticeable."""
+    """A difference of 10 in CIEDE2000 is clearly visible. A difference of 1 is barely noticeable."""
     rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in (*PALETTE, GREY)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     seen = (linear @ np.array(COLOUR_BLINDNESS[kind]).T).clip(0, 1)
@@ -152,7 +152,7 @@ def test_any_two_colours_differ_for_colour_blind_readers(kind):
     assert pairs.min() > 10
 
 
-def test_film_strip_shows_the_frames_asked_for():
+def test_film_strip_shows_the_frames_of_the_given_indices():
     labels, prediction = torch.zeros(2, T, 3, H, W, dtype=torch.uint8)
     for t in range(T):
         labels[t, 0, 0, t], prediction[t, 1, 2, t] = 250, 200
@@ -167,13 +167,13 @@ def test_film_strip_shows_the_frames_asked_for():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["frame 1", "4"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["label", "prediction"]
     box = ax.get_position().width * figure.get_figwidth() * figure.dpi
-    assert box == pytest.approx(4 * sheet.shape[1])  # whole screen pixels, so nothing blurs
+    assert box == pytest.approx(4 * sheet.shape[1])  # whole screen pixels, so the picture is not blurred
 
 
 @pytest.mark.parametrize("size", [(16, 16), (128, 256), (32, 64)])
 def test_film_strip_of_any_size_fits_the_page(size):
     figure = figures.film_strip({"truth": torch.zeros(6, 3, *size)}, range(6), "Six")
-    # One screen pixel per frame pixel is the smallest scale, so wide frames make a wide strip.
+    # The smallest scale is one screen pixel per frame pixel, so a strip of wide frames may be wider than the page.
     assert figure.get_figwidth() <= max(9.01, 6 * (size[1] + 2) / 100 + 1)
 
 
@@ -249,7 +249,7 @@ def test_strategy_bars_put_the_best_on_top(with_std):
         ({"psnr_std": [np.nan, np.nan]}, "Best: high, 25.00 dB; low is 5.00 dB lower"),
     ],
 )
-def test_title_of_strategy_bars_says_the_result(columns, title):
+def test_title_of_strategy_bars_states_the_result(columns, title):
     assert figures.strategy_bars(strategies(**columns), 22).get_suptitle() == title
 
 

@@ -1,4 +1,4 @@
-"""Notebooks in JupyterLab, driven in headless Chromium; skipped where there is none.
+"""Notebooks in JupyterLab, in headless Chromium. The tests are skipped if Chromium is not installed.
 
 The server runs under a sub-path, /sub/, as behind a proxy.
 """
@@ -19,14 +19,14 @@ import nbformat
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-# Notebooks with something interactive, and the line that shows it.
+# Notebooks with a widget, and the line of code that shows the widget.
 WIDGETS = {
     "00_start_here": "player.scrubber(", "01_derivation": "widgets.VBox(", "02_modules": "widgets.VBox(",
     "03_training": "player.scrubber(", "04_kl_strategies": "widgets.VBox(",
     "05_teacher_forcing": "widgets.VBox(", "06_psnr_per_frame": "scrub = ",
     "07_posterior_collapse": "widgets.VBox(", "08_test_and_submit": "scrub = ",
 }  # fmt: skip
-# Shorter trainings for two of them.
+# Replacements that make the training of two of these notebooks shorter.
 SHORTER = {"03_training": ("epochs = 25", "epochs = 2"), "06_psnr_per_frame": ("(2, 8, 32)", "(1, 2, 4)")}
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("lab")]
 
@@ -52,10 +52,10 @@ linked = IntSlider(1, 1, 120)
 jslink((linked, "value"), (other, "frame"))
 VBox([linked, other])
 """.strip()
-# Keeps the kernel busy, but not in the first run of all cells.
+# Keeps the kernel busy, except when all cells are run for the first time.
 BUSY = "import time; time.sleep(60 if 'ran' in globals() else 0); ran = True"
 
-# Counts the different pictures that are drawn on the canvas of the first scrubber's prediction.
+# Counts how often the picture on the prediction canvas of the first scrubber changes.
 COUNT_DRAWN = """() => {
     const draw = window.originalDraw ??= CanvasRenderingContext2D.prototype.drawImage;
     window.drawn = [];
@@ -67,14 +67,14 @@ COUNT_DRAWN = """() => {
 
 
 def notebook_of(*sources):
-    """A notebook with these code cells, and ids that do not change."""
+    """Return a notebook with these code cells, and with constant cell ids."""
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
 def up_to_the_widget(notebook, folder, widget):
-    """Copy a notebook up to the first cell that shows the widget, so that no later training keeps its kernel busy."""
+    """Copy the cells of a notebook up to the first one that shows the widget. Later cells could take long."""
     content = nbformat.read(notebook, 4)
     last = next(i for i, c in enumerate(content.cells) if c.cell_type == "code" and widget in c.source)
     content.cells = content.cells[: last + 1]
@@ -86,13 +86,13 @@ def up_to_the_widget(notebook, folder, widget):
 
 
 class Lab:
-    """A JupyterLab server on `folder`, and its settings."""
+    """A JupyterLab server for `folder`, and its settings."""
 
     def __init__(self, address, folder, environment):
         self.address, self.folder, self.environment = address, folder, environment
 
     def set(self, plugin, **settings):
-        """Write settings, which a page reads when it is loaded."""
+        """Write settings of JupyterLab. A page reads them when it is loaded."""
         extension, name = plugin.split(":")
         file = self.folder / "settings" / "@jupyterlab" / extension / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, browser):
-    """A JupyterLab server on a copy of the notebooks."""
+    """A JupyterLab server for a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS.parent / "figures", folder / "figures")
     (folder / "notebooks").mkdir()
@@ -122,7 +122,7 @@ def lab(tmp_path_factory, browser):
         "--ServerApp.base_url=/sub/",
         f"--LabApp.user_settings_dir={folder / 'settings'}",
     ]
-    # An own folder for signatures, so that no notebook is trusted; one thread, to leave the other cores to other tests.
+    # A separate folder for signatures, so that no notebook is trusted. One thread leaves other cores to other tests.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_DATA_DIR": str(folder / "signatures")}
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(
@@ -154,7 +154,7 @@ def open_notebook(lab, browser, name, width=1400, height=2400):
 
 @pytest.fixture
 def opened(lab, browser):
-    """A function that opens a notebook in a page; the page closes after the test."""
+    """A function that opens a notebook in a page. The page is closed after the test."""
     pages = []
 
     def open_one(*arguments):
@@ -173,11 +173,14 @@ def menu(page, first, second):
 
 def kernel_is_ready(page):
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=90_000)
-    page.wait_for_timeout(2000)  # the widget manager connects after the kernel
+    page.wait_for_timeout(2000)  # the widget manager connects later than the kernel
 
 
 def run_until(page, shown):
-    """Run all cells until an element shows; cells run before the widget manager is connected show none."""
+    """Run all cells until an element is visible.
+
+    Several attempts are needed, because no widget is shown before the widget manager is connected.
+    """
     kernel_is_ready(page)
     for _ in range(4):
         menu(page, "Run", "Run All Cells")
@@ -190,7 +193,7 @@ def run_until(page, shown):
 
 @pytest.fixture(scope="module")
 def session(lab, browser):
-    """The notebook with two scrubbers, run once for several tests, in the dark theme."""
+    """The notebook with two scrubbers in the dark theme. It is run once for several tests."""
     lab.set("apputils-extension:themes", theme="JupyterLab Dark")
     page = open_notebook(lab, browser, "scrubber")
     run_until(page, page.locator(".cvae-player").nth(1))
@@ -201,7 +204,7 @@ def session(lab, browser):
 
 @pytest.fixture
 def running(session):
-    """The session with both scrubbers at frame 1, at speed 1."""
+    """The same notebook, with both scrubbers reset to frame 1 and speed 1."""
     session.set_viewport_size({"width": 1400, "height": 2400})
     for player in session.locator(".jp-Notebook .cvae-player").all():
         player.get_by_label("speed").select_option("1")
@@ -228,12 +231,12 @@ def pictures_per_second(page, seconds=3):
 
 
 def frame_of(player):
-    """Return the frame that the first scrubber's canvas shows, and the frame that its text names."""
+    """Return the frame numbers of the canvas and of the text of the first scrubber."""
     level = player.locator("canvas").last.evaluate("c => c.getContext('2d').getImageData(3, 3, 1, 1).data[0]")
     return level // 2 + 1, int(player.locator("output").inner_text().split()[1])
 
 
-def test_keys_and_curve_move_a_scrubber_and_leave_the_notebook_alone(running):
+def test_keys_and_curve_move_a_scrubber_and_do_not_change_the_notebook(running):
     page, cells = running, running.locator(".jp-Cell").count()
     player, other = page.locator(".cvae-player").all()
     player.focus()
@@ -247,7 +250,7 @@ def test_keys_and_curve_move_a_scrubber_and_leave_the_notebook_alone(running):
     assert page.locator(".jp-Cell").count() == cells  # "d d" deletes a cell in command mode
 
 
-def test_kernel_knows_the_frame(running):
+def test_kernel_receives_the_frame_number(running):
     running.locator(".cvae-player").first.focus()
     running.keyboard.press("End")
     running.locator(".jp-Cell").nth(2).click()
@@ -332,7 +335,7 @@ def test_scrubber_draws_thirty_pictures_per_second(running, kernel):
 
 
 def test_untrusted_notebook_shows_static_content(opened):
-    """Before anything is run, every interactive output shows a picture with alternative text and says what to do."""
+    """Before a cell is run, every widget output shows a picture with alternative text, and a hint to run the cell."""
     page = opened("executed")
     page.wait_for_selector("text=/Run this cell for the interactive/")
     outputs = page.locator(".jp-OutputArea-output").all()
@@ -350,10 +353,12 @@ def test_untrusted_notebook_shows_static_content(opened):
 
 
 def test_trusted_notebook_that_was_not_run_shows_static_content_or_a_player(lab, opened):
-    """Trust lets the embedded page run; the scrubber has no kernel, so its film strip is shown."""
+    """In a trusted notebook the embedded page runs. The scrubber has no kernel, so its film strip is shown."""
     file = lab.folder / "notebooks" / "trusted.ipynb"
     notebook = nbformat.read(file.with_name("executed.ipynb"), 4)
-    notebook.metadata["title"] = "trusted"  # JupyterLab trusts content, so the contents must differ
+    notebook.metadata["title"] = (
+        "trusted"  # JupyterLab trusts notebooks by their content, so the content must be different
+    )
     nbformat.write(notebook, file)
     trust = [sys.executable, "-m", "jupyter", "trust", file]
     subprocess.run(trust, check=True, env=lab.environment, stdout=subprocess.DEVNULL)
@@ -373,7 +378,7 @@ def test_executed_notebook_is_small_and_has_no_widget_ids(lab):
 
 
 def test_opening_a_notebook_does_not_change_it(lab, opened):
-    """The saving interval is two seconds here. JupyterLab's own is two minutes."""
+    """In this test, the interval of automatic saving is two seconds instead of two minutes."""
     file = lab.folder / "notebooks" / "executed.ipynb"
     before = file.read_bytes()
     lab.set("docmanager-extension:plugin", autosaveInterval=2)
@@ -382,7 +387,7 @@ def test_opening_a_notebook_does_not_change_it(lab, opened):
     page.wait_for_timeout(8000)
     assert file.read_bytes() == before
     assert page.locator(".jp-mod-dirty, .lm-TabBar-tab.jp-mod-dirty").count() == 0
-    # The interval works: a change is saved.
+    # Automatic saving works: a change is saved.
     page.locator(".jp-Cell .jp-InputPrompt").first.click()
     page.keyboard.press("Escape")
     page.keyboard.press("b")
@@ -412,6 +417,6 @@ def test_moving_a_slider_changes_the_output(name, opened):
     place, end = slider.get_attribute("aria-valuenow"), slider.get_attribute("aria-valuemax")
     for _ in range(3):
         page.keyboard.press("ArrowLeft" if place and place == end else "ArrowRight")
-    # The text or drawing changes, and in a scrubber the picture, too.
+    # The text or drawing changes. In a scrubber, the picture changes, too.
     changed = f"args => ({shown})(args[0]).every((now, i) => !args[1][i] || now !== args[1][i])"
     page.wait_for_function(changed, arg=[slider.element_handle(), before], timeout=30_000)

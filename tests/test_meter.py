@@ -1,4 +1,4 @@
-"""Running means of an epoch, and the count of skipped steps."""
+"""Running means over an epoch, and the number of skipped steps."""
 
 import math
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def test_means_are_weighted_by_clips_and_leave_out_skipped_steps(state):
     assert found.loss == pytest.approx(14 / 6)
 
 
-def test_the_mean_of_no_finite_step_is_nan(state):
+def test_the_means_are_nan_if_no_step_is_finite(state):
     found = filled(EpochMeter(state), [SKIPPED], [4])
     assert all(math.isnan(value) for value in found.means())
     assert found.loss == 0
@@ -49,8 +49,8 @@ def test_speed_counts_the_clips_of_skipped_steps_too(state, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [0, 4])
-def test_the_run_stops_at_the_last_of_too_many_skipped_steps_in_a_row(state, before):
-    """Skipped steps at the end of the previous epoch count."""
+def test_the_run_stops_after_the_maximum_number_of_skipped_steps_in_a_row(state, before):
+    """Skipped steps at the end of the previous epoch are counted, too."""
     state.skipped_in_a_row = before
     steps = [SKIPPED] * (MAX_SKIPPED - before)
     found = filled(EpochMeter(state), steps[1:], [1] * (len(steps) - 1))
@@ -58,7 +58,7 @@ def test_the_run_stops_at_the_last_of_too_many_skipped_steps_in_a_row(state, bef
         found.add(SKIPPED, 1)
 
 
-def test_a_finite_step_restarts_the_count_of_skipped_steps(state):
+def test_a_finite_step_resets_the_number_of_skipped_steps(state):
     steps = [*[SKIPPED] * (MAX_SKIPPED - 1), STEPS[0], *[SKIPPED] * (MAX_SKIPPED - 1)]
     found = filled(EpochMeter(state), steps, [1] * len(steps))
     assert (found.skipped, state.skipped_in_a_row) == (2 * MAX_SKIPPED - 2, MAX_SKIPPED - 1)

@@ -1,4 +1,4 @@
-"""The module diagram: connections, shapes and costs against the model."""
+"""Compare connections, shapes and operation counts of the module diagram with the model."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -18,11 +18,11 @@ def calls(parts, name):
     return [part for key, part in parts.items() if key.split("(")[0] == name]
 
 
-def test_the_cost_of_handout_is_that_of_its_convolutions():
+def test_the_operations_of_handout_are_those_of_its_convolutions():
     model = CVAE(ModelConfig.preset("handout"))
     parts = trace(model)
     for module in model.children():
-        # Every layer works at 32x64, so each weight of a convolution is used once per pixel: 2 operations.
+        # The output of every layer is 32x64, so each weight is used once per pixel, with two operations.
         weights = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Conv2d))
         for part in calls(parts, type(module).__name__):
             assert part.flops == 2 * 32 * 64 * weights

@@ -1,4 +1,4 @@
-"""Muon's steps against the iteration in the paper and against AdamW; every optimizer name."""
+"""Compare steps of Muon with the iteration of the paper and with AdamW; test every optimizer name."""
 
 import copy
 
@@ -26,7 +26,7 @@ def backward(model, seed=1):
 
 
 def orthogonalised_in_double_precision(matrix, steps=5):
-    """The Newton-Schulz iteration of Jordan et al. 2024, line by line, in double precision."""
+    """Return the result of the Newton-Schulz iteration of Jordan et al. 2024 in double precision."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.double() if len(matrix) <= len(matrix.T) else matrix.double().T
     x = x / x.norm().clamp(min=1e-7)
@@ -38,7 +38,10 @@ def orthogonalised_in_double_precision(matrix, steps=5):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_step_of_a_kernel_is_the_orthogonalised_gradient(layout):
-    """At 0.2 * sqrt(longer side) * lr (Liu et al. 2025). Nesterov momentum keeps the direction of a first gradient."""
+    """It is scaled by 0.2 * sqrt(longer side) * lr (Liu et al. 2025).
+
+    Nesterov momentum does not change the direction of the first gradient.
+    """
     model, lr = network(layout), 0.01
     before = copy.deepcopy(model)
     optimizer = Muon(model, lr, weight_decay=0.0)
@@ -48,7 +51,8 @@ def test_the_first_step_of_a_kernel_is_the_orthogonalised_gradient(layout):
         step = (model[index].weight - before[index].weight).detach().flatten(1)
         expected = orthogonalised_in_double_precision(model[index].weight.grad.flatten(1))
         expected *= -0.2 * max(step.shape) ** 0.5 * lr
-        # The library iterates in bfloat16, and a kernel in channels-last order is the same matrix with other columns.
+        # The tolerance is needed because the library iterates in bfloat16. In channels-last order, the matrix has the
+        # same columns in another order.
         assert (step.double() - expected).norm() < 0.04 * expected.norm()
 
 
@@ -109,7 +113,7 @@ def test_a_restored_muon_takes_the_same_steps():
 
 
 def test_restoring_moments_keeps_the_settings_of_the_optimizer():
-    """They follow from the configuration, which a resumed run compares with the file."""
+    """The settings come from the configuration, which is compared with the file when a run is resumed."""
     model = network(torch.channels_last)
     optimizer = Muon(model, 0.01, 0.1)
     backward(model)
@@ -121,7 +125,7 @@ def test_restoring_moments_keeps_the_settings_of_the_optimizer():
 
 @pytest.mark.parametrize("part", ["muon", "adamw"])
 @pytest.mark.parametrize("damage", [lambda v: v[..., :1], lambda v: v * float("nan")])
-def test_moments_that_do_not_fit_are_refused(part, damage):
+def test_moments_with_a_wrong_shape_or_nan_raise_an_error(part, damage):
     model = network(torch.channels_last)
     optimizer = Muon(model, 0.01, 0.1)
     backward(model)
@@ -133,7 +137,7 @@ def test_moments_that_do_not_fit_are_refused(part, damage):
         optimizer.load_state_dict(saved)
 
 
-def test_a_learning_rate_set_in_the_groups_reaches_both_optimizers():
+def test_a_learning_rate_set_in_the_groups_applies_to_both_optimizers():
     model = network(torch.channels_last)
     optimizer = Muon(model, 0.01, 0.0)
     before = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged or shared: nothing is lost, and a damaged file is named in one sentence."""
+"""Runs that are killed, damaged or in use by two processes."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def copy(run, tmp_path):
 
 
 def killed_after(write, path, epochs):
-    """Train in a forked process that dies without clean-up after its `write`-th file; return its exit status."""
+    """Train in a forked process that exits without clean-up after writing file number `write`; return its status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -62,7 +62,7 @@ def killed_after(write, path, epochs):
 
 
 def kill_after_every_write(out):
-    """Kill runs of one and of two epochs after file 1, 2, ..., each in its own folder; then run them to the end."""
+    """Train runs of one and two epochs, kill each after another written file, and then continue it to the end."""
     torch.set_num_threads(1)
     for epochs, first in ((1, 1), (2, 5)):  # the first four files are those of epoch 1
         for write in itertools.count(first):
@@ -80,16 +80,16 @@ def deterministic(result):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_killed_after_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_after_any_write_continues_to_the_same_result(tmp_path):
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, cwd=ROOT, env=environment)
-    # Files of an epoch: config.json, best.pt, last.pt, history.csv. Of the end: scores, predictions, result.
+    # Each epoch writes config.json, best.pt, last.pt, history.csv. The end writes scores, predictions, result.
     for epochs in ("1", "2"):
         *killed, whole = sorted((tmp_path / epochs).iterdir(), key=lambda path: int(path.name))
         assert len(killed) == 7 or (epochs, len(killed)) == (
             "2",
             6,
-        )  # without best.pt where epoch 2 is not the best
+        )  # epoch 2 writes no best.pt if its score is lower
         for folder in killed:
             run, wanted = RunFolder(folder), RunFolder(whole)
             ours, theirs = (one.history.drop(columns=["seconds", "frames_per_s"]) for one in (run, wanted))
@@ -99,8 +99,8 @@ def test_a_run_killed_after_any_of_its_writes_ends_as_if_it_had_not_been(tmp_pat
                 np.testing.assert_array_equal(run.predictions()[name], frames)
 
 
-def test_a_lost_history_comes_back_from_the_checkpoint(copy):
-    """As after a kill between last.pt and history.csv of the last epoch."""
+def test_a_missing_history_row_is_restored_from_the_checkpoint(copy):
+    """This is the state after a kill between last.pt and history.csv of the last epoch."""
     rows = (copy.path / "history.csv").read_text()
     (copy.path / "history.csv").write_text("".join(rows.splitlines(True)[:-1]))
     (copy.path / "result.json").unlink()
@@ -110,7 +110,7 @@ def test_a_lost_history_comes_back_from_the_checkpoint(copy):
 
 
 def test_every_score_of_a_result_describes_the_named_checkpoint(tmp_path):
-    """Of a run whose held-out score falls: best.pt is of epoch 1, last.pt of epoch 2."""
+    """In this run the held-out score falls, so best.pt is from epoch 1 and last.pt is from epoch 2."""
     path = tmp_path / "run"
     trained(path, epochs=1)
     first = RunFolder(path).result
@@ -173,19 +173,19 @@ def test_a_damaged_file_is_named_and_the_other_runs_are_shown(run, copy, name, t
     assert "whole" in capsys.readouterr().out
 
 
-def test_every_cut_of_a_history_is_noticed(copy):
+def test_a_truncated_history_raises_an_error(copy):
     file = copy.path / "history.csv"
     text = file.read_text()
     for length in range(len(text)):
         file.write_text(text[:length])
         whole_rows = text[:length].endswith("\n") and text[:length].count("\n") > 1
-        if not whole_rows:  # a history of fewer epochs is a possible one
+        if not whole_rows:  # whole rows are also the valid history of fewer epochs
             with pytest.raises(RunError):
                 _ = RunFolder(copy.path).history
 
 
 @pytest.mark.parametrize("field", ["psnr_mean", "heldout_psnr", "seed", "hardware", "psnr_by_clip"])
-def test_a_result_without_a_field_is_refused_with_its_name(copy, field):
+def test_a_missing_field_of_a_result_is_named_in_the_error(copy, field):
     file = copy.path / "result.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in content.items() if name != field}))
@@ -215,7 +215,7 @@ def held(tmp_path):
     process.communicate()
 
 
-def test_a_second_training_into_one_folder_is_refused_until_the_first_dies(held, capsys):
+def test_a_folder_can_be_used_by_a_second_training_only_after_the_first_ends(held, capsys):
     folder, first = held
     words = [
         "train",
@@ -236,7 +236,7 @@ def test_a_second_training_into_one_folder_is_refused_until_the_first_dies(held,
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{folder} is in use by another training" in error
-    first.kill()  # the operating system frees its lock
+    first.kill()  # the operating system releases its lock
     first.wait()
     assert main(words) == 0
     assert not (folder / ".lock").exists()
@@ -258,7 +258,7 @@ def test_a_sweep_waits_for_a_run_that_another_process_trains(held, monkeypatch):
     assert order == [("free-seed0", True), ("held-seed0", True)]
 
 
-def test_one_process_may_begin_its_own_run_again(run):
+def test_a_process_can_lock_its_own_run_again(run):
     run.lock()
     run.lock()
     with pytest.raises(RunInUseError):
@@ -275,7 +275,7 @@ def _lock_elsewhere(path):
     assert done.returncode == 0, done.stderr
 
 
-def test_workers_have_one_share_of_the_threads_whatever_the_user_exports(tmp_path, monkeypatch):
+def test_workers_set_their_number_of_threads_even_if_the_user_exports_another(tmp_path, monkeypatch):
     for name in sweeping.THREAD_VARIABLES:
         monkeypatch.setenv(name, "7")
     seen = {}
@@ -311,7 +311,8 @@ def test_a_status_line_names_runs_and_minutes_left_in_80_columns():
     config = TrainConfig(epochs=40)
     first = RunStatus("cyclical-seed0", 10, 28.414, 120.0, config)
     second = RunStatus("monotonic-seed0", 0, float("nan"), 0.0, config)
-    # 480 s per run: 360 s left of the first, 480 s of the second and of one that waits, on two workers: 11 minutes.
+    # A run takes 480 s. Left are 360 s of the first, 480 s of the second and 480 s of one that has not started. On two
+    # workers, this is 11 minutes.
     assert (
         sweep_status([first, second], 1)
         == "11 min left: cyclical-seed0 epoch 10 28.41 dB, monotonic-seed0 starts"
@@ -322,16 +323,16 @@ def test_a_status_line_names_runs_and_minutes_left_in_80_columns():
     assert many.endswith(" more")
     timed = RunStatus("a", 3, float("nan"), 60.0, TrainConfig(minutes=4.0))
     assert sweep_status([timed], 0) == "3 min left: a epoch 3"
-    assert sweep_status([], 0, 2) == "2 runs are in work in another process; waiting for them"
+    assert sweep_status([], 0, 2) == "another process is training 2 of the runs; waiting until they end"
 
 
 @pytest.mark.slow
 def test_two_hundred_tiny_runs_pass_through_one_sweep(tmp_path, monkeypatch):
-    """Without training, which is measured elsewhere: what a sweep itself needs."""
+    """The runs end at once with an error, so the time is that of the sweep without training."""
     jobs = plan("tiny", tmp_path / "runs", {f"v{index}": {} for index in range(200)}, [0], TINY)
     jobs = [
         sweeping.Job(job.run_dir, str(tmp_path / "nowhere"), job.params) for job in jobs
-    ]  # each fails at once
+    ]  # each fails immediately
     begun = time.monotonic()
     outcomes = list(sweeping.sweep(None, jobs, workers=2))
     assert sorted(outcome.run_dir for outcome in outcomes) == sorted(job.run_dir for job in jobs)

@@ -1,4 +1,4 @@
-"""Run folders, sweeps and tables: papermill runs of the real notebook on the tiny data set, and what is read back."""
+"""Run folders, sweeps and tables, tested with papermill runs of the training notebook on the data set `tiny`."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ TINY = {"epochs": 1, "width": 8, "clips_per_epoch": 24}
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """One short run per strategy, two at a time, through Dask and papermill, in a folder whose name has braces."""
+    """One short run per strategy by Dask and papermill, two at a time, in a folder with braces in its name."""
     out = tmp_path_factory.mktemp("runs") / "runs{1}"
     jobs = plan("tiny", out, {name: {"kl_strategy": name} for name in STRATEGIES}, [0], TINY)
     with pytest.MonkeyPatch.context() as patch:
@@ -89,8 +89,8 @@ def test_scores_are_those_of_the_predictions(swept):
         error = (run.predictions()[name] / 255.0 - clip.answer[1:].numpy() / 255.0) ** 2
         psnr = -10 * np.log10(error.mean(axis=(1, 2, 3)))
         stored = run.psnr[run.psnr["clip"] == name]["psnr"]
-        # Predictions are stored as bytes, at most half a level off. If a whole frame is off by that much, PSNR is
-        # off by this many dB.
+        # Predictions are stored as bytes, with an error of at most half a level. If all pixels of a frame have this
+        # error, the PSNR has this error in dB.
         rounding = 20 / np.log(10) * (0.5 / 255) / np.sqrt(error.mean(axis=(1, 2, 3)))
         assert (np.abs(stored - psnr) <= 1.1 * rounding + 1e-3).all()
         means.append(psnr.mean())
@@ -130,7 +130,7 @@ def test_a_run_with_a_damaged_result_is_not_done(swept, tmp_path, damage):
 
 @pytest.mark.xdist_group("sweep")
 @pytest.mark.parametrize("template", [TEMPLATE, None])
-def test_a_failing_run_says_why_and_stops_no_other(template, tmp_path):
+def test_a_failing_run_is_reported_with_its_reason_and_the_others_continue(template, tmp_path):
     jobs = plan("tiny", tmp_path, {"none": {}, "constant": {}}, [0], TINY)
     jobs[0] = replace(jobs[0], data=str(tmp_path / "nowhere"))
     outcomes = {Path(o.run_dir).name: o for o in sweep(template, jobs, workers=1)}
@@ -142,7 +142,7 @@ def test_a_failing_run_says_why_and_stops_no_other(template, tmp_path):
 
 @pytest.mark.xdist_group("sweep")
 def test_a_notebook_that_fails_is_kept_under_another_name(tmp_path):
-    """papermill itself marks the cells of an interrupted notebook as completed, so only result.json decides."""
+    """Only result.json marks a finished run, because papermill marks interrupted cells as completed."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(metadata=kernel)
     parameters = nbformat.v4.new_code_cell(
@@ -173,7 +173,7 @@ def test_names_and_values_are_checked_before_anything_runs(tmp_path):
     (job,) = plan("tiny", tmp_path, {"none": {}}, [0], {"init_from": "runs/other"})
     assert (
         Path(job.params["init_from"]) == Path("runs/other").resolve()
-    )  # a notebook has its own working directory
+    )  # paths are absolute, because a notebook has its own working directory
 
 
 def test_parameters_that_papermill_injects_are_used_or_refused():
@@ -185,12 +185,16 @@ def test_parameters_that_papermill_injects_are_used_or_refused():
         "sigma": 9,
     }
     assert injected_parameters(namespace) == {"lr": 0.001}
-    assert injected_parameters({"In": ["", own, "sigma = 2"], "sigma": 2}) == {}  # not run by papermill
-    with pytest.raises(ConfigError, match=r"'epoch', which is no parameter\. Did you mean epochs"):
+    assert (
+        injected_parameters({"In": ["", own, "sigma = 2"], "sigma": 2}) == {}
+    )  # the notebook is not run by papermill
+    with pytest.raises(
+        ConfigError, match=r"'epoch' in the notebook, but this is not a parameter\. Did you mean epochs"
+    ):
         injected_parameters({"In": ["", own, "# Parameters\nepoch = 3\n"], "epoch": 3})
 
 
-def test_a_notebooks_run_folder_is_an_absolute_path(tmp_path, monkeypatch):
+def test_the_run_folder_of_a_notebook_is_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert notebook_run("runs/mine").path == tmp_path / "runs/mine"
     assert notebook_run("").path.is_dir()
@@ -203,7 +207,7 @@ def test_every_study_can_be_planned(name, tmp_path):
     study = STUDIES[name]
     jobs = plan(study.data, tmp_path, study.variants, study.seeds, study.base)
     assert len({job.run_dir for job in jobs}) == len(study.variants) * len(study.seeds)
-    assert len({str(job.params) for job in jobs}) == len(jobs)  # no two are the same run
+    assert len({str(job.params) for job in jobs}) == len(jobs)  # no two runs have equal parameters
 
 
 @pytest.mark.xdist_group("sweep")
@@ -286,7 +290,7 @@ def test_runs_of_different_folder_names_are_different_variants(swept, tmp_path):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_a_studys_table_has_a_row_per_variant(swept, tmp_path):
+def test_the_table_of_a_study_has_a_row_per_variant(swept, tmp_path):
     rows = [run_row(run) for run in find_runs(swept[0])]
     again = [{**row, "seed": 1, "psnr_mean": row["psnr_mean"] + 2} for row in rows]
     write_csv(tmp_path / "study.csv", rows + again)
@@ -328,14 +332,14 @@ def test_a_printed_table_shows_every_difference_in_commit_hardware_or_versions()
 def test_committed_tables_name_the_origin_of_every_row(table):
     rows = pd.read_csv(table)
     assert rows[["commit", "hardware"]].notna().all(axis=None)
-    if table.stem != "latent":  # its rows are of `diagnose`
+    if table.stem != "latent":  # its rows are written by `diagnose`
         head = markdown(rows, STUDY).splitlines()[0]
         assert all(f"| {name} |" in head for name in different_origins(rows))
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A folder with the committed records, studies of one or two tiny runs, and sweeps in this process."""
+    """A copy of the committed records. Studies have one or two tiny runs, and sweeps run in this process."""
     root = tmp_path / "repository"
     shutil.copytree(ROOT / "figures/studies", root / "figures/studies")
     shutil.copytree(ROOT / "figures/reference/none-seed0", root / "figures/reference/none-seed0")
@@ -348,7 +352,7 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
-def test_reproduce_makes_records_once_and_skips_what_is_done(repository, tmp_path):
+def test_reproduce_writes_all_records_and_skips_finished_runs(repository, tmp_path):
     out = tmp_path / "out"
     todo = reference.steps(repository, out, workers=2)
     assert [(step.name, len(step.to_do), step.workers) for step in todo] == [
@@ -373,14 +377,16 @@ def test_reproduce_makes_records_once_and_skips_what_is_done(repository, tmp_pat
     assert sum(step.minutes_left for step in again) == 0
 
 
-def test_reproduce_refuses_an_unknown_record_and_uncommitted_changes(repository, tmp_path, monkeypatch):
+def test_reproduce_raises_an_error_for_unknown_records_and_uncommitted_changes(
+    repository, tmp_path, monkeypatch
+):
     with pytest.raises(RunError, match="no record 'ablaton'"):
         reference.steps(repository, tmp_path, 1, ["ablaton"])
     monkeypatch.setattr(
         result, "_git", lambda *words: "abc1234" if words[0] == "rev-parse" else " M config.py"
     )
     assert result.provenance()["commit"] == "abc1234+changes"
-    with pytest.raises(RunError, match="not at a commit"):
+    with pytest.raises(RunError, match="has uncommitted changes"):
         result.commit_to_reproduce()
 
 
@@ -407,4 +413,4 @@ def test_a_thousand_runs_are_compared_in_one_readable_picture(swept, tmp_path):
     assert histories.stat().st_size > 5_000
     from PIL import Image
 
-    assert Image.open(strategies).height < 100 * (1.3 + 0.5 * (SHOWN + 1))  # as high as SHOWN rows
+    assert Image.open(strategies).height < 100 * (1.3 + 0.5 * (SHOWN + 1))  # the height for SHOWN rows

@@ -1,4 +1,4 @@
-"""A worker process killed in the middle of a sweep: its run is taken up again, and every run ends once."""
+"""A worker process is killed during a sweep: its run is resumed, and every run ends once."""
 
 import os
 import signal
@@ -17,14 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
 
 
 def worker_of_a_running_kernel(parent):
-    """The Dask worker that has a notebook kernel below it."""
+    """Return the Dask worker whose child process is a notebook kernel."""
     for process in psutil.Process(parent).children(recursive=True):
         if "ipykernel_launcher" in " ".join(process.cmdline()):
             return process.parent()
     return None
 
 
-def test_a_killed_worker_loses_nothing(tmp_path):
+def test_the_run_of_a_killed_worker_is_resumed(tmp_path):
     out = tmp_path / "runs"
     parameters = {"epochs": 8, "width": 8, "clips_per_epoch": 24, "eval_every": 8}
     flags = [word for name, value in parameters.items() for word in ("-p", name, str(value))]

@@ -1,4 +1,4 @@
-"""The training step against a hand computation; the training loop, evaluation, time budgets, seeds."""
+"""Compare the training step with a computation by hand; test the loop, evaluation, time limits and seeds."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,7 @@ def seeded(seed=0):
 
 
 def quick(**changes):
-    """Three epochs of three steps."""
+    """Return a configuration of three epochs with three steps each."""
     values = {
         "epochs": 3,
         "n_frames": 4,
@@ -120,7 +120,7 @@ def test_the_loss_is_the_one_computed_by_hand(preset, options, weighting):
 
 @pytest.mark.parametrize("target", [1e-4, 50.0])
 def test_the_controller_changes_beta_after_every_step_by_the_kl_of_that_step(data, target):
-    config = quick(kl_target=target, beta_max=1e-5, epochs=6, clips_per_epoch=4)  # one step an epoch
+    config = quick(kl_target=target, beta_max=1e-5, epochs=6, clips_per_epoch=4)  # one step per epoch
     records = list(fit(TrainState.create(NARROW, config), data, config))
     beta = 1e-5
     for record in records:
@@ -150,8 +150,8 @@ def test_the_loss_in_bfloat16_is_within_five_percent_of_float32():
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_non_finite_step_changes_nothing_but_the_step_counter(optimizer):
-    """Weights, optimizer state and average stay bit for bit equal, also when the first step is not finite."""
+def test_a_non_finite_step_changes_only_the_step_counter(optimizer):
+    """Weights, optimizer state and average do not change by a single bit, even if the first step is not finite."""
     config, batch = quick(optimizer=optimizer), batch_of()
     broken = batch._replace(x=torch.full_like(batch.x, math.nan))
     state, twin = (TrainState.create(NARROW, config) for _ in range(2))
@@ -171,7 +171,7 @@ def test_a_non_finite_step_changes_nothing_but_the_step_counter(optimizer):
 
 @pytest.mark.parametrize("clips_per_epoch", [26, 6])
 def test_training_stops_after_ten_skipped_steps_in_a_row(data, clips_per_epoch):
-    """The ten steps lie within one epoch of 13 steps, or in several epochs of 3 steps."""
+    """The ten steps are in one epoch of 13 steps, or in several epochs of 3 steps."""
     config = quick(clips_per_epoch=clips_per_epoch, batch_size=2, epochs=20)
     state, steps = TrainState.create(NARROW, config), []
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_training_stops_after_ten_skipped_steps_in_a_row(data, clips_per_epoch):
     assert len(steps) == MAX_SKIPPED - 1
 
 
-def test_a_last_epoch_without_a_finite_step_has_no_loss_and_ends_in_an_error(data):
+def test_a_last_epoch_without_a_finite_step_has_no_loss_and_raises_an_error(data):
     config = quick(epochs=1)
     state = TrainState.create(NARROW, config)
     with torch.no_grad():
@@ -285,7 +285,7 @@ def stepped_clock(monkeypatch):
 
 
 @pytest.mark.usefixtures("stepped_clock")
-def test_a_time_budget_replaces_epochs(data):
+def test_a_time_limit_replaces_the_number_of_epochs(data):
     config, seen = quick(epochs=1, minutes=2.0, kl_strategy="monotonic", lr_warmup=0.0), []
     state = TrainState.create(NARROW, config)
     records = list(fit(state, data, config, lambda record, progress: seen.append((progress, record["lr"]))))
@@ -297,16 +297,16 @@ def test_a_time_budget_replaces_epochs(data):
     assert not math.isnan(records[-1]["val_psnr_prior"])
 
 
-def test_the_last_epoch_is_evaluated_when_the_caller_uses_up_the_time_budget(data, stepped_clock):
+def test_the_last_epoch_is_evaluated_if_the_time_limit_is_reached_between_epochs(data, stepped_clock):
     config, records = quick(minutes=1.0, eval_every=2), []
     for record in fit(TrainState.create(NARROW, config), data, config):
         records.append(record)
-        stepped_clock.now += 60  # the caller saves and plots, which uses up the budget
+        stepped_clock.now += 60  # the caller saves and plots until the time limit is reached
     assert not math.isnan(records[-1]["val_psnr_prior"])
 
 
 def test_held_out_segments_are_weighted_by_their_frames(data):
-    """The validation clip does not count."""
+    """The mean is over the frames of all held-out segments. The validation clip is not part of it."""
     unequal, config = replace(data, train=video(60, (45,))), quick(epochs=1)
     state = TrainState.create(NARROW, config)
     (record,) = fit(state, unequal, config)
@@ -316,7 +316,7 @@ def test_held_out_segments_are_weighted_by_their_frames(data):
     segments = (of_long.sum() + of_short.sum()) / (8 + 3)
     assert record["heldout_psnr"] == pytest.approx(float(segments), abs=1e-4)
     assert record["val_psnr_prior"] == pytest.approx(float(of_val.mean()), abs=1e-4)
-    assert abs(of_long.mean() - of_short.mean()) > 1e-3  # otherwise the weights would make no difference
+    assert abs(of_long.mean() - of_short.mean()) > 1e-3  # otherwise the test could not detect wrong weights
 
 
 def test_the_selection_score_does_not_depend_on_the_validation_clips(data):
@@ -334,7 +334,7 @@ def test_the_selection_score_does_not_depend_on_the_validation_clips(data):
     ("options", "train", "reason"),
     [({"holdout": 0.0}, video(40), "holdout is 0"), ({}, video(6), "no training recording is long enough")],
 )
-def test_where_nothing_can_be_held_out_validation_selects_and_a_line_says_so(
+def test_if_nothing_can_be_held_out_validation_clips_select_checkpoints_with_a_warning(
     data, caplog, options, train, reason
 ):
     config = quick(epochs=1, clips_per_epoch=2, batch_size=2, **options)
@@ -344,11 +344,11 @@ def test_where_nothing_can_be_held_out_validation_selects_and_a_line_says_so(
     assert message.startswith(
         "Checkpoints are selected by their PSNR on the validation clips, because " + reason
     )
-    with pytest.raises(ConfigError, match=f"Nothing is left to select checkpoints on: {reason}"):
+    with pytest.raises(ConfigError, match=f"There are no frames to select checkpoints on: {reason}"):
         next(fit(TrainState.create(NARROW, config), replace(data, train=train, val=video(0)), config))
 
 
-def test_the_adaptive_ratio_follows_held_out_segments_where_there_is_no_validation(data):
+def test_the_adaptive_ratio_uses_held_out_segments_if_there_is_no_validation_clip(data):
     config = quick(tf_strategy="adaptive", tf_start=0.5, tf_first_decay=2, tf_step=0.25, epochs=4)
     _, records = run(replace(data, val=video(0)), config)
     scores = [record["heldout_psnr"] for record in records]
@@ -356,7 +356,7 @@ def test_the_adaptive_ratio_follows_held_out_segments_where_there_is_no_validati
     assert records[2]["tf_ratio"] == expected
 
 
-def test_flip_is_switched_off_with_one_line_where_the_label_colours_are_unknown(data, caplog):
+def test_flip_is_switched_off_with_a_warning_if_the_label_colours_are_unknown(data, caplog):
     unknown = replace(data)
     object.__setattr__(unknown, "palette", None)
     assert mirroring(unknown) is None
@@ -377,7 +377,7 @@ def test_the_history_holds_the_weight_that_multiplies_the_kl(data, scale, sigma)
 
 
 def test_the_controller_stays_within_its_range(data):
-    """A KL far from the target moves the weight to a bound and not beyond."""
+    """If the KL is far from the target, the weight moves to a bound and stays there."""
     config = quick(kl_target=1e6, beta_max=1e-3, epochs=1)
     state = TrainState.create(NARROW, config)
     state.kl_weight = 1e-3 / CONTROL_RANGE
@@ -386,7 +386,7 @@ def test_the_controller_stays_within_its_range(data):
 
 
 def test_a_controller_at_its_bound_reacts_to_the_first_kl_on_the_other_side():
-    """After 10,000 steps at the bound, one step is enough to leave it: nothing has accumulated."""
+    """After 10,000 steps at the bound, one step is enough to leave it, because no error has accumulated."""
     beta = 1.0
     for _ in range(10_000):
         beta = controlled_beta(beta, 100.0, 1.0, bounds=(0.01, 2.0))
@@ -397,7 +397,7 @@ def test_a_controller_at_its_bound_reacts_to_the_first_kl_on_the_other_side():
 
 
 def test_all_random_streams_of_a_run_are_independent():
-    """Streams are children of one SeedSequence: none is equal to another, whatever the epoch, the rank or the seed."""
+    """Streams are children of one SeedSequence. No two are equal, for all epochs, ranks and seeds."""
     keys = [(stream,) for stream in ("weights", "clips", "teacher_forcing", "augment")]
     keys += [
         (stream, epoch, rank) for stream in ("noise", "dropout") for epoch in range(20) for rank in range(4)
@@ -426,7 +426,7 @@ def clip(frames, seed):
 
 @pytest.fixture
 def without_z():
-    """A model that ignores z. All modules are in train mode except Generator."""
+    """A model whose output does not depend on z. All modules except Generator are in train mode."""
     model = TrainState.create(NARROW, quick()).model.train()
     model.Generator.eval()
     with torch.no_grad():
@@ -434,7 +434,7 @@ def without_z():
     return model
 
 
-def test_a_clips_score_does_not_depend_on_a_longer_clip_beside_it(without_z):
+def test_the_score_of_a_clip_does_not_depend_on_a_longer_clip_in_the_batch(without_z):
     short, long = clip(4, 1), clip(7, 2)
     modes = [module.training for module in without_z.modules()]
     both = evaluate(without_z, [short, long])

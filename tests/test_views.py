@@ -1,4 +1,4 @@
-"""Players and GIFs: every pixel at its place, every number at its frame, every frame at its time."""
+"""Players and GIFs: positions of pixels, scores of frames, and durations of frames are correct."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ T, H, W = 5, 6, 10
 
 @pytest.fixture
 def clips():
-    """Labels, prediction and truth, black but for one pixel that moves right by one column per frame."""
+    """Black labels, prediction and truth with one bright pixel, which moves right by one column per frame."""
     black = torch.zeros(T, 3, H, W, dtype=torch.uint8)
     labels, prediction, truth = black.clone(), black.clone(), black.clone()
     for t in range(T):
@@ -43,7 +43,7 @@ def pixels(picture):
 
 
 def frames_of(sheets, clip):
-    """The frames on the sheets of one panel, read by the layout that the browser gets."""
+    """Return the frames on the sheets of one panel, read with the layout that is sent to the browser."""
     height, width = clip["height"], clip["width"]
     for t in range(clip["frames"]):
         sheet, cell = divmod(t, clip["per_sheet"])
@@ -74,7 +74,7 @@ def test_without_truth_there_are_two_panels(clips):
     assert shown.shape == (T, H, 2 * W + sprites.GAP, 3)
 
 
-def test_clips_of_different_length_are_refused(clips):
+def test_clips_of_different_length_raise_an_error(clips):
     labels, prediction, _ = clips
     with pytest.raises(ValueError, match="leave the first frame out"):
         player.panels(labels, None, prediction[1:])
@@ -119,7 +119,7 @@ def test_scrubber_frame_is_synchronised_and_stays_inside_the_clip(clips):
 
 
 def test_kernel_does_not_echo_the_frame_that_the_browser_sends(clips):
-    """An echo that arrives late would move the clip back."""
+    """A late reply would move the clip back to an earlier frame."""
     labels, prediction, _ = clips
     widget, sent = player.scrubber(labels, prediction), []
     widget.comm.send = lambda data=None, **_: sent.append(data)
@@ -164,9 +164,7 @@ def test_page_is_self_contained_and_holds_every_frame(clips):
         found = re.findall(rf'data-panel="{k}" src="data:image/webp;base64,([A-Za-z0-9+/=]+)"', page)
         sheets = [base64.b64decode(text) for text in found]
         for shown, frame in zip(frames_of(sheets, clip), expected, strict=True):
-            assert (
-                shown == frame.permute(1, 2, 0).numpy()
-            ).all()  # few colours, so the palette loses nothing
+            assert (shown == frame.permute(1, 2, 0).numpy()).all()  # few colours, so the palette is exact
 
 
 def test_page_of_smooth_frames_is_within_the_stated_40_db():
@@ -190,7 +188,7 @@ def test_written_page_is_the_page(clips, tmp_path):
 
 
 def outputs(clips):
-    """The notebook outputs of a scrubber and of an embedded page."""
+    """Return the notebook outputs of a scrubber and of an embedded page."""
     labels, prediction, truth = clips
     widget = player.scrubber(labels, prediction, truth, title="A <clip>")
     page = player.embed(player.html_player(labels, prediction, truth, title="A <clip>"))
@@ -199,7 +197,7 @@ def outputs(clips):
 
 
 def test_interactive_outputs_have_static_content(clips):
-    """The static part needs no script, frame, style or trust."""
+    """The static content has no script, iframe or style, so it is also shown in an untrusted notebook."""
     for data in outputs(clips):
         assert data["text/plain"] == "Run this cell for the interactive player."
         static = re.sub(
@@ -229,7 +227,7 @@ def test_static_content_is_small():
         player.embed(player.html_player(frames[:6], frames[:6])),
     ):
         data = DisplayFormatter().format(part)[0]
-        assert len(data["text/html"].split("<iframe")[0]) < 70_000  # noise is the worst case
+        assert len(data["text/html"].split("<iframe")[0]) < 70_000  # noise compresses worst
 
 
 def test_page_that_is_not_a_player_can_be_embedded():
@@ -239,7 +237,7 @@ def test_page_that_is_not_a_player_can_be_embedded():
 
 
 def read_gif(path):
-    """Frames as RGB, and the duration of each in milliseconds."""
+    """Return the frames of a GIF as RGB, and the duration of each in milliseconds."""
     with Image.open(path) as gif:
         assert gif.info["loop"] == 0
         frames, durations = [], []
@@ -255,12 +253,12 @@ def test_gif_reads_back_with_its_frames_and_durations(clips, tmp_path):
     frames, path = player.panels(labels, truth, prediction), tmp_path / "clip.gif"
     player.write_gif(path, frames, fps=25)
     found, durations = read_gif(path)
-    assert (found == frames).all()  # few colours, so the palette loses nothing
+    assert (found == frames).all()  # few colours, so the palette is exact
     assert durations == [40] * T
 
 
 def moving(n):
-    """Frames of one pixel that moves, so that no two neighbours are equal."""
+    """Return frames with a moving pixel, so that no two consecutive frames are equal."""
     frames = np.zeros((n, 4, n, 3), np.uint8)
     frames[np.arange(n), :, np.arange(n)] = 255
     return frames
@@ -272,7 +270,7 @@ def test_gif_lasts_as_long_as_the_video(tmp_path, fps):
     player.write_gif(tmp_path / "clip.gif", moving(n), fps)
     _, durations = read_gif(tmp_path / "clip.gif")
     assert abs(sum(durations) - 1000 * n / fps) <= 10
-    assert min(durations) >= 20  # a browser slows down shorter ones
+    assert min(durations) >= 20  # browsers play frames with a shorter duration more slowly
 
 
 def test_gif_at_30_frames_per_second_alternates_3_3_4(tmp_path):
@@ -292,7 +290,7 @@ def test_gif_frame_that_repeats_lasts_as_long_as_its_repetitions(tmp_path):
     assert all(abs(a - b) <= 5 for a, b in zip(ends, expected, strict=True))
 
 
-def test_nothing_is_left_behind_when_writing_fails(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="no frames to write"):
         player.write_gif(tmp_path / "clip.gif", np.zeros((0, 4, 4, 3), np.uint8))
     for fps in (0, -1.0, float("nan")):
@@ -308,7 +306,7 @@ def grey_clip(name, level, n, size, with_answer):
 
 @pytest.mark.parametrize("size", [(32, 64), (16, 16), (64, 128)])
 def test_gif_of_several_clips_shows_their_frames_and_captions(tmp_path, size):
-    """Predictions darken by one level per frame, so a level says which frame is shown."""
+    """Predictions become darker by one level per frame, so the level identifies the frame."""
     clips = [grey_clip("a", 60, 22, size, True), grey_clip("b", 60, 30, size, False)]
     predictions = [
         ((200 - 4 * torch.arange(len(clip) - 1)) / 255).view(-1, 1, 1, 1).expand(-1, 3, *size)
@@ -342,7 +340,7 @@ def test_gif_of_one_clip_has_every_frame(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(32, 64), (16, 16)])
-def test_clip_player_has_scores_where_truth_is_known(tmp_path, size):
+def test_clip_player_has_scores_if_truth_is_known(tmp_path, size):
     clip = grey_clip("a", 60, 4, size, True)
     prediction = torch.full((3, 3, *size), 85 / 255)
     clip_views.write_clip_player(tmp_path / "player.html", clip, prediction)

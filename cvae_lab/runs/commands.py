@@ -1,4 +1,4 @@
-"""The bodies of the command line's commands; each takes the parsed options and returns an exit status or None."""
+"""The commands of the command line. Each function gets the parsed options and returns an exit status or None."""
 
 import argparse
 import ast
@@ -15,14 +15,16 @@ from cvae_lab.config import ConfigError, RunConfig, parameters
 
 
 def values(pairs: Sequence[Sequence[str]], reserved: Sequence[str] = ("data",)) -> dict[str, Any]:
-    """Return the parameters given by -p; a value that is a Python literal is read as one, any other as text.
+    """Return the parameters given by -p. A value that is a Python literal is evaluated; other values are text.
 
     Args:
-        reserved: names that the command sets itself. Raises ConfigError where one of them is given.
+        reserved: names that the command sets itself. Raises ConfigError if one of them is given.
     """
     for name, _ in pairs:
         if name in reserved:
-            raise ConfigError(f"-p {name} is not for this command, which sets it itself; see its --help.")
+            raise ConfigError(
+                f"this command does not accept -p {name}, because it sets {name} itself; see its --help."
+            )
     return {name: _literal(text) for name, text in pairs}
 
 
@@ -37,7 +39,7 @@ def params(options: argparse.Namespace) -> None:
     """Print the parameters of `config` as text of 80 columns. Raises ValueError for an unknown name."""
     found = [p._replace(name="preset") if p.name == "name" else p for p in parameters()]
     if unknown := sorted(set(options.names) - {p.name for p in found}):
-        raise ValueError(f"There is no parameter {unknown[0]!r}; `cvae-lab params` lists all.")
+        raise ValueError(f"There is no parameter {unknown[0]!r}; `cvae-lab params` lists all parameters.")
     for p in found:
         if not options.names or p.name in options.names:
             default = '""' if p.default == "" else str(p.default)
@@ -59,9 +61,9 @@ def check(options: argparse.Namespace) -> None:
     from cvae_lab.data.video.report import read_report
 
     print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
-    print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions that need no model.")
+    print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions without a model.")
     if video_report := read_report(options.data):
-        print("\nMade from a video:", *video_report.lines, sep="\n")
+        print("\nThis data set was made from a video:", *video_report.lines, sep="\n")
 
 
 def video(options: argparse.Namespace) -> None:
@@ -71,7 +73,11 @@ def video(options: argparse.Namespace) -> None:
     crop = tuple(options.crop) if options.crop else None
     size = tuple(map(int, options.size.split("x")))
     report = make_data_set(**{name: getattr(options, name) for name in names}, size=size, crop=crop)
-    print(*report.lines, f"Wrote {options.out}; open {options.out / 'index.html'} before training.", sep="\n")
+    print(
+        *report.lines,
+        f"Wrote {options.out}; open {options.out / 'index.html'} and check the labels before training.",
+        sep="\n",
+    )
 
 
 def video_setup(options: argparse.Namespace) -> None:
@@ -99,7 +105,7 @@ def sweep(options: argparse.Namespace) -> int:
     from cvae_lab.runs.sweep import template
 
     variants = {name: {"kl_strategy": name} for name in options.strategies}
-    # kl_target is reserved, because a controller of the KL weight makes all strategies equal.
+    # kl_target is reserved: with it, a controller sets the KL weight, and the strategy has no effect.
     given = values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
     return _run_all(template(), options, options.data, variants, options.seeds, given)
 
@@ -132,7 +138,7 @@ def _run_all(
     from cvae_lab.runs.sweep import sweep
 
     jobs = plan(data, options.out, variants, seeds, params)
-    # Decoded or rendered once, before the workers need it; a faulty folder is refused here.
+    # Load the data once before the workers start. This fills the cache, and stops here if the folder has an error.
     load(data, required=("train",))
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
@@ -173,7 +179,7 @@ def diagnose(options: argparse.Namespace) -> None:
     for name, summary, row in latent_rows(find_runs(options.runs)):
         _log_line(f"{name}: {summary}")
         rows.append(row)
-        if options.out:  # after each run, so that an interrupted command keeps what it has
+        if options.out:  # after each run, so that an interrupted command has written the finished rows
             write_csv(options.out, rows)
     if options.out:
         print(f"Wrote {options.out}.")
@@ -187,7 +193,7 @@ def compare(options: argparse.Namespace) -> None:
 
     if options.runs.suffix == ".csv":
         if options.csv:
-            raise ValueError(f"{options.runs} is a table already; --csv is for a folder of runs.")
+            raise ValueError(f"{options.runs} is already a table; use --csv only with a folder of runs.")
         text = tables.markdown(pd.read_csv(options.runs), tables.STUDY)
         print(text)
         if options.into:
@@ -243,13 +249,14 @@ def reproduce(options: argparse.Namespace) -> None:
     from cvae_lab.runs.result import commit_to_reproduce, provenance
 
     changes = values(options.params, ("data", "seed"))
-    is_rehearsal = bool(changes or options.data or options.seeds)
-    if is_rehearsal and options.root.resolve() == Path.cwd() and not options.dry_run:
+    is_trial = bool(changes or options.data or options.seeds)
+    if is_trial and options.root.resolve() == Path.cwd() and not options.dry_run:
         raise ConfigError(
-            "-p, --data and --seeds are for a rehearsal; give it another --root than this folder."
+            "-p, --data and --seeds are for a trial run, which must not replace the records of this folder; give "
+            "another --root."
         )
-    commit = provenance()["commit"] if options.dry_run or is_rehearsal else commit_to_reproduce()
-    out = options.out.resolve() / (f"rehearsal-{commit}" if is_rehearsal else commit)
+    commit = provenance()["commit"] if options.dry_run or is_trial else commit_to_reproduce()
+    out = options.out.resolve() / (f"trial-{commit}" if is_trial else commit)
     rest = [name for name in ("bench", "tables", "notebooks") if not options.only or name in options.only]
     only = [name for name in options.only if name not in rest]
     extra = {"data": options.data, "seeds": options.seeds or ()}
@@ -260,7 +267,9 @@ def reproduce(options: argparse.Namespace) -> None:
     for step in todo:
         counts = f"{len(step.to_do):>4} of {len(step.jobs):>3} runs to do, {step.workers} at a time"
         print(f"{step.name:<12}{counts}, about {step.minutes_left / 60:.1f} h")
-    _log_line(f"About {sum(step.minutes_left for step in todo) / 60:.1f} h of training, kept in {out}")
+    _log_line(
+        f"About {sum(step.minutes_left for step in todo) / 60:.1f} h of training; the runs are written to {out}"
+    )
     if options.dry_run:
         return
     reference.reproduce(todo, options.root, _log_line)
@@ -275,7 +284,7 @@ def reproduce(options: argparse.Namespace) -> None:
 
 
 def _execute_notebooks(root: Path, out: Path) -> None:
-    """Execute the committed notebooks in place, except those that `out`/notebooks marks as executed."""
+    """Execute the committed notebooks in place. A file in `out`/notebooks marks each notebook that is done."""
     marks = out / "notebooks"
     marks.mkdir(parents=True, exist_ok=True)
     for notebook in sorted((root / "notebooks").glob("**/[0-9]*.ipynb")):

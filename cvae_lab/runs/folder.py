@@ -1,4 +1,4 @@
-"""The run folder: train into it, write it, read it. `result.json` is written last; without it a run is not done."""
+"""The folder of a run: training, writing and reading. `result.json` is written last and marks a finished run."""
 
 import contextlib
 import io
@@ -29,29 +29,30 @@ from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
 
 _log = logging.getLogger(__name__)
 _locks: dict[Path, FileLock] = {}
-"""Run folders that this process has locked. The operating system frees a lock when its process ends."""
+"""Run folders that this process has locked. The operating system releases a lock when its process ends."""
 
 
 class RunInUseError(RunError):
-    """Another process trains into the folder."""
+    """Another process is training the run of this folder."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk."""
+    """The folder of one run."""
 
     path: Path
 
     # -- writing ---------------------------------------------------------------------------------------------
 
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
-        """Lock the folder; return a new state, or the state in `last.pt` of an interrupted run of the same config.
+        """Lock the folder, and return the state from which to train.
 
-        Sets the number of CPU threads of this process where `config.train.threads` gives one. A refused run leaves the
-        folder unchanged. `finish` or `unlock` frees the folder, and so does the end of the process.
+        This is the state in `last.pt` of an interrupted run with the same configuration, or a new state. If
+        `config.train.threads` is set, it becomes the number of CPU threads of this process. If an error is raised, the
+        folder is not changed. `finish`, `unlock` or the end of the process unlocks the folder.
 
-        Raises RunInUseError where another process trains into this folder, and RunError where `resume` is False and
-        the folder holds a run.
+        Raises RunInUseError if another process is training this run, and RunError if `resume` is False and the folder
+        already contains a run.
         """
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
@@ -62,11 +63,10 @@ class RunFolder:
             if not last.exists():
                 return checkpoint.create_state(config)
             if not resume:
-                raise RunError(f"{self.path} already holds a run; resume it, or choose another folder.")
+                raise RunError(f"{self.path} already contains a run; resume it, or choose another folder.")
             state = checkpoint.resume(last, config)
-            if (
-                distributed.rank() == 0
-            ):  # the last row is missing after a kill between last.pt and history.csv
+            if distributed.rank() == 0:
+                # The last row is missing if the process was killed between last.pt and history.csv.
                 write_text(self.path / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
             return state
         except BaseException:
@@ -74,7 +74,7 @@ class RunFolder:
             raise
 
     def lock(self) -> None:
-        """Reserve the folder for this process. Raises RunInUseError where another process has it."""
+        """Lock the folder for this process. Raises RunInUseError if another process has locked it."""
         key = self.path.resolve()
         if key in _locks:
             return
@@ -84,12 +84,12 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise RunInUseError(
-                f"{self.path} is in use by another training or notebook; wait for it, or choose another folder."
+                f"{self.path} is in use by another training or notebook; wait until it ends, or choose another folder."
             ) from None
         _locks[key] = lock
 
     def unlock(self) -> None:
-        """Free the folder, and remove it where nothing was written to it."""
+        """Unlock the folder, and remove it if it is empty."""
         lock = _locks.pop(self.path.resolve(), None)
         if lock is not None:
             with contextlib.suppress(OSError):
@@ -99,30 +99,30 @@ class RunFolder:
                 self.path.rmdir()
 
     def log(self, state: TrainState, config: RunConfig) -> None:
-        """Write config, history and `last.pt` after an epoch, and `best.pt` where the held-out score improved."""
+        """Write config, history and `last.pt` after an epoch, and `best.pt` if the held-out score is the highest."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "result.json").unlink(missing_ok=True)  # the result of a run that continues is outdated
+        (self.path / "result.json").unlink(missing_ok=True)  # not valid any more when a run continues
         write_text(self.path / "config.json", config.to_json())
         scores = [record["heldout_psnr"] for record in state.history]
         if np.isfinite(scores[-1]) and scores[-1] >= np.nanmax(scores):
             checkpoint.save(self.path / "best.pt", state, config)
-        # best.pt comes first: a run interrupted between the two repeats the epoch and loses no best checkpoint.
+        # best.pt is written first: a run that is interrupted before last.pt repeats the epoch and writes both again.
         checkpoint.save(self.path / "last.pt", state, config)
         write_text(self.path / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
 
     def finish(
         self, config: RunConfig, data: Dataset, seed: int = 0, pictures: bool = True
     ) -> dict[str, Any]:
-        """Predict validation and test clips with `best.pt`; write predictions, scores and, last, the result.
+        """Predict validation and test clips with `best.pt`, and write predictions, scores and then the result.
 
-        Every score of the result describes `best.pt`, except those whose name ends in `_final`: they describe the
-        weights after the last epoch. Afterwards the folder is unlocked.
+        Every score of the result is computed with `best.pt`, except those whose name ends in `_final`, for which the
+        weights after the last epoch are used. At the end, the folder is unlocked.
 
         Args:
             seed: of z.
-            pictures: also write a GIF of all test clips and a player of the first one, which take most of the time.
+            pictures: also write a GIF of all test clips and a player of the first one. They take most of the time.
 
-        Raises RunError where the run has no checkpoint or a required score is not finite.
+        Raises RunError if the run has no checkpoint or a required score is not finite.
         """
         clips = [*data.tests, *data.val.as_clips()[:1]]
         chosen, last = self._last_record("best.pt"), self._last_record("last.pt")
@@ -148,11 +148,11 @@ class RunFolder:
         return result
 
     def _last_record(self, name: str) -> dict[str, Any]:
-        """The record of the epoch whose weights a checkpoint holds: the last one of the history inside it."""
+        """The record of the epoch after which a checkpoint was saved: the last record of the history inside it."""
         file = self.path / name
         if not file.exists():
             raise RunError(
-                f"{self.path} has no {name}, so it cannot be finished; no epoch had a finite held-out score."
+                f"{self.path} has no {name}, so the run cannot be finished; no epoch had a finite held-out score."
             )
         return checkpoint.read_history(file)[-1]
 
@@ -166,7 +166,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished: it has a complete result.json."""
+        """Whether the run is finished, which means that it has a complete result.json."""
         file = self.path / "result.json"
         try:
             return file.exists() and bool(checked(file.read_text(encoding="utf-8"), file))
@@ -174,7 +174,7 @@ class RunFolder:
             return False
 
     def check(self) -> None:
-        """Read result, configuration and history. Raises RunError where one is missing, cut off or wrong."""
+        """Read result, configuration and history. Raises RunError if one is missing, truncated or wrong."""
         _ = self.result, self.config, self.history
 
     def _read(self, name: str) -> str:
@@ -188,24 +188,24 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration of the run. Raises RunError where the file is damaged or another version wrote it."""
+        """The configuration of the run. Raises RunError if the file is damaged or from another version."""
         text = self._read("config.json")
         try:
             return RunConfig.from_json(text)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(
-                f"{self.path}/config.json is damaged or of another version ({cause}); train the run again."
+                f"{self.path}/config.json is damaged or from another version ({cause}); train the run again."
             ) from error
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The result of the run, with hardware, versions and commit; fields as in `result.Result`."""
+        """The result of the run, with hardware, versions and commit. The fields are those of `result.Result`."""
         return checked(self._read("result.json"), self.path / "result.json")
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row per epoch; columns as in `training.loop.COLUMNS`. Raises RunError where the file is cut off."""
+        """One row per epoch, with the columns `training.loop.COLUMNS`. Raises RunError if the file is truncated."""
         text, file = self._read("history.csv"), self.path / "history.csv"
         widths = {line.count(",") for line in text.splitlines()}
         try:
@@ -216,26 +216,28 @@ class RunFolder:
             raise RunError(f"{file} is damaged: it has no readable column {min(missing)}.")
         epochs = table["epoch"].tolist()
         if not epochs or not text.endswith("\n") or len(widths) > 1 or epochs != [*range(1, len(epochs) + 1)]:
-            raise RunError(f"{file} is cut off or lost rows; run the training command again to restore it.")
+            raise RunError(
+                f"{file} is truncated or has missing rows; run the training command again to restore it."
+            )
         return table.astype({"epoch": int, "step": int})
 
     @cached_property
     def psnr(self) -> pd.DataFrame:
-        """Columns clip, frame (from 1), psnr, baseline_static (dB) and ssim (nan where it was not computed)."""
+        """Scores per frame: columns clip, frame (from 1), psnr and baseline_static (dB), ssim (nan if not computed)."""
         return pd.read_csv(io.StringIO(self._read("psnr_per_frame.csv")), dtype={"clip": str})
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w)."""
         if not (self.path / "predictions.npz").exists():
-            raise RunError(f"{self.path} has no predictions.npz; reference runs keep none.")
+            raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain it.")
         with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
             return dict(arrays)
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
-    """Return every finished run at or below `root`, by name. Raises RunError where there is none.
+    """Return every finished run at or below `root`, sorted by path. Raises RunError if there is none.
 
-    A damaged run is left out with a warning that names its file.
+    A damaged run is left out, and a warning names the damaged file.
     """
     runs, damaged = [], []
     for file in sorted(Path(root).glob("**/result.json")):
@@ -248,23 +250,23 @@ def find_runs(root: Path | str) -> list[RunFolder]:
     if not runs and damaged:
         raise RunError(damaged[0])
     if not runs:
-        raise RunError(f"{root} holds no finished run (a folder with a result.json); give another folder.")
+        raise RunError(f"{root} contains no finished run (a folder with a result.json); give another folder.")
     for message in damaged:
         _log.warning("Warning: a run is left out. %s", message)
     return runs
 
 
 def best_run(root: Path) -> RunFolder:
-    """Return the finished run at or below `root` with the highest held-out score, which uses no test clip."""
+    """Return the finished run at or below `root` with the highest held-out score. No test clip is used."""
     return max(find_runs(root), key=lambda run: run.result["heldout_psnr"])
 
 
 def train_run(
     path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False, pictures: bool = True
 ) -> None:
-    """Train and score a run and write its folder, in one process or, under torchrun, in several.
+    """Train and score a run and write its folder. Under torchrun, several processes train it together.
 
-    Every rank trains; rank 0 alone writes and prints.
+    Every rank trains, and only rank 0 writes and prints.
 
     Args:
         resume: continue from last.pt.
@@ -272,9 +274,11 @@ def train_run(
     """
     run = RunFolder(path)
     if not resume and (run.done or (path / "last.pt").exists()):
-        raise RunError(f"{path} holds a run already; give --resume to continue it, or another folder.")
+        raise RunError(f"{path} already contains a run; give --resume to continue it, or another folder.")
     if run.done and not run.config.difference(config, ignore=("threads",)):
-        raise RunError(f"{path} is done; give more epochs or minutes to continue it, or another folder.")
+        raise RunError(
+            f"The run in {path} is finished; give more epochs or minutes to continue it, or another folder."
+        )
     data = load(config.data, progress=distributed.rank() == 0, required=("train",))
     state = run.begin(config)
     try:

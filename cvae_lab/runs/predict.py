@@ -1,4 +1,4 @@
-"""The test: predict the test clips with trained models; write GIFs, HTML players and the course's files."""
+"""Predict the test clips with trained models, and write GIFs, HTML players and the files to hand in."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,28 +46,28 @@ def predict_run(
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
-    The table shows two scores per clip: of the plain prediction, which is also the run's own result, and with the
-    test-time corrections (`evaluation.corrections`). Predictions of several checkpoints are averaged. Where no test
-    clip has true frames, the validation clips are predicted and scored.
+    The printed table has two scores per clip: of the plain prediction, as in the result of the run, and of the
+    prediction with test-time corrections (`evaluation.corrections`). Predictions of several checkpoints are averaged.
+    If no test clip has true frames, the validation clips are predicted and scored, too.
 
     Args:
         runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
         seed: of z.
-        form: the course's file format: `later` years take one CSV of all clips, `2023` took one file per clip.
+        form: file format of the course: `later` is one CSV of all clips (later years), `2023` is one file per clip.
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
         answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
 
-    Raises RunError where the folder cannot be written to, before anything is predicted.
+    Raises RunError if the folder cannot be written to. This is checked before the prediction.
     """
     chosen = [_choose(run) for run in runs]
     out = out or _default_folder(chosen, plain)
     _check_writable(out)
     source = load(data, parts=("val", "test"), required=("test",), answers=answers)
     has_answers = any(clip.answer is not None for clip in source.tests)
-    # As in a run's own result, one validation clip is in the batch, because z of a clip may depend on its batch.
+    # One validation clip is added, as in `RunFolder.finish`: z of a clip may depend on the other clips of its batch.
     clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
     kinds = ("plain",) if plain else ("plain", "corrected")
     videos = _predict_all(chosen, clips, kinds, seed, output, log)
@@ -98,7 +98,7 @@ def _predict_all(
 
 
 def _choose(run: Path) -> _Chosen:
-    """The checkpoint that a path names, or the best one below it by held-out score."""
+    """The checkpoint at `run`, or the one with the best held-out score below it."""
     if run.is_file():
         return _Chosen(run, run.parent / f"{run.stem}-test", "")
     if not run.exists():
@@ -110,7 +110,7 @@ def _choose(run: Path) -> _Chosen:
 
 
 def _default_folder(chosen: Sequence[_Chosen], plain: bool) -> Path:
-    """The folder of the first checkpoint; with a suffix, so that different predictions stay side by side."""
+    """The folder of the first checkpoint. A suffix distinguishes mean and plain predictions from others."""
     folder = chosen[0].out
     suffix = (f"-mean-of-{len(chosen)}" if len(chosen) > 1 else "") + ("-plain" if plain else "")
     return folder.with_name(folder.name + suffix)
@@ -124,10 +124,10 @@ def _check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
         if is_new:
-            folder.rmdir()  # made again when there is something to write
+            folder.rmdir()  # it is created again when there are files to write
     except OSError as error:
         raise RunError(
-            f"{folder} cannot be written to ({error.strerror}); give another folder by --out."
+            f"{folder} cannot be written to ({error.strerror}); give another folder with --out."
         ) from None
 
 
@@ -136,7 +136,7 @@ def _averaged(by_model: Sequence[Videos]) -> Videos:
 
 
 def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
-    """Return a table of mean PSNR by clip and kind of prediction, and what the test-time corrections change."""
+    """Return the lines of a table of mean PSNR by clip and kind of prediction, and of notes on it."""
     rows = []
     for index, clip in enumerate(clips):
         if clip.answer is not None:
@@ -144,7 +144,7 @@ def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
             scores = [float(metrics.psnr(found[index], truth[1:]).mean()) for found in videos.values()]
             rows.append([*scores, float(metrics.static_baseline(truth).mean())])
     if not rows:
-        return ["The true frames of these clips are not known, so there is no score."]
+        return ["There is no score, because the true frames of these clips are not known."]
     names = [clip.name for clip in clips if clip.answer is not None]
     part = "Validation" if all(name.startswith("val") for name in names) else "Test"
     means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
@@ -178,7 +178,7 @@ def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Lo
 def write_course_files(
     out: Path, form: Form, clips: Sequence[Clip], whole: Sequence[Float[Tensor, "_ 3 32 64"]]
 ) -> list[Path]:
-    """Write submission.csv (`later`) or one predK.csv per clip (`2023`), from whole clips that include frame 0."""
+    """Write submission.csv (`later`) or one predK.csv per clip (`2023`). The clips in `whole` include frame 0."""
     if form == "later":
         write_submission(out / "submission.csv", whole)
         return [out / "submission.csv"]

@@ -1,4 +1,4 @@
-"""Committed records: copies of finished runs without checkpoints, pictures of them, and how all are made again."""
+"""Committed records: copies of finished runs without checkpoints, pictures, and functions that reproduce them."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,25 +27,25 @@ from cvae_lab.runs.sweep import sweep
 from cvae_lab.training import checkpoint
 from cvae_lab.views import figures
 
-DRAWS = 8  # predicted videos of one clip, each with its own z
+DRAWS = 8  # number of predictions of one clip, each with another z
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
-COLUMNS = 16  # frames side by side in excerpt.png
+COLUMNS = 16  # number of frames per row of excerpt.png
 
 
 def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
-    """Copy a run's small files to a folder of its name in `out`; return that folder.
+    """Copy the small files of a run to a folder of the same name in `out`; return that folder.
 
     Args:
-        pictures: also write `draws.csv` (see `draws`) and a sheet of predicted frames: `excerpt.png`, lossless, with
-            `excerpt.csv`, which names clip and frame of each picture. It holds every sixth frame of the first test
-            clip, and of every test clip the four best, the four worst and every 64th frame.
+        pictures: also write `draws.csv` (see `draws`) and predicted frames. `excerpt.png` contains the frames without
+            loss, and `excerpt.csv` gives clip and frame number of each. The frames are every sixth frame of the first
+            test clip, and the four best, the four worst and every 64th frame of every test clip.
 
-    Raises RunError where `out` already holds a run of this name.
+    Raises RunError if `out` already contains a run of this name.
     """
     folder = out / run.path.name
     if (folder / "result.json").exists():
         raise RunError(
-            f"{folder} holds a run already; export to an empty folder, and give runs different names."
+            f"{folder} already contains a run; export to an empty folder, and give runs different names."
         )
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -81,15 +81,16 @@ def _chosen(psnr: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def draws(run: RunFolder) -> pd.DataFrame:
-    """Return the PSNR (dB) of each frame (row, from 1) in DRAWS predictions (columns), each with a newly drawn z.
+    """Return the PSNR (dB) of each frame in several predictions of one clip, each with another sample of z.
 
-    The clip is the first test clip with true frames, or the validation clip where no test clip has them. Uses the
-    run's best.pt, or draws.csv in an exported copy. Raises RunError where there is neither.
+    The table has one row per frame, from 1, and DRAWS columns. The clip is the first test clip with true frames, or the
+    validation clip if no test clip has true frames. The values are computed with best.pt, or read from draws.csv in an
+    exported copy. Raises RunError if there is neither.
     """
     if (run.path / "draws.csv").exists():
         return pd.read_csv(run.path / "draws.csv", index_col="frame")
     if not (run.path / "best.pt").exists():
-        raise RunError(f"{run.path} has neither best.pt nor draws.csv; use a run that still has its weights.")
+        raise RunError(f"{run.path} has neither best.pt nor draws.csv; use a run with best.pt.")
     data = load(run.config.data, progress=False)
     clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
@@ -102,7 +103,7 @@ def draws(run: RunFolder) -> pd.DataFrame:
 def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
     """Return predicted frames by clip and frame number, uint8 of shape (3, h, w).
 
-    All frames of a run, or those of `excerpt.png` in an exported copy.
+    These are all frames of a run, or the frames of `excerpt.png` in an exported copy.
     """
     if (run.path / "predictions.npz").exists():
         return {clip: dict(enumerate(frames, 1)) for clip, frames in run.predictions().items()}
@@ -148,7 +149,7 @@ def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
 
 
 def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
-    """Write moves.png, and prediction.png where there is a run; return the files."""
+    """Write moves.png, and prediction.png if `run` is given; return the files."""
     drawn = {"moves.png": moves_picture()} | ({"prediction.png": prediction_picture(run)} if run else {})
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=100)
@@ -158,14 +159,14 @@ def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
 PRETRAINED = {
     "minutes": 25.0,
     "threads": 1,
-}  # on the synthetic data set `full`, for the study of the course's clips
+}  # pretraining on the synthetic data set `full`, for the study `course`
 TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
-RUN_OVERHEAD = 0.5  # minutes of data, evaluation and files per run
+RUN_OVERHEAD = 0.5  # minutes per run for loading data, evaluation and writing files
 
 
 @dataclass(frozen=True)
 class Step:
-    """A study whose runs make one committed record."""
+    """A study, and the runs from which its committed record is made."""
 
     name: str
     jobs: list[Job]
@@ -194,11 +195,11 @@ def steps(
     """Return the studies to run, in order.
 
     Args:
-        root: the repository, whose committed tables say how long a run takes.
+        root: the repository. Its committed tables are used to estimate how long a run takes.
         out: folder of the runs, one folder per study.
         only: names of studies; empty: all.
-        course: folder of the course's data; empty: no study of it.
-        changes: parameters set in every run, for a rehearsal; `data` and `seeds` too.
+        course: folder of the course's data; empty: leave out the studies that need it.
+        changes: parameters, `data` and `seeds` that replace those of every run, for a trial run.
     """
     data, seeds = changes.pop("data", ""), changes.pop("seeds", ())
     studies = dict(STUDIES)
@@ -211,19 +212,19 @@ def steps(
              "pretrained-10-minutes": {"minutes": 10.0, "init_from": str(start)}}, data=course,
         )  # fmt: skip
     if unknown := set(only) - set(studies):
-        raise RunError(f"There is no record {min(unknown)!r}; there are {', '.join(studies)}.")
+        raise RunError(f"There is no record {min(unknown)!r}; choose from {', '.join(studies)}.")
     found = []
     for name, study in studies.items():
         if not only or name in only:
             variants = {key: {**variant, **changes} for key, variant in study.variants.items()}
             jobs = plan(data or study.data, out / name, variants, seeds or study.seeds, study.base)
-            timed = name in ("minutes", "course", "pretrained")  # nothing else may run beside these
+            timed = name in ("minutes", "course", "pretrained")  # no other run may be active at the same time
             found.append(Step(name, jobs, 1 if timed else max(1, workers), _minutes(root, name, study)))
     return found
 
 
 def _minutes(root: Path, name: str, study: Study) -> float:
-    """Mean minutes of a run of a study: its time budgets, or what the committed record says."""
+    """Expected minutes of a run of a study: its time limit, or the mean in the committed record."""
     budgets = [(study.base | changes).get("minutes", 0.0) for changes in study.variants.values()]
     table = root / "figures" / "studies" / f"{name}.csv"
     if all(budgets):
@@ -235,9 +236,10 @@ def _minutes(root: Path, name: str, study: Study) -> float:
 
 
 def reproduce(todo: Sequence[Step], root: Path, log: Callable[[str], None] = print) -> None:
-    """Run every step and write its record below `root`/figures. Finished runs are kept, so it can be interrupted.
+    """Run every step and write its record below `root`/figures.
 
-    Raises RunError where a run fails; the records of earlier steps stay.
+    Finished runs are skipped, so this can be interrupted and called again. Raises RunError if a run fails. The records
+    of earlier steps are then already written.
     """
     for step in todo:
         log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do")
@@ -271,7 +273,7 @@ def _write_record(name: str, runs: Sequence[RunFolder], figures_dir: Path) -> li
 
 
 def write_tables(root: Path) -> list[Path]:
-    """Write the tables and pictures of README.md and figures/README.md from the records; return the files."""
+    """Write the tables and pictures of README.md and figures/README.md from the committed records; return the files."""
     runs = find_runs(root / "figures" / "reference")
     readme, more = root / "README.md", root / "figures" / "README.md"
     tables.into_markdown(readme, "results", tables.markdown(tables.runs_table(runs), tables.RESULTS))

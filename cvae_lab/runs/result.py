@@ -1,4 +1,4 @@
-"""The result of a run: scores of one checkpoint with hardware, versions and commit, checked when it is read."""
+"""The result of a run: scores, hardware, versions and commit. The content is validated when it is read."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from cvae_lab.data.pixels import to_float
 from cvae_lab.evaluation.metrics import grade, psnr, ssim, static_baseline
 
 SSIM_EVERY = 1
-"""SSIM is computed on every frame whose number minus 1 is a multiple of this."""
+"""SSIM is computed on frames 1, 1 + SSIM_EVERY, 1 + 2 * SSIM_EVERY, ..."""
 
 SCORE_COLUMNS = ("clip", "frame", "psnr", "baseline_static", "ssim")
 
@@ -32,11 +32,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RunError(ValueError):
-    """A run folder that is missing, unfinished, damaged or not of this project; the message says which."""
+    """Error about a run folder that is missing, unfinished, damaged or not of this project."""
 
 
 class Result(BaseModel):
-    """The content of `result.json`. PSNR in dB, KL in nats per frame; None where no true frames are known."""
+    """The content of `result.json`. PSNR is in dB, KL in nats per frame. A score without true frames is None."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,7 +46,7 @@ class Result(BaseModel):
     seed: int
     data: str
     scored_on: Literal["test", "validation", "held-out"]
-    checkpoint: str = ""  # the weights that every score below describes; empty in results of version 0.1
+    checkpoint: str = ""  # weights with which the scores below are computed; empty in results of version 0.1
     psnr_mean: Finite
     baseline_static: Finite | None
     ssim_mean: Finite | None
@@ -70,7 +70,7 @@ class Result(BaseModel):
 
 
 def checked(text: str, file: Path) -> dict[str, Any]:
-    """Return the content of a result file. Raises RunError where it is cut off, or a field is missing or wrong."""
+    """Return the content of a result file. Raises RunError if it is truncated, or a field is missing or wrong."""
     try:
         raw = json.loads(text)
         Result.model_validate(raw)
@@ -88,9 +88,9 @@ def checked(text: str, file: Path) -> dict[str, Any]:
 
 
 def score(clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 h w"]]) -> pd.DataFrame:
-    """Return one row per predicted frame of every clip whose true frames are known; columns SCORE_COLUMNS.
+    """Return one row per predicted frame of every clip whose true frames are known, with columns SCORE_COLUMNS.
 
-    `frame` counts from 1, `psnr` and `baseline_static` are in dB, `ssim` is nan where it was not computed.
+    `frame` counts from 1. `psnr` and `baseline_static` are in dB. `ssim` is nan if it was not computed.
     """
     tables = [pd.DataFrame(columns=list(SCORE_COLUMNS))]
     for clip, prediction in zip(clips, predictions, strict=True):
@@ -107,15 +107,15 @@ def score(clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 h w"]]
 def summarise(
     config: RunConfig, chosen: dict[str, Any], last: dict[str, Any], scores: pd.DataFrame, final: pd.DataFrame
 ) -> dict[str, Any]:
-    """Return the values of a result that come from scores and history.
+    """Return the values of a result that are computed from scores and history.
 
     Args:
-        chosen: the record of the epoch whose weights `best.pt` holds.
+        chosen: the record of the epoch after which `best.pt` was saved.
         last: the record of the last epoch.
         scores: rows of `score` for the predictions of `best.pt`.
         final: the same for the weights after the last epoch.
 
-    Raises RunError where a required value is not a finite number.
+    Raises RunError if a required value is not a finite number.
     """
     by_clip, scored_on = _by_clip(scores)
     mean = by_clip.mean() if len(by_clip) else pd.Series({"psnr": chosen["heldout_psnr"]})
@@ -141,7 +141,10 @@ def summarise(
 
 
 def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Means per scored clip, and what was scored: the test clips, else the validation clip, else held-out segments."""
+    """Means per scored clip, and the kind of clips that was scored.
+
+    These are the test clips; if they have no true frames, the validation clip; without it, the held-out segments.
+    """
     means = scores.groupby("clip", sort=False)[["psnr", "baseline_static", "ssim"]].mean().astype(float)
     is_validation = means.index.str.startswith("val") if len(means) else np.zeros(0, bool)
     if len(means) and not is_validation.all():
@@ -150,7 +153,7 @@ def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A value that JSON can hold: a Python number instead of a NumPy one, None instead of nan."""
+    """A value that JSON can represent: a Python number instead of a NumPy number, and None instead of nan."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -158,7 +161,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 def provenance() -> dict[str, str]:
     """Return hardware, Python, torch and package versions, and the git commit.
 
-    The commit ends in "+changes" where the package differs from it, and is empty outside a checkout.
+    The commit ends in "+changes" if the package differs from the commit. It is empty outside a checkout.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     commit = _git("rev-parse", "--short", "HEAD")
@@ -171,17 +174,17 @@ def provenance() -> dict[str, str]:
 
 
 def commit_to_reproduce() -> str:
-    """Return the commit whose records are made. Raises RunError where the package has uncommitted changes."""
+    """Return the commit with which records are made. Raises RunError if the package has uncommitted changes."""
     commit = provenance()["commit"]
     if not commit or commit.endswith("+changes"):
         raise RunError(
-            "The package is not at a commit; commit the changes first, so that the records can name it."
+            "The package has uncommitted changes; commit them first, so that the records can name the commit."
         )
     return commit
 
 
 def _git(*words: str) -> str:
-    """The output of a git command in the package's folder; empty where git fails or is missing."""
+    """The output of a git command in the folder of the package; empty if git fails or is missing."""
     folder = Path(__file__).parents[1]
     with contextlib.suppress(OSError):
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)
@@ -190,7 +193,7 @@ def _git(*words: str) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's model name as the operating system gives it."""
+    """Return the model name of the processor, as reported by the operating system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

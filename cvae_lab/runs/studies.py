@@ -1,4 +1,4 @@
-"""What to run: studies, which are sets of runs that differ in one thing at a time, and the jobs they consist of."""
+"""Studies, and their jobs. A study is a set of runs whose variants differ in a few parameters."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the parameters that all its runs have, and the parameters that each variant changes."""
+    """A description, the parameters of all runs of a study, and the parameters that each variant changes."""
 
     about: str
     base: Params
@@ -26,7 +26,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its folder, its data and its parameters, by the names of `config`."""
+    """One run to train: its folder, its data and its parameters, with the names in `config`."""
 
     run_dir: str
     data: str
@@ -42,14 +42,14 @@ def plan(
 ) -> list[Job]:
     """Return a job for every variant and seed. Raises ConfigError for an unknown name or an impossible value.
 
-    Names are checked here, before anything starts, because papermill only warns of an unknown name and continues.
-    Seeds are the outer loop, so a sweep that is cut short has whole rounds of variants.
+    Names are checked here, before the first run, because papermill only warns about an unknown name and continues.
+    Seeds are the outer loop, so an interrupted sweep has finished all variants of the first seeds.
     """
     source = data if data in SYNTHETIC else str(Path(data).resolve())
     jobs = []
     for seed, (name, changes) in itertools.product(seeds, variants.items()):
         params = {**options, **changes, "seed": seed}
-        if params.get("init_from"):  # a worker has a working directory of its own
+        if params.get("init_from"):  # a worker has its own working directory
             params["init_from"] = str(Path(params["init_from"]).resolve())
         _check_finite(params)
         RunConfig.from_params(data, **params)
@@ -58,7 +58,7 @@ def plan(
 
 
 def _check_finite(params: Mapping[str, Any]) -> None:
-    """Raise ConfigError for NaN or infinity, at any depth: a notebook with such a value is not valid JSON."""
+    """Raise ConfigError if a value is or contains NaN or infinity, because such a notebook is not valid JSON."""
     for name, value in params.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -74,7 +74,8 @@ _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 
 STUDIES = {
     "strategies": Study(
-        "Four KL strategies and a mix of two, at the scale of assignment and ELBO, with and without teacher forcing.",
+        "Four KL strategies and a combination of two, each with the loss of the assignment and the ELBO, with and "
+        "without teacher forcing.",
         {"epochs": 10},
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
@@ -85,13 +86,14 @@ STUDIES = {
         | {f"stages-{scale}-free": _MIX | {"scale": scale} for scale in ("handout", "elbo")},
     ),
     "reference": Study(
-        "Four KL strategies and a mix of two at the assignment's scale: 24 epochs of 600 clips, about 30 passes.",
+        "Four KL strategies and a combination of two with the loss of the assignment: 24 epochs of 600 clips, about "
+        "30 passes over the training frames.",
         {"epochs": 24, "clips_per_epoch": 600, "eval_every": 4},
         {name: {"kl_strategy": name} for name in ("cyclical", "monotonic", "none", "constant")}
         | {"stages": _MIX},
     ),
     "ablation": Study(
-        "The compact network with its default training, but without shifted clips; each variant changes one thing.",
+        "The compact network with its default training, but without random shifts. Each variant changes one setting.",
         {"epochs": 4, "eval_every": 4, **_UNSHIFTED},
         {
             "as-is": {},
@@ -112,7 +114,7 @@ STUDIES = {
         },
     ),
     "minutes": Study(
-        "PSNR by training time on one CPU core, for compact and for the course's network. Run it on an idle machine.",
+        "PSNR by training time on one CPU core, for `compact` and the network of the course. Use an idle machine.",
         {"eval_every": 1000, "threads": 1, "device": "cpu"},
         {
             "handout-10-minutes": {"preset": "handout", "minutes": 10.0},

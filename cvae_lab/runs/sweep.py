@@ -1,4 +1,4 @@
-"""Many runs of the training notebook: papermill on Dask, one process per run, on one machine or on several."""
+"""Sweeps: many runs of the training notebook by papermill and Dask, one process per run, on one or more machines."""
 
 import ast
 import contextlib
@@ -32,11 +32,11 @@ QUIET_KERNEL = ["--log-level=ERROR"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 STATUS_SECONDS = 60.0  # between two status lines of a sweep
-RETRY_SECONDS = 2.0  # between two tries of a run that another sweep has in work
+RETRY_SECONDS = 2.0  # between two attempts to start a run that another process is training
 
 
 def template() -> Path:
-    """Return the training notebook, which lies in the package where it is installed and beside it in a checkout."""
+    """Return the path of the training notebook: in the installed package, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "notebooks" / "03_training.ipynb"
     return installed if installed.exists() else package.parent / "notebooks" / "03_training.ipynb"
@@ -44,25 +44,28 @@ def template() -> Path:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended."""
+    """The outcome of one run."""
 
     run_dir: str
     ok: bool
     message: str
     minutes: float
-    in_use: bool = False  # another sweep or training has the run in work
+    in_use: bool = False  # another process is training the run
 
 
 @dataclass
 class _Queue:
-    """The jobs of a sweep: not started, running, and in work elsewhere."""
+    """The jobs of a sweep: not started, running, and in training by another process."""
 
     waiting: deque[Job]
     running: dict[Future, Job] = field(default_factory=dict)
     elsewhere: list[Job] = field(default_factory=list)
 
     def submit(self, client: Client, notebook: str | None, threads: int) -> None:
-        """Start as many jobs as there are free workers; a job submitted earlier would wait behind a busy worker."""
+        """Start one job per free worker.
+
+        More jobs are not submitted, because Dask could assign them to a busy worker.
+        """
         if not self.waiting and not self.running:
             time.sleep(RETRY_SECONDS)
             self.waiting.extend(self.elsewhere)
@@ -73,7 +76,7 @@ class _Queue:
             self.running[client.submit(execute, notebook, job, threads, key=key, retries=2)] = job
 
     def finished(self, seconds: float) -> list[Outcome]:
-        """Wait at most `seconds`; return the outcomes of the runs that ended, except of those in work elsewhere."""
+        """Wait at most `seconds`; return the outcomes of runs that ended, without runs that another process trains."""
         try:
             done = wait(list(self.running), timeout=seconds, return_when="FIRST_COMPLETED").done
         except TimeoutError:
@@ -100,13 +103,14 @@ def sweep(
     scheduler: str | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Iterator[Outcome]:
-    """Run all jobs, as executions of the `template` notebook where there is one; yield an Outcome as each run ends.
+    """Run all jobs and yield an Outcome when a run ends. With `template`, each run is an execution of this notebook.
 
-    Finished runs are skipped, and a failing run stops no other. A run that another sweep has in work is waited for.
+    Finished runs are skipped. If a run fails, the others continue. If another process is training a run, the sweep
+    waits until that run ends.
 
     Args:
-        workers: processes; 0: one per core.
-        scheduler: address of a running Dask scheduler, instead of processes on this machine.
+        workers: number of processes; 0: one per core.
+        scheduler: address of a running Dask scheduler, which is used instead of processes on this machine.
         log: called once a minute with a line of text: running runs, epochs, held-out scores, minutes left.
     """
     workers = workers or max(1, min(len(jobs), os.cpu_count() or 1))
@@ -126,7 +130,7 @@ def sweep(
 
 
 def _status(job: Job) -> RunStatus:
-    """How far a running job is, by the history in its folder."""
+    """The progress of a running job, read from the history in its folder."""
     train = RunConfig.from_params(job.data, **job.params).train
     run = RunFolder(Path(job.run_dir))
     try:
@@ -146,8 +150,8 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             client.wait_for_workers(1)
             yield client
         return
-    # No dashboard: it would answer without a password. Dask starts its small HTTP server all the same, so this one
-    # gets a free port of the loopback interface: the default port 8787 is taken when a second sweep runs.
+    # Without the dashboard, which would accept connections without a password. Dask starts a small HTTP server anyway.
+    # It gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
@@ -160,11 +164,11 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
 
 
 def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
-    """Execute one run in this process. A finished run is skipped and an interrupted one resumed.
+    """Execute one run in this process. A finished run is skipped, and an interrupted run is resumed.
 
     Args:
-        threads: CPU threads of this process and of the notebook's kernel; 0: unchanged. Set here, in the worker,
-            because the user's own OMP_NUM_THREADS overrides what Dask sets for its workers.
+        threads: CPU threads of this process and of the kernel of the notebook; 0: unchanged. They are set here, in the
+            worker, because OMP_NUM_THREADS of the user overrides the value that Dask sets for its workers.
     """
     if threads:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -193,14 +197,16 @@ def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
     run.check()
     difference = run.config.difference(RunConfig.from_params(job.data, **job.params), ignore=("threads",))
     if difference:
-        raise RunError(f"{run.path} holds a run with {difference}; give another --out, or remove it.")
+        raise RunError(
+            f"{run.path} already contains a run with {difference}; give another --out, or remove that run."
+        )
     whole = template is None or (run.path / "notebook.ipynb").exists()
     return Outcome(job.run_dir, True, "done before" if whole else "done before, without notebook.ipynb", 0.0)
 
 
 def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
-    """Execute the notebook; keep it as notebook.ipynb, or as failed.ipynb where it did not end with a result."""
-    run.lock()  # raises where another process has the run; the kernel locks it for itself
+    """Execute the notebook, and save it as notebook.ipynb, or as failed.ipynb if the run has no result."""
+    run.lock()  # raises an error if another process is training the run; the kernel locks it again
     run.unlock()
     run.path.mkdir(parents=True, exist_ok=True)
     unfinished, failed = run.path / f".notebook.{os.getpid()}.ipynb", run.path / "failed.ipynb"
@@ -219,24 +225,24 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
 
 
 def _escaped(path: Path | str) -> str:
-    """A path with braces doubled, because papermill formats paths with the parameters of the notebook."""
+    """The path with doubled braces, because papermill replaces names in braces by parameters of the notebook."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
-    """Return a job's parameters as the notebook names them; names that its parameters cell lacks go into `extra`."""
+    """Return the parameters of a job for the notebook. Those that are not in its parameters cell are in `extra`."""
     own = set(papermill.inspect_notebook(_escaped(template)))
-    params = json.loads(json.dumps(job.params))  # papermill would write a tuple as text
+    params = json.loads(json.dumps(job.params))  # lists instead of tuples, which papermill writes as text
     direct = {name: value for name, value in params.items() if name in own}
     extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
 
 
 def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that papermill injected and that the notebook's own parameters cell does not name.
+    """Return the parameters that papermill injected, but that are not named in the parameters cell of the notebook.
 
     Call it in the first cell after the parameters: `extra |= injected_parameters(globals())`. Without it,
-    `papermill -p lr 1e-3` only warns and has no effect. Raises ConfigError for a name that is no parameter.
+    `papermill -p lr 1e-3` only causes a warning and has no effect. Raises ConfigError if a name is not a parameter.
     """
     cells = list(namespace.get("In", ()))
     marked = [index for index, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
@@ -249,13 +255,13 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known | own), n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"papermill gave the notebook {name!r}, which is no parameter.{hint}")
+            raise ConfigError(f"papermill set {name!r} in the notebook, but this is not a parameter.{hint}")
         found[name] = namespace[name]
     return found
 
 
 def _assigned(cell: str) -> set[str]:
-    """The names that a cell of plain assignments assigns."""
+    """The variables that are assigned in a cell."""
     try:
         nodes = ast.parse(cell).body
     except SyntaxError:  # a cell with IPython commands
@@ -265,19 +271,19 @@ def _assigned(cell: str) -> set[str]:
 
 
 def notebook_run(run_dir: str | int) -> RunFolder:
-    """Return the run folder of a notebook, with an absolute path; a temporary one where `run_dir` is empty.
+    """Return the run folder of a notebook, with an absolute path. If `run_dir` is empty, the folder is temporary.
 
-    A relative path counts from the working directory. Raises RunError where papermill turned a name of digits into a
-    number.
+    A relative path is resolved against the working directory. Raises RunError if papermill has converted a name of
+    digits to a number.
     """
     if not isinstance(run_dir, str):
         raise RunError(
-            f"run_dir = {run_dir!r} is not text; give it to papermill by -r run_dir NAME instead of -p."
+            f"run_dir = {run_dir!r} is not text; use the papermill option -r run_dir NAME instead of -p."
         )
     return RunFolder(Path(run_dir or tempfile.mkdtemp()).resolve())
 
 
 def _reason(error: Exception) -> str:
-    """The notebook's own error where there is one, in one line."""
+    """The error in one line. If a cell of a notebook failed, this is the error of the cell."""
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return f"{name}: {value}".splitlines()[0]

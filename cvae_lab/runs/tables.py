@@ -1,4 +1,4 @@
-"""Tables and pictures over finished runs: one row per run, one row per variant, as text, Markdown or CSV."""
+"""Tables of finished runs, with one row per run or per variant, as text, Markdown or CSV, and pictures."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ START, END = "<!-- {}: made by `make results` -->", "<!-- end of {} -->"
 """Lines of a Markdown file between which `into_markdown` puts a table."""
 
 ORIGIN = ("commit", "hardware", "python", "torch", "cvae_lab")
-"""Columns that must be equal in all rows of a table. A printed table shows each of them that differs."""
+"""Columns that should be equal in all rows of a table. A printed table shows those that differ."""
 
-SHOWN = 8  # lines in one picture, and variants in one bar chart
+SHOWN = 8  # maximum number of lines in one picture, and of variants in one bar chart
 
 
 class Column(NamedTuple):
@@ -30,7 +30,7 @@ class Column(NamedTuple):
     form: str = ""
 
 
-SMALL_KL = 0.001  # nats per frame; below it the latent has collapsed, and the digits say nothing
+SMALL_KL = 0.001  # nats per frame; a smaller KL is printed as "< 0.001", because the latent has collapsed
 
 COLUMNS = {
     "variant": Column("run"),
@@ -46,7 +46,7 @@ COLUMNS = {
     "parameters": Column("parameters", ",d"),
     "minutes": Column("minutes", ".1f"),
 }
-"""Columns of `by_variant` as they are printed, in order; `psnr_mean` is followed by its standard deviation."""
+"""Printed columns of `by_variant`, in order. The standard deviation is printed after `psnr_mean`."""
 
 RESULTS = (
     "variant",
@@ -66,7 +66,7 @@ STUDY = (
 
 
 def run_row(run: RunFolder) -> dict[str, Any]:
-    """Return one run as a row: its variant and seed, its result, hardware and commit."""
+    """Return one run as a row of a table: variant, seed, result, hardware and commit."""
     result = dict(run.result)
     by_clip = result.pop("psnr_by_clip")
     tests = [value for name, value in by_clip.items() if not name.startswith("val")]
@@ -76,18 +76,18 @@ def run_row(run: RunFolder) -> dict[str, Any]:
 
 
 def variant(run: RunFolder) -> str:
-    """Return the name of the run's folder without its seed; runs of one variant differ in their seed only."""
+    """Return the name of the run folder without the seed. Runs of one variant differ only in their seed."""
     return run.path.name.rpartition("-seed")[0] or run.path.name
 
 
 def runs_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """Return one row per run, best mean PSNR first; columns as in `run_row`."""
+    """Return one row per run, sorted by mean PSNR, the best first. Columns are those of `run_row`."""
     table = pd.DataFrame([run_row(run) for run in runs])
     return table.sort_values("psnr_mean", ascending=False, ignore_index=True)
 
 
 def latent_rows(runs: Sequence[RunFolder]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Diagnose the latent of each run; yield its name, a summary and a row of the table of diagnoses."""
+    """Diagnose the latent of each run; yield the name of the run, a summary and a row of the table of diagnoses."""
     for run in runs:
         row = latent_row(checkpoint.load_model(run.path / "best.pt"), run.config.data)
         summary = row.pop("summary")
@@ -96,14 +96,16 @@ def latent_rows(runs: Sequence[RunFolder]) -> Iterator[tuple[str, str, dict[str,
 
 
 def by_variant(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per variant, best held-out score first: means over seeds, and standard deviations (`_std`).
+    """Return one row per variant, sorted by held-out score, the best first.
+
+    Values are means over seeds, and standard deviations have the suffix `_std`.
 
     Args:
-        table: as `runs_table` returns it or `write_csv` wrote it. Raises RunError where a column is missing.
+        table: a table from `runs_table`, or read from a file of `write_csv`. Raises RunError if a column is missing.
     """
     if missing := {"variant", "seed", "heldout_psnr", "psnr_worst_clip", "scored_on"} - set(table):
         raise RunError(
-            f"this is not a table of runs as `compare RUNS --csv` writes it: it has no column {min(missing)}."
+            f"the table has no column {min(missing)}; give a table that `cvae-lab compare RUNS --csv FILE` wrote."
         )
     table = table.assign(psnr_final=table.get("psnr_final", float("nan")))
     groups = table.groupby("variant", as_index=False, sort=False)
@@ -124,15 +126,15 @@ def _joined(values: pd.Series) -> str:
 
 
 def different_origins(table: pd.DataFrame) -> list[str]:
-    """Return the columns of ORIGIN in which the rows of a table differ, so that they may not be comparable."""
+    """Return the columns of ORIGIN in which the rows differ. Such rows may not be comparable."""
     return [name for name in ORIGIN if name in table and table[name].fillna("?").nunique() > 1]
 
 
 def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
     """Return `by_variant(table)` as a Markdown table with these columns; `±` is one standard deviation over seeds.
 
-    Columns without a value are left out. Columns of ORIGIN in which the rows differ are added, so that no printed
-    table hides a difference in commit, hardware or library versions.
+    Columns without a value are left out. Columns of ORIGIN in which the rows differ are added, so that every printed
+    table shows differences in commit, hardware and library versions.
     """
     rows = by_variant(table)
     columns = [*(name for name in columns if rows[name].notna().any()), *different_origins(table)]
@@ -154,7 +156,7 @@ def _cell(row: pd.Series, name: str) -> str:
 
 
 def terminal(table: pd.DataFrame) -> str:
-    """Return `runs_table` as text of at most 80 columns, with units and fixed decimals."""
+    """Return a table from `runs_table` as text with units, at most 80 characters wide."""
     heads = ("run", "held-out", "PSNR", "static", "SSIM", "KL", "time", "grade")
     units = ("", "dB", "dB", "dB", "", "nats/frame", "min", "%")
     names = (
@@ -195,19 +197,20 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def into_markdown(path: Path, name: str, text: str) -> None:
-    """Replace the text between the two markers of this name in a file. Raises RunError where they are missing."""
+    """Replace the text between the two markers of this name in a file. Raises RunError if they are missing."""
     whole, start, end = path.read_text(), START.format(name), END.format(name)
     if start not in whole or end not in whole:
-        raise RunError(f"{path} has no lines {start!r} and {end!r} to put the table between.")
+        raise RunError(f"{path} has no lines {start!r} and {end!r}; add them where the table should be.")
     before, rest = whole.split(start, 1)
     write_text(path, f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
 
 def write_pictures(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) -> list[Path]:
-    """Draw the variants side by side and the histories as PNGs in `out`; return the files.
+    """Draw a comparison of the variants and their histories as PNGs in `out`; return the files.
 
-    More than SHOWN runs are drawn as one band per variant. Of more than SHOWN variants, the best and the worst by
-    held-out score are drawn. The GIF of the best run by held-out score comes last, where it exists.
+    If there are more than SHOWN runs, each variant is drawn as a band. If there are more than SHOWN variants, only the
+    best and the worst by held-out score are drawn. The last file is the GIF of the run with the best held-out score, if
+    it exists.
     """
     rows = by_variant(table)
     if len(rows) > SHOWN:

@@ -1,7 +1,7 @@
-"""A lab report in the order of the assignment: figures and tables from finished runs, prompts for the student's text.
+"""A template of the lab report: figures and tables of finished runs, and questions for the student's text.
 
-The HTML page needs no other file and no network. The notebook has the same sections, with code that draws the figures
-from the run folders.
+The sections have the order of the assignment. The HTML page needs no other file and no network. The notebook has the
+same sections, with code that draws the figures from the run folders.
 """
 
 import base64
@@ -24,7 +24,7 @@ from cvae_lab.views import figures
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the report: its title, what the student has to write, and the cell that draws its figure."""
+    """One section of the report: title, tasks for the student, and the notebook cell that draws its figure."""
 
     title: str
     prompts: tuple[str, ...]
@@ -34,40 +34,40 @@ class Section:
 SECTIONS = (
     Section("Derivation of the objective", (
         "Start from log p(x_1:T | p_1:T, x_0) and derive the lower bound that you minimise.",
-        "Say where the KL divergence of two Gaussians comes from, and give its closed form.",
+        "Explain why the bound contains a KL divergence of two Gaussians, and give its closed form.",
     )),
     Section("Training and test protocol", (
-        "Say what the posterior, the decoder and the generator get at step t of training.",
-        "Say what changes at test time, and why the posterior is not used there.",
+        "Name the inputs of the posterior, the decoder and the generator at step t of training.",
+        "Explain what is different at test time, and why the posterior is not used there.",
     ), "runs_table(runs)[list(PROTOCOL)]"),
     Section("Reparameterisation", (
         "Explain why z is written as mu + exp(logvar / 2) * eps.",
-        "Show your code, and say what would happen without it.",
+        "Show your code, and explain what would happen without it.",
     )),
     Section("Teacher forcing", (
         "Explain how you set the teacher-forcing ratio.",
-        "Compare the training loss with the ratio, and say what the loss does not show.",
+        "Compare the training loss with the ratio, and explain what the loss does not show.",
     ), "figures.histories(histories, ('tf_ratio', 'loss', 'heldout_psnr'))"),
     Section("KL annealing", (
         "Name the strategies that you compared, with their parameters.",
-        "Explain the loss curves. Say whether the differences are larger than those between seeds.",
+        "Explain the loss curves. Are the differences larger than those between seeds?",
     ), "figures.histories(histories, ('beta', 'kl_nats', 'loss'))"),
     Section("PSNR per frame", (
-        "Describe where the prediction succeeds and where it fails.",
-        "Compare it with repeating the first frame.",
+        "Describe which frames are predicted well and which are not.",
+        "Compare the prediction with the static baseline, which repeats the first frame.",
     ), "figures.psnr_per_frame(curves, baselines)"),
     Section("Predicted video", (
-        "Say what is right and what is wrong in the predicted frames.",
+        "Describe what is right and what is wrong in the predicted frames.",
     )),
 )  # fmt: skip
 PROTOCOL = ("run", "preset", "strategy", "tf_strategy", "epochs", "minutes", "parameters", "seed", "data")
 
 
 def write_report(runs: Sequence[RunFolder], out: Path) -> list[Path]:
-    """Write the report of these runs as HTML to `out`, and as a notebook beside it; return both files.
+    """Write the report of these runs as HTML to `out`, and as a notebook in the same folder; return both files.
 
-    The figure of PSNR per frame shows the first clip of every run with known true frames. The predicted video is that
-    of the run with the best held-out score.
+    The figure of PSNR per frame shows the first clip of every run whose true frames are known. The predicted video is
+    that of the run with the best held-out score.
     """
     best = max(runs, key=lambda run: run.result["heldout_psnr"])
     parts = [_section_html(section, runs, best) for section in SECTIONS]
@@ -108,7 +108,7 @@ def report_notebook(runs: Sequence[RunFolder]) -> nbformat.NotebookNode:
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:
-    """Return the names of the run folders; runs of one name get their parent folder's name in front."""
+    """Return the names of the run folders. If several have the same name, their parent folder is added in front."""
     names = [run.path.name for run in runs]
     return [
         f"{run.path.parent.name}/{name}" if names.count(name) > 1 else name
@@ -164,7 +164,7 @@ def _psnr(runs: Sequence[RunFolder], best: RunFolder) -> str:
 
 
 def _video(runs: Sequence[RunFolder], run: RunFolder) -> str:
-    """The GIF and the player of a run, embedded; a sentence where the run has none."""
+    """The GIF and the player of a run as HTML, or a sentence if the run has neither."""
     gif, player = run.path / "predictions.gif", run.path / "player.html"
     parts = []
     if gif.exists():
@@ -174,7 +174,10 @@ def _video(runs: Sequence[RunFolder], run: RunFolder) -> str:
     if player.exists():
         page = html.escape(player.read_text(encoding="utf-8"), quote=True)
         parts.append(f'<iframe title="player" sandbox="allow-scripts" srcdoc="{page}"></iframe>')
-    return "".join(parts) or "<p>The run has no predictions.gif; train it without an export.</p>"
+    return (
+        "".join(parts)
+        or "<p>This run folder has no predictions.gif. Use the original run folder instead of an exported copy.</p>"
+    )
 
 
 def _figure(figure: Figure, title: str) -> str:
@@ -211,7 +214,7 @@ EVIDENCE = {
     "PSNR per frame": _psnr,
     "Predicted video": _video,
 }
-"""What each section shows from the runs."""
+"""For each section, the function that returns its figures and tables as HTML."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -225,7 +228,7 @@ PAGE = """<!doctype html>
 <h1>Lab 4: pose-conditioned video prediction</h1>
 <p>Runs: {runs}. Best run by held-out score: <code>{command}</code>, on {hardware}, commit {commit}.</p>
 {table}
-<p>Grey lines say what to write. Click into the space below them and type; print the page to keep your text.</p>
+<p>The grey lines are your tasks. Click into the space below them to type your text. Print the page to keep it.</p>
 {sections}
 </body></html>
 """

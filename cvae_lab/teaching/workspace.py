@@ -1,7 +1,7 @@
 """A working copy of the notebooks for a student, outside version control.
 
-A notebook that the student has changed is never overwritten. When the original changes, the new version is written
-beside the student's copy.
+A notebook that the student has changed is never overwritten. If the original has changed, the new version is written
+to another file in the same folder.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ RECORD = ".originals.json"  # hashes of the originals that were copied
 
 
 def originals() -> Path:
-    """Return the folder of the notebooks: in the package where it is installed, beside it in a checkout."""
+    """Return the folder of the notebooks: in the installed package, or beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "notebooks"
     return installed if installed.is_dir() else package.parent / "notebooks"
@@ -23,8 +23,8 @@ def originals() -> Path:
 def copy_notebooks(folder: Path, source: Path | None = None) -> list[str]:
     """Copy the notebooks and their solutions to `folder`; return one line per file that was written.
 
-    A copy that equals an earlier original is replaced by the current original. A copy that the student has changed
-    stays, and a newer original is written beside it as `NAME.new.ipynb`.
+    A copy that is equal to an earlier original is replaced by the current original. A copy that the student has changed
+    is kept. If there is a newer original, it is written to `NAME.new.ipynb` in the same folder.
     """
     source = source or originals()
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def copy_notebooks(folder: Path, source: Path | None = None) -> list[str]:
         if changed and record.get(name) != digest:
             beside = copy.with_suffix(".new.ipynb")
             _copy(original, beside)
-            lines.append(f"{beside}: new version; your {copy.name} is unchanged")
+            lines.append(f"{beside}: new version of the notebook; your {copy.name} is unchanged")
         elif not changed and (not copy.exists() or _digest(copy) != digest):
             lines.append(f"{copy}: {'updated' if copy.exists() else 'copied'}")
             _copy(original, copy)

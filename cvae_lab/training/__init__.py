@@ -1,4 +1,4 @@
-"""Training: one step, the loop over epochs, and everything that a checkpoint holds."""
+"""Training: the training step, the loop over epochs, and checkpoints."""
 
 from cvae_lab.training.checkpoint import CheckpointError, load_model
 from cvae_lab.training.loop import fit, train_step

@@ -24,7 +24,7 @@ def augment(
     """Apply every augmentation that `config` switches on: `flip`, `paste`, `shift`, `jitter`, in this order.
 
     Args:
-        mirror: mirrors labels; None where the colours of the labels are unknown, so that no clip is flipped.
+        mirror: function that mirrors labels. With None, no clip is flipped; use it if the label colours are unknown.
     """
     if config.flip and mirror is not None:
         batch = flip(batch, generator, mirror)
@@ -38,20 +38,20 @@ def augment(
 
 
 def mirroring(data: Dataset) -> Mirror | None:
-    """Return the function that mirrors the labels of a data set; None, with a logged line, where that is impossible."""
+    """Return the function that mirrors the labels of a data set, or None with a warning if that is impossible."""
     if not hasattr(data, "palette"):
         return mirror_labels
     if data.palette is None:
         _log.warning(
-            f"flip is switched off: the labels of {data.name} have other colours than the known left and right "
-            "limbs, so they cannot be mirrored."
+            f"flip is switched off: the labels of {data.name} have other colours than the known colours of left and "
+            "right limbs, so they cannot be mirrored."
         )
         return None
     return partial(mirror_labels, palette=data.palette)
 
 
 def flip(batch: ClipBatch, generator: torch.Generator, mirror: Mirror = mirror_labels) -> ClipBatch:
-    """Mirror each clip with probability 0.5; labels exchange the colours of left and right limbs."""
+    """Mirror each clip with probability 0.5. In labels, the colours of left and right limbs are also exchanged."""
     chosen = (torch.rand(len(batch.x), generator=generator) < 0.5).nonzero().flatten().to(batch.x.device)
     x, p = batch.x.clone(), batch.p.clone()
     x[chosen], p[chosen] = x[chosen].flip(-1), mirror(p[chosen])
@@ -59,9 +59,10 @@ def flip(batch: ClipBatch, generator: torch.Generator, mirror: Mirror = mirror_l
 
 
 def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> ClipBatch:
-    """Paste a rectangle of another clip into a `fraction` of the clips, the same in frames and labels.
+    """Paste a rectangle of another clip into a `fraction` of the clips, at the same place in frames and labels.
 
-    CutMix (Yun et al. 2019) does this with images and mixes their classes; here every pixel keeps its own label.
+    CutMix (Yun et al. 2019) pastes rectangles of images and mixes their class labels. Here nothing is mixed, because
+    the label frame is pasted together with the frame.
     """
     count, (height, width), device = len(batch.x), batch.x.shape[-2:], batch.x.device
     chosen = torch.rand(count, generator=generator) < fraction
@@ -73,15 +74,15 @@ def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> Clip
 
 
 def _intervals(count: int, size: int, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Masks of `count` intervals of 0.3 to 0.8 times `size`, centred anywhere within it."""
+    """Masks of `count` random intervals. Their length is 0.3 to 0.8 of `size`, and their centre is anywhere."""
     length, middle = torch.rand(2, count, 1, generator=generator)
     return (torch.arange(size) + 0.5 - size * middle).abs() < size * (0.3 + 0.5 * length) / 2
 
 
 def shift(batch: ClipBatch, pixels: int, generator: torch.Generator) -> ClipBatch:
-    """Shift half of the clips horizontally by up to `pixels`, frames and labels together; the border is repeated.
+    """Shift half of the clips horizontally by up to `pixels`. Frames and labels are shifted by the same amount.
 
-    Shifts are whole pixels, because interpolation would blur.
+    Edge pixels fill the columns that become free. Shifts are whole pixels, because interpolation would blur.
     """
     count, width, device = len(batch.x), batch.x.shape[-1], batch.x.device
     moves = torch.randint(-pixels, pixels + 1, (count,), generator=generator)

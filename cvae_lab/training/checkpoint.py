@@ -1,7 +1,7 @@
-"""Save, load and resume checkpoints; checkpoints of the course and of other trainers of its network load too.
+"""Save, load and resume checkpoints, and load weights that other trainers of the course's network saved.
 
-A file is validated before anything is built from it: its kind and checksums (`models.weight_files`), the structure of
-its content (the classes below), every tensor's name, shape and values (`models.weights`).
+A file is validated before a model is built from it. `models.weight_files` checks the file type and checksums, the
+classes below check the structure of the content, and `models.weights` checks name, shape and values of every tensor.
 """
 
 import errno
@@ -29,7 +29,7 @@ from cvae_lab.training.state import Record, TrainState
 __all__ = ["CheckpointError", "create_state", "load_model", "read_history", "resume", "save", "train_config"]
 
 FORMAT = 2
-"""Version of the file format. Files without a number are of version 1, which has the same content."""
+"""Version of the file format. Files without a version number have version 1, which has the same content."""
 
 _Content = TypeVar("_Content", bound="_ModelContent")
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class _ModelContent(BaseModel):
-    """What a checkpoint must hold to build a model."""
+    """The content of a checkpoint that is needed to build a model."""
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     format: _Count = 1
@@ -57,7 +57,7 @@ class _ModelContent(BaseModel):
 
 
 class _RunContent(_ModelContent):
-    """What a checkpoint must hold to continue a run."""
+    """The content of a checkpoint that is needed to continue a run."""
 
     n_averaged: _Count
     optimizer: dict[str, Any]
@@ -73,7 +73,7 @@ class _RunContent(_ModelContent):
 def save(path: Path, state: TrainState, config: RunConfig) -> None:
     """Write a checkpoint atomically: after an error, `path` keeps its old content.
 
-    Raises OSError with the file's name and the room it needs where the disk is full.
+    Raises OSError if the disk is full. The message gives the file name and the space that the file needs.
     """
     content = io.BytesIO()
     torch.save({"format": FORMAT, "config": config.to_json(), **state.state_dict()}, content)
@@ -91,10 +91,10 @@ def save(path: Path, state: TrainState, config: RunConfig) -> None:
 
 
 def create_state(config: RunConfig) -> TrainState:
-    """Return the state of a new run, with the weights of `init_from` where it is set.
+    """Return the state of a new run. If `init_from` is set, the initial weights are loaded from there.
 
-    `init_from` names a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and generators are
-    new. Raises CheckpointError where the file holds another network.
+    `init_from` is a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and generators are
+    new. Raises CheckpointError if the weights belong to another network.
     """
     state = TrainState.create(config.model, config.train)
     if config.train.init_from:
@@ -103,14 +103,16 @@ def create_state(config: RunConfig) -> TrainState:
         is_course = config.model.name == "handout"
         source = load_model(file, output=config.model.output if is_course else "linear")
         if options := _options(source.config, config.model):
-            raise CheckpointError(f"The weights in {file} do not fit this run's network; give {options}.")
+            raise CheckpointError(
+                f"The weights in {file} belong to another network than this run's; give {options}."
+            )
         for model in (state.model, *([] if state.average is None else [state.average.module])):
             model.load_state_dict(source.state_dict())
     return state
 
 
 def _options(wanted: ModelConfig, present: ModelConfig) -> str:
-    """Return the command-line options that change `present` into `wanted`; empty where they are equal."""
+    """Return the command-line options that change `present` into `wanted`; empty if they are equal."""
     if wanted.name != present.name:
         plain = ModelConfig.preset(wanted.name)
         return " ".join([f"-p preset {wanted.name}", *filter(None, [_options(wanted, plain)])])
@@ -121,19 +123,19 @@ def _options(wanted: ModelConfig, present: ModelConfig) -> str:
 def resume(path: Path, config: RunConfig) -> TrainState:
     """Return the state of an interrupted run.
 
-    `epochs`, `minutes` and `threads` may differ from the interrupted run. Raises CheckpointError where anything else
-    differs, because schedules and data would not continue.
+    `epochs`, `minutes` and `threads` may differ from the interrupted run. Raises CheckpointError if any other parameter
+    differs, because the resumed run would then use different schedules or data than the interrupted run.
     """
     raw = read_file(path)
     if not _is_own(raw):
         raise CheckpointError(
-            f"{path} is not the checkpoint of a run, so it cannot be resumed; give a run's last.pt."
+            f"{path} is not a checkpoint of a run of cvae_lab, so it cannot be resumed; give the last.pt of a run."
         )
     content = _validated(path, raw, _RunContent)
     if difference := content.run_config(path).difference(config, ignore=("epochs", "minutes", "threads")):
         raise CheckpointError(
             f"{path} was trained with {difference}; "
-            "give the same value to resume, or another run folder to start again."
+            "give the same value to resume, or another run folder to start a new run."
         )
     check_weights(path, content.state_dict, config.model)
     state = TrainState.create(config.model, config.train)
@@ -148,7 +150,7 @@ def resume(path: Path, config: RunConfig) -> TrainState:
 
 
 def read_history(path: Path) -> list[Record]:
-    """Return the records of all epochs in a run's checkpoint, which are the truth where history.csv differs."""
+    """Return the records of all epochs in a run's checkpoint. They are correct even if history.csv is incomplete."""
     return _validated(path, read_file(path), _RunContent).history
 
 
@@ -163,13 +165,14 @@ def load_model(
     """Load a model in eval mode from a run's best.pt or last.pt, or from a checkpoint of the course's network.
 
     Args:
-        average: use the averaged weights where the run kept them.
-        output: last activation of a network that another trainer saved, which its file does not tell. `auto` compares
-            both on `clips` (`evaluation.output_activation`); without clips it is linear, as in the course's code.
+        average: use the averaged weights if the run has them.
+        output: last activation of a network that another trainer saved, because such a file does not record it. `auto`
+            compares both activations on `clips` (`evaluation.output_activation`). Without clips, `auto` means linear,
+            as in the course's code.
         clips: clips with true frames, or with a first frame only.
-        log: called with one line about prefixes that were removed and about the activation that was chosen.
+        log: called with one line about each removed name prefix and about the chosen activation.
 
-    Raises CheckpointError where the file is not a checkpoint of a known network.
+    Raises CheckpointError if the file is not a checkpoint of a known network.
     """
     path = Path(path)
     raw = read_file(path)
@@ -191,7 +194,7 @@ def load_model(
 
 
 def train_config(path: Path) -> TrainConfig:
-    """Return how a checkpoint was trained; for a course checkpoint, the training of preset `handout`."""
+    """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`."""
     raw = read_file(path)
     if not _is_own(raw):
         return RunConfig.from_params("", "handout").train
@@ -199,7 +202,7 @@ def train_config(path: Path) -> TrainConfig:
 
 
 def _is_own(raw: dict[str, Any]) -> bool:
-    """Whether a run of this project wrote the file; other trainers may use the key `config` too, for a dict."""
+    """Whether a run of this project wrote the file. Other trainers may also use the key `config`, but for a dict."""
     return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)
 
 
@@ -222,6 +225,6 @@ def _validated(path: Path, raw: dict[str, Any], kind: type[_Content]) -> _Conten
         epochs = [record.get("epoch") for record in content.history]
         if len(epochs) != content.epoch or epochs != list(range(1, len(epochs) + 1)):
             raise CheckpointError(
-                f"{path} is damaged: its history does not have one record for each of its {content.epoch} epochs."
+                f"{path} is damaged: the history in it does not have one record for each of {content.epoch} epochs."
             )
     return content

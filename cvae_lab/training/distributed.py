@@ -1,9 +1,9 @@
-"""One run over several processes or machines under `torchrun` (data parallel). With one process, nothing here acts.
+"""Data-parallel training of one run over several processes or machines under `torchrun`.
 
-Every rank draws the same clips, teacher-forcing mask and augmentation, then works on its own shard of the batch; only
-the noise differs by rank. Gradients are averaged over ranks, so a step equals a step of one process on the whole
-batch. Two things are computed per rank, over its shard: the statistics of the batch norm of `handout`, and the means
-that free bits clamp.
+Every rank draws the same clips, teacher-forcing mask and augmentation, and then trains on its own shard of the batch.
+Only the noise differs between ranks. Gradients are averaged over ranks, so a step equals a step of one process on the
+whole batch. There are two exceptions, which each rank computes over its own shard: the batch-norm statistics of
+`handout`, and the means that free bits clamp. With one process, the functions of this module have no effect.
 """
 
 import os
@@ -22,13 +22,13 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0. Rank 0 writes files and prints."""
+    """Index of this process, from 0. Only rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun, do nothing. NCCL for CUDA tensors, Gloo for CPU."""
+    """Connect the processes that torchrun started, by NCCL for CUDA and Gloo for CPU; do nothing without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
@@ -42,18 +42,21 @@ def process_group() -> Iterator[None]:
 
 
 def data_parallel(network: nn.Module) -> nn.Module:
-    """Wrap the network so that its gradients are averaged over ranks; with one process, return it as it is."""
+    """Wrap the network so that its gradients are averaged over ranks. With one process, return it unchanged."""
     return DistributedDataParallel(network) if world() > 1 else network
 
 
 def shard(rows: Tensor) -> Tensor:
-    """Return this rank's rows of a batch: every world-th row, equally many per rank; a remainder is dropped."""
+    """Return this rank's rows of a batch: every n-th row, where n is the number of processes.
+
+    All ranks get the same number of rows. The rows that remain are dropped.
+    """
     whole = len(rows) // world() * world()
     return rows[rank() : whole : world()]
 
 
 def from_rank_0(value: float) -> float:
-    """Return rank 0's value on every rank, so that all ranks take the same decision."""
+    """Return the value of rank 0 on every rank, so that all ranks take the same decision."""
     if world() == 1:
         return value
     shared = torch.tensor(value, dtype=torch.float64)

@@ -28,7 +28,7 @@ COLUMNS = (
     "epoch", "step", "beta", "kl_weight", "tf_ratio", "lr", "loss", "mse", "kl_nats",
     "val_psnr_prior", "val_psnr_posterior", "heldout_psnr", "skipped", "seconds", "frames_per_s",
 )  # fmt: skip
-"""Keys of a record and columns of history.csv, in order."""
+"""Keys of the record of an epoch, and columns of history.csv, in this order."""
 
 CONTROL_RANGE = 1e4
 """The KL controller keeps the weight between beta_max / CONTROL_RANGE and beta_max * CONTROL_RANGE."""
@@ -43,9 +43,9 @@ def train_step(
 ) -> StepResult:
     """Take one optimizer step on a batch of clips; return loss, mse and KL.
 
-    The loss is the assignment's, mean squared error + beta * KL, with the sums and units of `objective`, averaged over
-    clips and over the T - 1 predicted frames. With `weighting = "psnr"`, each frame's error is weighted first. Where
-    the loss or the gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
+    The loss is mean squared error + beta * KL, as in the assignment, with the sums and units of `objective`. It is a
+    mean over clips and predicted frames. With `weighting = "psnr"`, each frame error is first multiplied by a weight.
+    If loss or gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
 
     Source: course assignment, section 4; Kingma & Welling 2014, equation 10.
     """
@@ -75,15 +75,16 @@ def fit(
 ) -> Iterator[Record]:
     """Train from the current `state` to the end; yield one record after each epoch.
 
-    A record has the keys of COLUMNS: beta, kl_weight (beta converted to the scale of the loss), tf_ratio and lr at the
-    end of the epoch; loss, mse and kl_nats (nats per frame) as means over its clips; val_psnr_prior, val_psnr_posterior
-    and heldout_psnr in dB, nan in an epoch without evaluation; steps skipped; seconds since the start; training frames
-    per second.
+    A record has the keys of COLUMNS:
+    - beta, kl_weight (beta converted to the scale of the loss), tf_ratio and lr: values at the end of the epoch;
+    - loss, mse and kl_nats (nats per frame): means over the clips of the epoch;
+    - val_psnr_prior, val_psnr_posterior and heldout_psnr: in dB, nan in an epoch without evaluation;
+    - skipped: skipped steps; seconds: since the start; frames_per_s: training frames per second.
 
     Args:
         on_step: called after every step with a short record and the fraction of training done.
 
-    Raises TrainingDivergedError when many steps in a row, or all steps of the last epoch, are not finite.
+    Raises TrainingDivergedError if MAX_SKIPPED steps in a row, or all steps of the last epoch, are skipped.
     """
     device = next(state.model.parameters()).device
     train, heldout = _held_out(data, config)
@@ -91,7 +92,7 @@ def fit(
     mirror = mirroring(data) if config.flip else None
     sampler = _sampler(train, config, state.generators["clips"], device)
     clock = Clock(config, state, len(sampler))
-    every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # adaptive needs a score per epoch
+    every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # adaptive needs each epoch's score
     last = clock.over()
     while not last:
         with _seeded(config.seed, state, device):
@@ -100,14 +101,14 @@ def fit(
         if last or state.epoch % every == 0:
             with reduced_precision(config, device):
                 record |= _scores(state.evaluation_model(), validation, heldout)
-            last = last or clock.over()  # evaluation takes time, too
+            last = last or clock.over()  # the time of the evaluation counts, too
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
         state.history.append(record)
         yield record
     if state.history and math.isnan(state.history[-1]["loss"]):
         raise TrainingDivergedError(
-            "All steps of the last epoch were skipped, because loss or gradient was not finite; lower lr."
+            "All steps of the last epoch were skipped, because the loss or the gradient was not finite; lower lr."
         )
 
 
@@ -116,7 +117,7 @@ def _sampler(
 ) -> ClipSampler:
     if config.batch_size < distributed.world():
         raise ConfigError(
-            f"batch_size = {config.batch_size} is less than the {distributed.world()} processes; raise it."
+            f"batch_size = {config.batch_size} is less than the number of processes, {distributed.world()}; raise it."
         )
     return ClipSampler(
         video, config.n_frames, config.batch_size, generator, device,
@@ -125,9 +126,9 @@ def _sampler(
 
 
 def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ...]]:
-    """Return the frames to train on, and the held-out segments of the training recordings that select checkpoints.
+    """Return the frames to train on, and the held-out segments of the training recordings, which select checkpoints.
 
-    Where nothing can be held out, the selection uses the validation clips, and one logged line says so.
+    If nothing can be held out, a warning is logged, and the validation clips select checkpoints.
     """
     reason = "holdout is 0"
     if config.holdout:
@@ -139,7 +140,7 @@ def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ..
             return train, segments.as_clips()
     if not len(data.val):
         raise ConfigError(
-            f"Nothing is left to select checkpoints on: {reason}, and the data set has no validation video; "
+            f"There are no frames to select checkpoints on: {reason}, and the data set has no validation video; "
             "set holdout above 0, use shorter clips (n_frames), or add a validation video."
         )
     if not distributed.rank():
@@ -155,7 +156,7 @@ def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> T
 def _feedback(
     batch: ClipBatch, config: TrainConfig, teacher_forced: Bool[Tensor, "b s"], generator: torch.Generator
 ) -> Feedback:
-    """The teacher-forcing mask of a batch, with noise for the predictions that are fed back."""
+    """The teacher-forcing mask of a batch, and the noise that is added to predictions that are fed back."""
     noise = None
     if config.feedback_noise and not bool(teacher_forced.all()):
         noise = torch.randn(batch.x[:, 1:].shape, generator=generator, device=batch.x.device)
@@ -234,7 +235,7 @@ def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) ->
 
 
 def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
-    """Update the controller's KL weight by the KL of a step, averaged over ranks."""
+    """Update the KL weight of the controller from the KL of a step, averaged over ranks."""
     kl = float(distributed.summed(torch.tensor(kl))) / distributed.world()
     bounds = (config.beta_max / CONTROL_RANGE, config.beta_max * CONTROL_RANGE)
     state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target, bounds=bounds)
@@ -261,7 +262,7 @@ def _augmented_shard(
     epoch_is_forced: bool,
     generators: dict[str, torch.Generator],
 ) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
-    """Augment the whole batch and draw its teacher-forcing mask, the same on every rank; return this rank's shard."""
+    """Augment the whole batch and draw its mask, equally on every rank; return this rank's shard of both."""
     batch = augment(batch, config, generators["augment"], mirror)
     mask = sample_teacher_forcing(
         ratio,
@@ -277,8 +278,8 @@ def _augmented_shard(
 def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> Record:
     """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
 
-    The validation clips take no part in `heldout_psnr`, which selects checkpoints, unless there is no segment. The mean
-    over segments is one over their frames, because a short recording leaves only a few. nan where there is no clip.
+    `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
+    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
     """
     scores = evaluate(model, [*validation, *heldout])
     count = len(validation)
@@ -294,6 +295,6 @@ def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) ->
 
 
 def _score(record: Record) -> float:
-    """The PSNR that the adaptive teacher-forcing ratio follows: validation, or held-out segments without it."""
+    """The PSNR that controls the adaptive teacher-forcing ratio: of the validation clips, else of held-out segments."""
     validation = record["val_psnr_prior"]
     return record["heldout_psnr"] if math.isnan(validation) else validation

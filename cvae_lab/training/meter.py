@@ -1,4 +1,4 @@
-"""Running means of an epoch's loss, squared error and KL, and the count of skipped steps."""
+"""Running means of loss, squared error and KL over an epoch, and the number of skipped steps."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from cvae_lab.training import distributed
 from cvae_lab.training.state import StepResult, TrainState
 
 MAX_SKIPPED = 10
-"""Consecutive steps with a non-finite loss or gradient after which training stops."""
+"""Training stops after this number of consecutive steps with a non-finite loss or gradient."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -17,7 +17,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class EpochMeter:
-    """Mean loss, squared error and KL over the clips of an epoch; skipped steps do not count."""
+    """Mean loss, squared error and KL over the clips of an epoch, without the clips of skipped steps."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
@@ -26,7 +26,10 @@ class EpochMeter:
         self.sums, self.kl = torch.zeros(3), math.nan
 
     def add(self, result: StepResult, clips: int) -> None:
-        """Count one step on `clips` clips. Raises TrainingDivergedError after MAX_SKIPPED skipped steps in a row."""
+        """Add the result of one step on `clips` clips.
+
+        Raises TrainingDivergedError after MAX_SKIPPED skipped steps in a row.
+        """
         self.steps, self.seen = self.steps + 1, self.seen + clips
         if result.is_finite:
             self.sums, self.clips, self.kl = self.sums + clips * result.values, self.clips + clips, result.kl
@@ -35,8 +38,8 @@ class EpochMeter:
         self.skipped, self.state.skipped_in_a_row = self.skipped + 1, self.state.skipped_in_a_row + 1
         if self.state.skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingDivergedError(
-                f"Loss or gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step "
-                f"{self.steps} of epoch {self.state.epoch + 1}; lower lr, or raise beta_max or lower clip_norm."
+                f"The loss or the gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step "
+                f"{self.steps} of epoch {self.state.epoch + 1}; lower lr or clip_norm, or raise beta_max."
             )
 
     @property
@@ -50,6 +53,6 @@ class EpochMeter:
         return distributed.world() * self.seen / (time.monotonic() - self.started)
 
     def means(self) -> list[float]:
-        """Mean loss, squared error and KL over the clips of all ranks; nan where every step was skipped."""
+        """Mean loss, squared error and KL over the clips of all ranks; nan if every step was skipped."""
         sums, clips = distributed.summed(self.sums), distributed.summed(torch.tensor(float(self.clips)))
         return (sums / clips).tolist()

@@ -1,4 +1,4 @@
-"""Optimizers by name: PyTorch's Adam, AdamW, Adamax, and Muon for convolution kernels."""
+"""Optimizers by name: Adam, AdamW and Adamax of PyTorch, and Muon for convolution kernels."""
 
 import itertools
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from cvae_lab.config import TrainConfig
 
-MIN_CHANNELS = 8  # kernels with fewer input or output channels are left to AdamW
+MIN_CHANNELS = 8  # AdamW updates kernels with fewer input or output channels
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> "torch.optim.Optimizer | Muon":
-    """Return the optimizer that `config.optimizer` names; Adam and AdamW are fused."""
+    """Return the optimizer of the name `config.optimizer`. Adam and AdamW use the fused implementation."""
     if config.optimizer == "muon":
         return Muon(model, config.lr, config.weight_decay)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
@@ -31,9 +31,9 @@ _MOMENTS = {
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load the moments of a saved state, and keep the optimizer's own learning rate and other settings.
+    """Load the moments of a saved optimizer state, but keep the current learning rate and other settings.
 
-    Raises ValueError where the moments do not belong to these parameters or are not finite.
+    Raises ValueError if the moments do not belong to these parameters or are not finite.
     """
     current = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -44,16 +44,16 @@ def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
         for name, value in values.items():
             expected = torch.Size() if name == "step" else parameters[index].shape
             if value.shape != expected or not value.isfinite().all():
-                raise ValueError(f"{name} of parameter {index} does not fit or is not finite")
+                raise ValueError(f"{name} of parameter {index} has the wrong shape or is not finite")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": current["param_groups"]})
 
 
 class Muon:
-    """`torch.optim.Muon` for convolution kernels, AdamW for all other parameters.
+    """`torch.optim.Muon` for convolution kernels, and AdamW for all other parameters.
 
     Muon orthogonalises the momentum of a matrix (Jordan et al. 2024). It accepts matrices only, so every kernel is
-    passed as a view with one row per output channel. Its steps are scaled to the size of AdamW's, so that one learning
-    rate serves both (Liu et al. 2025, section 2.2).
+    passed as a view with one row per output channel. Its steps are scaled to the size of AdamW steps, so that both
+    can use one learning rate (Liu et al. 2025, section 2.2).
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
@@ -68,12 +68,12 @@ class Muon:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both optimizers, so that a schedule can set their learning rates."""
+        """The parameter groups of both optimizers, so that a schedule can set their learning rates."""
         return [*self.muon.param_groups, *self.adamw.param_groups]
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
-        """The momentum of both optimizers, by parameter or matrix."""
+        """The moments of both optimizers, by parameter or matrix."""
         return {**self.muon.state, **self.adamw.state}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -100,7 +100,7 @@ class Muon:
 
 
 def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:
-    """Reshape values to (output channels, rest). For the kernel itself this is a view, in its memory layout."""
+    """Reshape values to (output channels, rest). For the kernel itself, the result is a view of its memory."""
     if kernel.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.view(len(kernel), -1) if values.is_contiguous() else values.reshape(len(kernel), -1)

@@ -1,4 +1,4 @@
-"""Progress of training: a bar with time left in a terminal or notebook, and one line per epoch elsewhere."""
+"""Progress of training: a bar with the time left in a terminal or notebook, otherwise one line per epoch."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ WIDTH = 80  # columns of a terminal
 
 @dataclass
 class Reporter:
-    """Show steps on a bar where there is one, and epochs as lines; send both to TensorBoard where requested."""
+    """Show steps on a progress bar and epochs as lines. Both the bar and the TensorBoard writer are optional."""
 
     bar: Any = None
     writer: Any = None
@@ -35,11 +35,11 @@ class Reporter:
             )
 
     def say(self, line: str) -> None:
-        """Print a line of text, above the bar where there is one."""
+        """Print a line of text, above the bar if there is one."""
         self.bar.write(line) if isinstance(self.bar, tqdm) else print(line, flush=True)  # noqa: T201
 
     def epoch(self, record: Record) -> None:
-        """Report an epoch."""
+        """Print the line of an epoch, and write its values to TensorBoard."""
         self.say(describe(record))
         if self.writer is not None:
             for name, value in record.items():
@@ -55,8 +55,9 @@ def reporter(
 
     Args:
         run_dir: folder of the TensorBoard file.
-        style: `auto` shows a bar where standard error is a terminal, `bar` a notebook's bar, `lines` epochs only.
-        tensorboard: also write a TensorBoard file. Raises RuntimeError where TensorBoard is not installed.
+        style: `auto` shows a bar if standard error is a terminal, `bar` shows the bar of a notebook, and `lines` shows
+            epochs only.
+        tensorboard: also write a TensorBoard file. Raises RuntimeError if TensorBoard is not installed.
     """
     bar = writer = None
     if style == "bar" or (style == "auto" and sys.stderr.isatty()):
@@ -96,7 +97,7 @@ def describe(record: Record) -> str:
 
 
 class RunStatus(NamedTuple):
-    """How far a run of a sweep is."""
+    """The progress of one run of a sweep."""
 
     name: str
     epoch: int  # epochs that have ended
@@ -106,7 +107,7 @@ class RunStatus(NamedTuple):
 
     @property
     def total_seconds(self) -> float:
-        """Expected seconds of training from start to end; nan before the first epoch of a run without time budget."""
+        """Expected seconds of training in total; nan before the first epoch of a run without a time limit."""
         if self.config.minutes:
             return 60 * self.config.minutes
         return self.seconds / self.epoch * self.config.epochs if self.epoch else math.nan
@@ -122,11 +123,11 @@ def sweep_status(running: Sequence[RunStatus], waiting: int, elsewhere: int = 0)
     """Return one line of at most WIDTH columns: minutes left, then epoch and held-out score of each running run.
 
     Args:
-        waiting: runs that have not started.
-        elsewhere: runs that another sweep has in work.
+        waiting: number of runs that have not started.
+        elsewhere: number of runs that another process is training.
     """
     if not running:
-        return f"{elsewhere} runs are in work in another process; waiting for them"
+        return f"another process is training {elsewhere} of the runs; waiting until they end"
     totals = [run.total_seconds for run in running if not math.isnan(run.total_seconds)]
     left = "? min left"
     if totals:

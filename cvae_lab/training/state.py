@@ -25,14 +25,16 @@ from cvae_lab.training.optimizer import Muon, make_optimizer, restore_moments
 _log = logging.getLogger(__name__)
 
 STREAMS = ("weights", "clips", "teacher_forcing", "augment", "noise", "dropout")
-"""Independent streams of random numbers of a run. Noise and dropout have one for each epoch and rank."""
+"""Independent random streams of a run. Noise and dropout have one stream for each epoch and rank."""
 
 Record = dict[str, float | int]
 """The values of one epoch: a row of history.csv."""
 
 
 def stream_seed(seed: int, stream: str, *key: int) -> int:
-    """Return the seed of a stream: children of one SeedSequence, as `SeedSequence(seed).spawn` numbers them.
+    """Return the seed of a random stream.
+
+    It is the seed of the child of `SeedSequence(seed)` that `spawn` would create at this index.
 
     Args:
         key: for noise and dropout, the epoch and the rank.
@@ -42,12 +44,12 @@ def stream_seed(seed: int, stream: str, *key: int) -> int:
 
 
 class StepResult(NamedTuple):
-    """What one training step returns."""
+    """The result of one training step."""
 
     loss: float
     mse: float
     kl: float  # nats per frame
-    is_finite: bool  # loss and gradient, on all ranks; otherwise the step was skipped
+    is_finite: bool  # whether loss and gradient are finite on all ranks; if not, the step was skipped
     kl_weight: float = math.nan  # factor of the KL in the loss: beta, converted to the loss's scale
 
     @property
@@ -57,7 +59,7 @@ class StepResult(NamedTuple):
 
 
 class TrainingForward(nn.Module):
-    """The whole training unroll as one `forward`, as DistributedDataParallel requires."""
+    """Module whose `forward` is the whole training unroll, as DistributedDataParallel requires."""
 
     def __init__(self, model: CVAE) -> None:
         super().__init__()
@@ -74,9 +76,7 @@ class TrainState:
     """All values that a checkpoint must hold for training to continue exactly."""
 
     model: CVAE
-    network: (
-        nn.Module
-    )  # TrainingForward of the model, with gradients averaged over ranks where there are several
+    network: nn.Module  # TrainingForward of the model; its gradients are averaged over all ranks
     optimizer: torch.optim.Optimizer | Muon
     generators: dict[str, torch.Generator]
     average: AveragedModel | None = None  # exponential moving average of the weights
@@ -85,11 +85,11 @@ class TrainState:
     elapsed: float = 0.0  # seconds of training, including those before a resume
     history: list[Record] = field(default_factory=list)
     skipped_in_a_row: int = 0
-    kl_weight: float = 1.0  # beta where a controller sets it
+    kl_weight: float = 1.0  # beta, if a controller sets it (`kl_target`)
 
     @classmethod
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
-        """Create new weights and generators from `config.seed`; the global random state is left unchanged."""
+        """Create new weights and generators from `config.seed`. The global random state is not changed."""
         device = pick_device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "weights"))
@@ -110,7 +110,7 @@ class TrainState:
         )
 
     def evaluation_model(self) -> CVAE:
-        """Return a copy of the model with the averaged weights, or with its own where no average is kept."""
+        """Return a copy of the model with the averaged weights, or with its own weights if there is no average."""
         return copy.deepcopy(self.model if self.average is None else self.average.module)
 
     def take_step(self, is_finite: bool) -> None:
@@ -126,7 +126,7 @@ class TrainState:
                 self.average.update_parameters(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only, so that the file loads with `weights_only=True`."""
+        """The state as tensors, numbers and strings only, so that a file of it loads with `weights_only=True`."""
         average = self.average
         return {
             "state_dict": self.model.state_dict(),
@@ -143,7 +143,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.model.load_state_dict(state["state_dict"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
@@ -157,14 +157,14 @@ class TrainState:
                 generator.set_state(state["generators"][name].cpu())
             except (RuntimeError, TypeError) as error:
                 raise ConfigError(
-                    "its random state cannot be used here, because the run was started on another kind of device "
-                    "(CPU or CUDA) or the file is damaged; resume the run on that kind of device, or start again "
-                    "in another folder"
+                    "its random state cannot be restored, because the run was started on another kind of device "
+                    "(CPU or CUDA) or the file is damaged; resume the run on the same kind of device, or start a "
+                    "new run in another folder"
                 ) from error
         threads = state.get("threads")
         if threads and threads != torch.get_num_threads() and not distributed.rank():
             _log.warning(
-                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}: sums are rounded "
+                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}. Sums are then rounded "
                 "differently, so its numbers will differ slightly from those of an uninterrupted run."
             )
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
@@ -172,9 +172,10 @@ class TrainState:
 
 
 def weight_average(model: CVAE, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and buffers of `model`.
+    """Create an exponential moving average of the weights and buffers of `model`.
 
-    Update n uses the decay min(decay, (1 + n) / (10 + n)), so that the initial weights are soon forgotten.
+    Update n uses the decay min(decay, (1 + n) / (10 + n)), so that the contribution of the initial weights decreases
+    quickly.
     """
 
     def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
@@ -186,12 +187,12 @@ def weight_average(model: CVAE, decay: float) -> AveragedModel:
                 target.copy_(value)
 
     average = AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
-    average.n_averaged.fill_(1)  # the initial weights are the first member of the average
+    average.n_averaged.fill_(1)  # the initial weights are the first value in the average
     return average
 
 
 class Clock:
-    """Progress of a run, by steps or by a time budget; the same on all ranks."""
+    """Progress of a run, measured in steps or in time if there is a time limit; the same on all ranks."""
 
     def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
         self.config, self.state, self.steps_per_epoch = config, state, steps_per_epoch
@@ -203,11 +204,11 @@ class Clock:
         return time.monotonic() - self.started
 
     def progress(self) -> float | Fraction:
-        """Fraction of training done, in [0, 1), as schedules need it."""
+        """Fraction of training done, in [0, 1), for the schedules."""
         return min(self._done(), 1 - 1e-9) if self.config.minutes else self._done()
 
     def over(self) -> bool:
-        """Whether all steps are done or the time budget is used up."""
+        """Whether all steps are done or the time limit is reached."""
         return self._done() >= 1
 
     def _done(self) -> float | Fraction:

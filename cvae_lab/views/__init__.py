@@ -1,7 +1,7 @@
 """Views of results: figures, the frame player as widget and page, GIFs, the diagram of the modules.
 
-Colours are those of Okabe and Ito 2008. Colour-blind readers can tell them apart, also from `GREY`.
+The colours are those of Okabe and Ito 2008. Colour-blind readers can distinguish them from each other and from `GREY`.
 """
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GREY = "#707070"  # baselines, in every figure
+GREY = "#707070"  # colour of baselines in every figure

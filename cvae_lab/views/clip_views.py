@@ -1,4 +1,4 @@
-"""A predicted clip as files: animated GIFs and the HTML player, with true frames and scores where known."""
+"""Files that show a predicted clip: animated GIFs and the HTML player, with true frames and scores if known."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -18,20 +18,20 @@ from cvae_lab.evaluation.metrics import psnr, static_baseline
 from cvae_lab.views.html_player import write_html
 from cvae_lab.views.sprites import SCALE, Pictures
 
-FASTEST = 50  # frames per second: browsers slow down a GIF whose frames last less than 2/100 s
+FASTEST = 50  # frames per second; browsers play a GIF more slowly if its frames last less than 2/100 s
 CAPTION = 20  # height of a line of text in a GIF, pixels
 FONT_SIZE = 13  # pixels
 MARGIN = 4  # pixels between the panels of a GIF
-BACKGROUND, BLANK = (235,) * 3, 205  # greys around the panels, and of a panel without a picture
+BACKGROUND, BLANK = (235,) * 3, 205  # grey around the panels, and grey of a panel without a picture
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
-    """Write an endlessly repeating GIF that lasts as long as the video, to 1/100 s.
+    """Write a GIF that repeats forever. It is as long as the video, with an error of at most 1/100 s.
 
-    A GIF counts time in hundredths of a second. The rounding error is carried from frame to frame, so at 30 frames
-    per second they last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second some frames are left out. Equal
-    neighbours become one frame that lasts as long as both. One palette of 256 colours serves all frames, so a
-    constant background does not flicker and adds no bytes.
+    A GIF stores durations in hundredths of a second. The rounding error is added to the next frame, so the frames of a
+    video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
+    out. Equal neighbours become one frame that lasts as long as both. All frames have the same palette of 256 colours,
+    so a constant background does not flicker and adds no bytes.
     """
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
@@ -49,7 +49,7 @@ def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None
 
 
 def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
-    """Index of every frame to write, and its duration in hundredths of a second."""
+    """Yield the index of every frame to write, and its duration in hundredths of a second."""
     rate = min(fps, FASTEST)
     count = max(1, round(n * rate / fps))
     ends = [round(100 * (k + 1) / rate) for k in range(count)]
@@ -60,9 +60,10 @@ def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
 def write_grid_gif(
     path: Path, clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int = 2
 ) -> None:
-    """Write one GIF with a row per clip: label, truth where known, prediction; every second frame, in real time.
+    """Write one GIF with a row per clip: label, true frame if known, prediction.
 
-    The rows end with the shortest prediction. Captions name clips, columns and the frame.
+    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips and
+    columns and the frame number.
     """
     length = min(len(frames) for frames in predictions)
     frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
@@ -70,14 +71,14 @@ def write_grid_gif(
 
 
 def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write a GIF of one clip at 20 frames per second: label, truth where known, prediction, with captions."""
+    """Write a GIF of one clip at 20 frames per second: label, true frame if known and prediction, with captions."""
     write_gif(path, _captioned([clip], [frames], SCALE, range(1, len(frames) + 1)))
 
 
 def _captioned(
     clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
 ) -> Pictures:
-    """Pictures of all clips, a row for each, with the names of rows and columns and the frame number."""
+    """Pictures with one row per clip, the names of rows and columns, and the frame number."""
     font = _font()
     known = any(clip.answer is not None for clip in clips)
     names = ["pose label", *["truth"] * known, "prediction"]
@@ -116,7 +117,7 @@ def _enlarged(panel: Tensor, scale: int) -> Pictures:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The font that matplotlib brings along, so that captions are the same on every machine."""
+    """The font that matplotlib includes, so that captions are the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
 
 
@@ -127,7 +128,7 @@ def _text(text: str, width: int, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarr
 
 
 def write_clip_player(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write the HTML player of one clip: label, truth where known, prediction, and PSNR where known."""
+    """Write the HTML player of one clip: label, true frame and PSNR if known, and prediction."""
     known: dict[str, Any] = {}
     if clip.answer is not None:
         truth = to_float(clip.answer)

@@ -1,4 +1,4 @@
-"""What all figures have in common: size, style, alternative text, vector files."""
+"""Size and style of all figures, and functions for alternative text and vector files."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ STYLE = {
 
 
 class DescribedFigure(Figure):
-    """A figure with alternative text, which a notebook stores beside the picture for readers who cannot see it."""
+    """A figure with alternative text for readers who cannot see the picture. A notebook stores the text with it."""
 
     alt = ""
 
@@ -64,14 +64,14 @@ def described(figure: Figure, alt: str) -> Figure:
 
 
 def save_vector(figure: Figure, path: Path | str) -> Path:
-    """Save a figure as SVG or PDF, by the suffix of `path`, with its alternative text as the description.
+    """Save a figure as SVG or PDF, depending on the suffix of `path`; its alternative text becomes the description.
 
-    Text in an SVG stays text. Raises ValueError for other suffixes.
+    Text in an SVG file stays text. Raises ValueError for other suffixes.
     """
     path = Path(path)
     keys = {".svg": "Description", ".pdf": "Subject"}
     if path.suffix not in keys:
-        raise ValueError(f"{path}: a vector file ends in .svg or .pdf; change the name.")
+        raise ValueError(f"{path}: the name of a vector file must end in .svg or .pdf; change the name.")
     metadata = {
         keys[path.suffix]: getattr(figure, "alt", ""),
         "Date" if path.suffix == ".svg" else "CreationDate": None,

@@ -34,7 +34,7 @@ __all__ = [
     "save_vector", "schedule", "strategy_bars", "with_band",
 ]  # fmt: skip
 GUTTER = 225  # light grey between pictures, so that white labels have an edge
-MANY = 12  # from this number of runs on, a history shows their range with the best and the worst run
+MANY = 12  # for this number of runs or more, `histories` draws their range, the best and the worst run
 LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 
 
@@ -42,9 +42,9 @@ LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 def film_strip(
     rows: Mapping[str, Frames], indices: Sequence[int], title: str = "", pixels: int | None = None
 ) -> Figure:
-    """The frames at `indices`, a named row for each clip and a column for each frame number (index + 1).
+    """Draw the frames at `indices`: one row per clip with its name, one column per frame number (index + 1).
 
-    `pixels` is the number of screen pixels per frame pixel at 100 dpi; by default the strip fills the width.
+    `pixels` is the number of screen pixels per frame pixel at 100 dpi. By default the strip fills the width.
     """
     if not rows or not len(indices):
         raise ValueError("There is nothing to show: give at least one row of frames and one index.")
@@ -72,7 +72,7 @@ def film_strip(
 
 @plt.rc_context(STYLE)
 def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> Figure:
-    """Step curves of one value per epoch; later curves are thinner, so that equal parts of curves stay visible."""
+    """Draw step curves with one value per epoch. Later curves are thinner, so that equal curves stay visible."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained", FigureClass=DescribedFigure)
     for i, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
@@ -92,15 +92,15 @@ def histories(
     columns: Sequence[str] = ("mse", "kl_nats", "val_psnr_prior"),
     baseline: int | float | None = None,
 ) -> Figure:
-    """One panel per column of the runs' histories, three to a row; epochs without a value are skipped.
+    """Draw one panel per column of the histories of runs, three panels per row.
 
-    A name with several histories (seeds) is drawn as their mean and a band from the lowest to the highest value,
-    over the fraction of training. From 12 names on, one band covers all runs, and lines show the best and the
-    worst run by the last column: the highest PSNR, or the lowest value of another column.
+    Epochs without a value are skipped. If a name has several histories (seeds), a line shows their mean and a band
+    their range, over the fraction of training. For 12 names or more, one band shows the range of all runs, and lines
+    show the best and the worst run by the last column (highest PSNR, or lowest value of another column).
 
     Args:
-        histories: a history per name, or several, one per seed.
-        columns: columns to draw; `COLUMN_LABELS` has their titles.
+        histories: by name, one history or a sequence of histories with one per seed.
+        columns: columns to draw. Their titles are in `COLUMN_LABELS`.
         baseline: PSNR of the static baseline in dB, drawn in the PSNR panels.
     """
     groups = {name: [h] if isinstance(h, pd.DataFrame) else list(h) for name, h in histories.items()}
@@ -131,14 +131,14 @@ def histories(
 
 
 def _same_time_axis(figure: Figure) -> None:
-    """Give all panels one range of epochs, because some columns start late."""
+    """Set the same range of epochs in all panels, because some columns have no value in the first epochs."""
     ends = [ax.get_xlim() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
 
 
 def _legend_below(figure: Figure, columns: int) -> None:
-    """One legend for all panels, with every name once."""
+    """Draw one legend for all panels, which contains every name once."""
     handles = [ax.get_legend_handles_labels() for ax in figure.axes]
     entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
     ncols = min(len(entries), columns)
@@ -146,7 +146,7 @@ def _legend_below(figure: Figure, columns: int) -> None:
 
 
 def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str, list[pd.DataFrame]]:
-    """All histories as one group, then the best and the worst group by the last value of `column`."""
+    """Three groups: all histories, the best group and the worst group by the last value of `column`."""
     last = {name: np.mean([h[column].dropna().iloc[-1] for h in group]) for name, group in groups.items()}
     ranked = sorted(last, key=last.__getitem__, reverse="psnr" in column)
     everything = [history for group in groups.values() for history in group]
@@ -159,7 +159,7 @@ def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str
 
 
 def _scale_axis(ax: Axes, column: str, values: Sequence[pd.Series]) -> None:
-    """Choose a logarithmic axis for columns that span decades, and the range from 0 to 1 for ratios."""
+    """Set a logarithmic axis for columns whose values span decades, and the range from 0 to 1 for ratios."""
     if column in LOGARITHMIC and any((series > 0).any() for series in values):
         ax.set_yscale("log", nonpositive="mask")
         low, high = ax.get_ylim()
@@ -179,7 +179,7 @@ def _line(ax: Axes, history: pd.DataFrame, column: str, name: str, colour: str) 
 
 
 def _band(ax: Axes, group: Sequence[pd.DataFrame], column: str, name: str, colour: str) -> None:
-    """Mean and range over seeds. Runs on a time budget differ in epochs, so all are read at 100 fractions of them."""
+    """Draw mean and range over seeds at 100 fractions of training, because numbers of epochs may differ."""
     fractions = np.linspace(0, 1, 101)[1:]
     known = [history.dropna(subset=[column]) for history in group]
     known = [history for history in known if len(history)]
@@ -198,10 +198,10 @@ def psnr_per_frame(
     mark: str = "trained unroll",
     smooth: int = 15,
 ) -> Figure:
-    """PSNR in dB of frames 1, 2, ...: curves averaged over `smooth` frames, and raw where there are one or two.
+    """Draw the PSNR in dB of frames 1, 2, ... as curves that are averaged over `smooth` frames.
 
-    The first `horizon` frames are shaded and called `mark`. The legend gives the mean of the frame PSNRs.
-    Infinite values (perfect frames) are left out.
+    One or two curves are also drawn without averaging. The first `horizon` frames are shaded, with the name `mark` in
+    the legend. The legend also gives the mean of the frame PSNRs. Infinite values (perfect frames) are left out.
     """
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2), layout="constrained", FigureClass=DescribedFigure)
     for (name, values), dashes in zip(baselines.items(), cycle(("--", ":", "-.")), strict=False):
@@ -210,7 +210,7 @@ def psnr_per_frame(
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
         style = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
-        if len(curves) <= 2:  # more raw lines than that hide each other
+        if len(curves) <= 2:  # more than two raw lines would hide each other
             ax.plot(_frames(values), values, **style)
         ax.plot(_frames(values), _smoothed(values, smooth), color=_colour(i), label=_with_mean(name, values))
     handles, _ = ax.get_legend_handles_labels()
@@ -228,9 +228,9 @@ def psnr_per_frame(
 
 @plt.rc_context(STYLE)
 def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
-    """Mean PSNR of every variant, the best on top, against a static baseline; the title states the result.
+    """Draw the mean PSNR of every variant and of the static baseline, the best on top. The title states the result.
 
-    `table` has the columns `variant`, `psnr_mean` and perhaps `psnr_std`, drawn as one standard deviation.
+    `table` has the columns `variant`, `psnr_mean` and optionally `psnr_std`, which is drawn as error bars.
     """
     table = table.sort_values("psnr_mean")
     names, means = table["variant"].astype(str).tolist(), table["psnr_mean"].to_numpy(float)
@@ -260,7 +260,7 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
 
 
 def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baseline: int | float) -> str:
-    """Say which variant is best, by how much, and how large the spread over seeds is."""
+    """One sentence: the best variant, its distance to the next one, and the standard deviation over seeds."""
     if len(names) == 1:
         return f"{names[0]}: {means[0] - baseline:+.2f} dB against the static baseline"
     deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)" if spread[-2:].any() else ""
@@ -273,7 +273,7 @@ def _colour(i: int) -> str:
 
 
 def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np.ndarray, "high wide 3"]:
-    """All pictures on one sheet, `gap` pixels apart."""
+    """All pictures in one array, with gaps of `gap` pixels."""
     rows, columns, height, width, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=GUTTER)
     sheet = padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
@@ -290,7 +290,7 @@ def _frames(values: np.ndarray) -> np.ndarray:
 
 
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average over `window` frames, fewer at the ends."""
+    """Centred moving average over `window` frames, and over fewer frames at the ends."""
     return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 

@@ -1,4 +1,4 @@
-"""The stand-alone HTML page: the frame player with no kernel, no network and no other file."""
+"""The frame player as one HTML file that needs no kernel, no network and no other file."""
 
 import html
 import json
@@ -39,10 +39,11 @@ def html_player(
     numbers: Sequence[int] | None = None,
     name: str = "prediction",
 ) -> str:
-    """A page that plays the clip; the arguments are those of `scrubber`, and so are keys and buttons.
+    """Return an HTML page that plays the clip. Arguments, keys and buttons are those of `scrubber`.
 
-    Each panel keeps 256 colours, so pixels are approximate: 44 dB against the true frames of the first test
-    clip of `small` (629 frames), 49 dB against real frames. A page of 629 frames with truth has 1 to 2 MB.
+    Each panel is reduced to 256 colours, so the pixels are approximate. Their PSNR to the original frames is 44 dB for
+    the true frames of the first test clip of `small` (629 frames) and 49 dB for real frames. A page of 629 frames with
+    true frames has 1 to 2 MB.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title or "Predicted clip", fps, horizon, numbers)
@@ -64,12 +65,12 @@ def html_player(
 def write_html(
     path: Path | str, labels: Frames, prediction: Frames, **options: ArrayLike | Frames | None
 ) -> None:
-    """Write the stand-alone player atomically; the options are those of `html_player`."""
+    """Write the player page atomically. The options are those of `html_player`."""
     write_text(path, html_player(labels, prediction, **options))
 
 
 class EmbeddedPage:
-    """A page in a notebook's output; `embed` makes it."""
+    """A player page in the output of a notebook, made by `embed`."""
 
     def __init__(self, page: str, height: int) -> None:
         found = STATIC.search(page)
@@ -78,9 +79,9 @@ class EmbeddedPage:
         self._height = height
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        """HTML that shows the page, or its static film strip where a notebook removes styles, frames and scripts.
+        """HTML that shows the page, or its static film strip if the notebook removes styles, frames and scripts.
 
-        The frame is sandboxed: its scripts cannot reach the notebook. The page reports its height by a message.
+        The iframe is sandboxed, so its scripts have no access to the notebook. The page sends its height as a message.
         """
         text = html.escape(self._page, quote=True)
         resize = (
@@ -100,10 +101,10 @@ class EmbeddedPage:
 
 
 def embed(page: str, height: int = 420) -> EmbeddedPage:
-    """Show a stand-alone page in a notebook's output.
+    """Show a player page in the output of a notebook.
 
     Args:
         page: the text of `html_player`.
-        height: of the frame in CSS pixels until the page has reported its own.
+        height: height of the iframe in CSS pixels until the page has sent its own height.
     """
     return EmbeddedPage(page, height)

@@ -1,4 +1,4 @@
-"""A diagram of the five modules. Its connections, shapes and costs are traced from one real training step."""
+"""A diagram of the five modules. Connections, shapes and operation counts are recorded in a real training step."""
 
 import textwrap
 from contextlib import ExitStack
@@ -25,7 +25,7 @@ BOX, ROW, TITLE = (1.72, 0.84), 1.0, 0.42  # inches
 
 @dataclass(frozen=True)
 class Part:
-    """An input, z, or one call of a module: its output shapes without the batch, and its cost for one frame."""
+    """An input, z, or one call of a module, with its output shapes (without the batch) and operations per frame."""
 
     shapes: tuple[tuple[int, ...], ...]
     sources: tuple[str, ...] = ()
@@ -34,15 +34,15 @@ class Part:
 
     @property
     def once(self) -> bool:
-        """Whether the call happens once per clip, not once per frame."""
+        """Whether the call is made once per clip instead of once per frame."""
         return bool(self.sources) and set(self.sources) <= {"x_0", "p_0"}
 
 
 def trace(model: CVAE, height: int = 32, width: int = 64) -> dict[str, Part]:
-    """Trace one training step: every module call with its inputs, output shapes, parameters and cost.
+    """Record every module call of one training step with its inputs, output shapes, parameters and operations.
 
-    A module with one input is named after both, for example `RGB_Encoder(x_t)`. The sources of a call are found by
-    walking the autograd graph back from the call's inputs, so every connection exists in the model.
+    The name of a call is the name of the module. If the call has one input, it is added: `RGB_Encoder(x_t)`. The
+    sources of a call are found in the autograd graph of its inputs, so every drawn connection exists in the model.
     """
     parts: dict[str, Part] = {}
     nodes: dict[Node, str] = {}
@@ -83,7 +83,7 @@ def _note(
 
 
 def _sources(tensors: tuple[Tensor, ...], nodes: dict[Node, str]) -> tuple[str, ...]:
-    """Names of the recorded parts that these tensors are computed from, in order of recording."""
+    """Names of the recorded parts from which these tensors are computed, in order of recording."""
     found, seen, queue = set(), set(), [get_gradient_edge(tensor).node for tensor in tensors]
     while queue:
         node = queue.pop()
@@ -97,7 +97,10 @@ def _sources(tensors: tuple[Tensor, ...], nodes: dict[Node, str]) -> tuple[str, 
 
 @plt.rc_context(STYLE)
 def diagram(parts: dict[str, Part], title: str = "") -> Figure:
-    """Draw every module call as a box, shaded by its fraction of a frame's cost; dashed boxes run once per clip."""
+    """Draw every module call as a box.
+
+    The shaded part of a box is its fraction of the operations per frame. Dashed boxes are calls made once per clip.
+    """
     rows, places, drawn = sum(key in parts for key in INPUTS[:-1]), _places(parts), set[str]()
     total = sum(part.flops for part in parts.values() if not part.once)
     figure = plt.figure(figsize=(WIDTH, rows * ROW + TITLE), FigureClass=DescribedFigure)

@@ -1,8 +1,8 @@
-// The frame player: one source for the notebook widget (through anywidget) and the stand-alone HTML page.
+// The frame player. The notebook widget (through anywidget) and the HTML page both use this file.
 //
-// `clip` holds what never changes: size and number of frames, captions, frame numbers, curves in dB.
-// `sheets[k][s]` is picture s of panel k: many frames side by side, row by row.
-// `store` holds what changes (frame, playing, speed) and calls its listeners after every change.
+// `clip` contains constant data: size and number of frames, captions, frame numbers, curves in dB.
+// `sheets[k][s]` is sprite sheet s of panel k: a picture with many frames side by side, row by row.
+// `store` contains the state (frame, playing, speed) and calls its listeners after every change.
 
 const LEFT = 40, RIGHT = 12, TOP = 8, BOTTOM = 24, HEIGHT = 140; // margins and height of the curve, CSS pixels
 const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 4];
@@ -42,7 +42,7 @@ function legend(clip) {
   }));
 }
 
-// The PSNR curve as SVG text for a given width, so that its text has the same size on a narrow screen.
+// Return the PSNR curve as SVG of the given width, so that its text has the same size on a narrow screen.
 function curveSvg(clip, width) {
   const n = clip.frames, inner = width - LEFT - RIGHT;
   const finite = clip.curves.flatMap(({ values }) => values.filter((value) => value !== null));
@@ -67,7 +67,7 @@ function curveSvg(clip, width) {
     parts.push(`<text x="${x(i)}" y="${HEIGHT - 6}" text-anchor="middle">${i === every - 1 ? "frame " : ""}${clip.numbers[i]}</text>`);
   }
   for (const { values, color, dash } of clip.curves) {
-    let pen = "M"; // the line is broken where a value is not finite
+    let pen = "M"; // the line has a gap at values that are not finite
     const path = values.map((value, i) => {
       const piece = value === null ? "" : `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = value === null ? "M" : "L";
@@ -84,7 +84,7 @@ function curveSvg(clip, width) {
 function createPlayer(root, clip, sheets, store, keyTarget = root) {
   const last = clip.frames - 1;
   const canvases = clip.captions.map((caption) => element("canvas",
-    { width: clip.width, height: clip.height, role: "img", "aria-label": `${caption}, the frame that is shown` }));
+    { width: clip.width, height: clip.height, role: "img", "aria-label": `${caption}, current frame` }));
   const panels = canvases.map((canvas, k) =>
     element("figure", {}, element("figcaption", {}, clip.captions[k]), canvas));
   const button = element("button", { type: "button" }, "Play");
@@ -96,8 +96,8 @@ function createPlayer(root, clip, sheets, store, keyTarget = root) {
   const plot = element("div", { class: "plot" }), drawing = element("div");
   plot.append(drawing, cursor);
   const hasCurve = clip.curves.length > 0;
-  const keys = "← → one frame, with Shift ten · Page keys a tenth of the clip · Home, End · Space plays"
-    + (hasCurve ? " · click the curve to seek" : "");
+  const keys = "← →: one frame (with Shift: ten) · Page Up, Page Down: a tenth of the clip · Home, End · Space: play, pause"
+    + (hasCurve ? " · click on the curve: go to that frame" : "");
 
   root.classList.add("cvae-player");
   const attributes = { role: "group", "aria-label": clip.title || "frame player", tabindex: 0,
@@ -132,7 +132,8 @@ function createPlayer(root, clip, sheets, store, keyTarget = root) {
     if (store.playing) start();
   }
 
-  // Two views of one widget play together: each computes the frame from the clock, so neither doubles the speed.
+  // Several views of one widget share `store`. Each computes the frame from the clock, so that two views do not play at
+  // twice the speed.
   let running = false, base = null, expected = -1;
   function tick(now) {
     if (!store.playing || !root.isConnected) {
@@ -158,7 +159,7 @@ function createPlayer(root, clip, sheets, store, keyTarget = root) {
 
   function key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    event.stopPropagation(); // a notebook has shortcuts of its own for these keys
+    event.stopPropagation(); // a notebook uses these keys for its own shortcuts
     const step = event.shiftKey ? 10 : 1, page = Math.max(1, Math.round(clip.frames / 10));
     const actions = {
       ArrowLeft: () => seek(store.frame - step), ArrowRight: () => seek(store.frame + step),
@@ -205,7 +206,7 @@ function createPlayer(root, clip, sheets, store, keyTarget = root) {
   };
 }
 
-// What changes, on a page without a kernel.
+// The store of a page without a kernel.
 function pageStore() {
   const state = { frame: 0, playing: false, speed: 1 }, listeners = new Set();
   return {
@@ -221,8 +222,8 @@ function pageStore() {
   };
 }
 
-// What changes, in a notebook: the model's traits. Drawing never waits for the kernel, and the kernel hears of a
-// change at most ten times a second, so a busy kernel collects no queue. Frames count from 1 in the kernel.
+// The store of a notebook widget: the traits of its model. Drawing does not depend on the kernel. Changes are sent to
+// the kernel at most ten times a second, so that no queue builds up while it is busy. In the kernel, frames count from 1.
 function widgetStore(model, isConnected) {
   let timer = null, sent = 0;
   const save = () => {
@@ -262,8 +263,8 @@ function render({ model, el }) {
   };
 }
 
-// The stand-alone page holds its sheets as hidden pictures. It listens for keys everywhere on the page, and tells a
-// notebook around it how tall it is.
+// The HTML page contains its sheets as hidden pictures. Its keys work everywhere on the page. If the page is inside a
+// notebook, it sends its height to the notebook.
 function renderPage(root) {
   const clip = JSON.parse(root.dataset.clip);
   const pictures = [...root.querySelectorAll("img")];

@@ -1,4 +1,4 @@
-"""Frame players under one name, for notebooks: widget, stand-alone page, GIF."""
+"""All frame players for notebooks in one module: widget, HTML page, GIF."""
 
 from cvae_lab.views.clip_views import write_gif
 from cvae_lab.views.html_player import embed, html_player, write_html

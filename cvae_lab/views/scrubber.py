@@ -1,4 +1,4 @@
-"""The frame scrubber: a notebook widget that plays a clip in the browser, with no help from the kernel."""
+"""The frame scrubber: a notebook widget that plays a clip in the browser, even while the kernel is busy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,18 +20,18 @@ from cvae_lab.views.sprites import (
 
 
 class Scrubber(anywidget.AnyWidget):
-    """A player of one clip. All frames are sent to the browser once, which draws them and the curve's cursor.
+    """A player of one clip. All frames are sent to the browser once, and the browser draws them.
 
-    `frame` counts from 1 and is synchronised with the kernel, at most ten times a second while the clip plays.
-    Link it to other widgets with `ipywidgets.jslink((slider, "value"), (scrubber, "frame"))`, or observe it.
-    `speed` is a factor on the clip's frames per second.
+    `frame` counts from 1. It is synchronised with the kernel, at most ten times a second while the clip plays. Link it
+    to other widgets with `ipywidgets.jslink((slider, "value"), (scrubber, "frame"))`, or observe it. `speed` is a
+    factor by which the frames per second of the clip are multiplied.
     """
 
     _esm = source("player.js")
     _css = source("player.css")
     clip = traitlets.Dict().tag(sync=True)
     sheets = traitlets.List().tag(sync=True)
-    # The kernel does not echo what the browser sends: an echo that arrives late would undo a newer change.
+    # The kernel does not send values of the browser back, because a late reply would undo a newer change.
     frame = traitlets.Int(1).tag(sync=True, echo_update=False)
     playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
     speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
@@ -45,7 +45,7 @@ class Scrubber(anywidget.AnyWidget):
         return max(1, min(self.clip["frames"], proposal["value"]))
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Add a static film strip, which is shown where the widget cannot be."""
+        """Add a static film strip, which is shown if the widget cannot be shown."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": self._static, "text/plain": INVITATION}, metadata
 
@@ -62,14 +62,14 @@ def scrubber(
     numbers: Sequence[int] | None = None,
     fps: int | float = 20,
 ) -> Scrubber:
-    """A notebook widget to move through a clip by playing it, dragging, clicking the curve or pressing keys.
+    """Create a notebook widget that plays a clip and moves through it by slider, keys or clicks on the curve.
 
     Args:
         labels, prediction, truth: frames of one shape; their pixels are shown unchanged.
         psnr, baseline: PSNR in dB per frame, of the prediction and of the static baseline.
-        horizon: number of frames that training unrolled; they are shaded in the curve.
+        horizon: number of frames of the training unroll; they are shaded in the plot of the curve.
         name: caption of `prediction`.
-        numbers: number of each frame in its clip, where not all frames are shown.
+        numbers: number of each frame in its clip; give it if not all frames of the clip are shown.
         fps: frames per second at speed 1.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)

@@ -1,6 +1,6 @@
-"""A clip as data for the players: panels of pictures, sprite sheets, PSNR curves, and a static film strip.
+"""Data of a clip for the players: panels of pictures, sprite sheets, PSNR curves, and a static film strip.
 
-Everywhere `labels`, `prediction` and `truth` have the same length, and index i of each is the same moment.
+In all functions, `labels`, `prediction` and `truth` have the same length, and index i is the same frame number in each.
 The first frame of a clip is not predicted and is left out, so index 0 is frame 1.
 """
 
@@ -23,20 +23,22 @@ from cvae_lab.views import GREY, PALETTE
 SCALE = 4  # screen pixels per frame pixel in a GIF
 PANEL_WIDTH = 256  # screen pixels of a panel in a player
 GAP = 1  # frame pixels between panels
-STRIP_PIXELS = 64  # greatest width of a frame in a film strip, frame pixels
-PALETTE_SAMPLE = 2_000_000  # pixels that choose the colours of a sheet; a larger sheet is sampled
-SHEET = 4096  # greatest width and height of a sprite sheet: phones refuse larger pictures
+STRIP_PIXELS = 64  # largest width of a frame in a film strip, in frame pixels
+PALETTE_SAMPLE = 2_000_000  # the colours of a sheet are chosen from at most this number of pixels
+SHEET = 4096  # largest width and height of a sprite sheet; phones do not decode larger pictures
 INVITATION = "Run this cell for the interactive player."
 
 Pictures = UInt8[np.ndarray, "_ _ _ 3"]  # (time, height, width, 3)
 
 
 def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> list[Pictures]:
-    """Convert label, truth (where known) and prediction to uint8 pictures. Raises ValueError if shapes differ."""
+    """Convert label, truth (if known) and prediction to uint8 pictures. Raises ValueError if shapes differ."""
     parts = [label, prediction] if truth is None else [label, truth, prediction]
     shapes = " ".join(str(tuple(part.shape)) for part in parts)
     if len({part.shape for part in parts}) > 1:
-        raise ValueError(f"Clips differ in shape, {shapes}: leave the first frame out of all of them.")
+        raise ValueError(
+            f"The clips have different shapes, {shapes}: leave the first frame out of all of them."
+        )
     if not len(label):
         raise ValueError("There are no frames to show: give at least one.")
     return [to_uint8(part).permute(0, 2, 3, 1).numpy() for part in parts]
@@ -48,9 +50,10 @@ def captions(with_truth: bool, name: str = "prediction") -> list[str]:
 
 
 def panels(label: Frames, truth: Frames | None, prediction: Frames, scale: int = SCALE) -> Pictures:
-    """Label, truth (where known) and prediction side by side, enlarged without smoothing.
+    """Put label, truth (if known) and prediction side by side, and enlarge them without smoothing.
 
-    A thin white gap separates them: (time, height * scale, (k * width + (k - 1) * GAP) * scale, 3).
+    A thin white gap separates the k panels. The shape is
+    (time, height * scale, (k * width + (k - 1) * GAP) * scale, 3).
     """
     parts = split_panels(label, truth, prediction)
     gap = np.full((*parts[0].shape[:2], GAP, 3), 255, np.uint8)
@@ -68,15 +71,15 @@ def clip_data(
     horizon: int | None,
     numbers: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """Collect what a player needs besides the pictures, as values that JSON can hold.
+    """Return the data of a player, except for the pictures, as values that JSON can represent.
 
-    Raises ValueError where a curve or the frame numbers do not fit the number of frames.
+    Raises ValueError if a curve or the list of frame numbers does not have one value per frame.
     """
     n, height, width, _ = parts[0].shape
     columns, per_sheet = sheet_layout(n, height, width)
     numbers = range(1, n + 1) if numbers is None else numbers
     if len(numbers) != n:
-        raise ValueError(f"{len(numbers)} frame numbers do not fit {n} frames: give one number for each.")
+        raise ValueError(f"There are {len(numbers)} frame numbers for {n} frames: give one number for each.")
     panel = width * max(1, round(PANEL_WIDTH / width))
     curves = [
         _curve("prediction", "", psnr, n, PALETTE[0], ""),
@@ -93,26 +96,32 @@ def clip_data(
 def _curve(
     name: str, prefix: str, values: ArrayLike | None, n: int, color: str, dash: str
 ) -> dict[str, Any] | None:
-    """One PSNR curve for JSON, which has no infinity: values that are not finite become None."""
+    """One PSNR curve for JSON. Values that are not finite become None, because JSON has no infinity."""
     if values is None:
         return None
     values = np.asarray(values, float)
     if values.shape != (n,):
         raise ValueError(
-            f"PSNR of shape {values.shape} does not fit {n} predictions: give one value for each."
+            f"The PSNR has shape {values.shape}, but there are {n} predictions: give one value for each."
         )
     finite = [round(float(value), 3) if np.isfinite(value) else None for value in values]
     return {"name": name, "prefix": prefix, "values": finite, "color": color, "dash": dash}
 
 
 def sheet_layout(n: int, height: int, width: int) -> tuple[int, int]:
-    """Frames per row of a sprite sheet, and frames per sheet; a sheet is about square and at most SHEET pixels wide."""
+    """Return the frames per row of a sprite sheet and the frames per sheet.
+
+    A sheet is approximately square, and at most SHEET pixels wide and high.
+    """
     columns = max(1, min(math.ceil(math.sqrt(n * height / width)), SHEET // width))
     return columns, columns * max(1, min(math.ceil(n / columns), SHEET // height))
 
 
 def sprite_sheets(pictures: Pictures, colours: int | None = None) -> list[bytes]:
-    """Encode all pictures of a panel as lossless WebP sheets, row by row; `colours` reduces each to a palette first."""
+    """Encode all pictures of a panel as lossless WebP sheets, row by row.
+
+    If `colours` is given, each sheet is first reduced to a palette of this size.
+    """
     n, height, width, _ = pictures.shape
     columns, per_sheet = sheet_layout(n, height, width)
     return [
@@ -131,7 +140,7 @@ def _grid(pictures: Pictures, columns: int) -> UInt8[np.ndarray, "high wide 3"]:
 
 
 def encode(picture: UInt8[np.ndarray, "_ _ 3"], colours: int | None = None) -> bytes:
-    """Encode a picture as lossless WebP, with at most `colours` colours where that is given."""
+    """Encode a picture as lossless WebP, with at most `colours` colours if that is given."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     if colours:
         every = math.ceil(math.sqrt(picture.size / 3 / PALETTE_SAMPLE))
@@ -145,18 +154,19 @@ def encode(picture: UInt8[np.ndarray, "_ _ 3"], colours: int | None = None) -> b
 
 
 def data_uri(webp: bytes) -> str:
-    """A WebP picture as an address that holds the picture itself."""
+    """Return a data URI that contains a WebP picture."""
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
 def film_strip_html(
     parts: Sequence[Pictures], names: Sequence[str], numbers: Sequence[int], title: str = "", columns: int = 6
 ) -> str:
-    """A few frames of every panel as HTML that needs no kernel, script or trust, above the sentence INVITATION.
+    """Return a few frames of every panel as HTML without scripts, and the sentence INVITATION below them.
 
-    It stands in for the player where a notebook is only read: on GitHub, in an export, in an untrusted JupyterLab.
+    It is shown instead of the player if a notebook is not executed: on GitHub, in an export, or in a JupyterLab that
+    does not trust the notebook.
     """
-    every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames lose pixels
+    every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames are reduced
     parts = [part[:, ::every, ::every] for part in parts]
     n, height, width, _ = parts[0].shape
     picked = np.unique(np.linspace(0, n - 1, columns).round().astype(int))
@@ -177,5 +187,5 @@ def film_strip_html(
 
 
 def source(name: str) -> str:
-    """The text of a file of the players' front end: `player.js`, `player.css` or `player.html`."""
+    """Return the text of a front-end file of the player: `player.js`, `player.css` or `player.html`."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

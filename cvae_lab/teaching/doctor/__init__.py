@@ -1,4 +1,4 @@
-"""A check of a student's trainer: `examine` reads the syntax tree and applies the rules."""
+"""Static check of a student's trainer: `examine` applies rules to the syntax tree of its source code."""
 
 from cvae_lab.teaching.doctor.examine import CANNOT_SEE, Finding, examine, examine_source
 

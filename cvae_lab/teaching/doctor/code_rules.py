@@ -1,4 +1,4 @@
-"""Rules about noise, training, checkpoints and output. Each yields the lines where its mistake stands."""
+"""Rules about noise, training, checkpoints and output. Each yields the line numbers of its mistake."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ LOGVAR = re.compile(r"log_?var|lnvar", re.I)
 
 
 def uniform_noise(tree: ast.Module) -> Iterator[int]:
-    """`torch.rand` in a reparameterisation, or as the source of z."""
+    """z or its noise is drawn by `torch.rand`, which is uniform."""
     for function in functions(tree):
         reparameterises = "reparam" in function.name.lower()
         for node in ast.walk(function):
@@ -51,7 +51,7 @@ def logvar_as_deviation(tree: ast.Module) -> Iterator[int]:
 
 
 def _is_variance(node: ast.expr, defined: dict[str, ast.expr], depth: int = 0) -> bool:
-    """Whether an expression is logvar itself, or exp(logvar) without the half."""
+    """Whether an expression is logvar itself, or exp(logvar) without the factor 1/2."""
     if isinstance(node, ast.Name):
         if LOGVAR.search(node.id):
             return True
@@ -69,7 +69,7 @@ def _is_variance(node: ast.expr, defined: dict[str, ast.expr], depth: int = 0) -
 
 
 def one_draw_per_epoch(tree: ast.Module) -> Iterator[int]:
-    """The teacher-forcing decision is drawn outside the loop over batches."""
+    """The random decision about teacher forcing is made outside the loop over batches."""
     for function in functions(tree):
         loaders = [
             n for n in ast.walk(function)
@@ -115,7 +115,7 @@ def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
             and names_in(node.value) & roles
             and bounded.search(_text(node.value))
         ):
-            return  # every prediction is bounded where it is made
+            return  # every prediction is clamped when it is computed
     for function in functions(tree):
         if any(bounded.search(name) for name in names_in(function) if "grad" not in name):
             continue
@@ -135,7 +135,7 @@ def _to_bytes(node: ast.Call) -> bool:
 
 
 def optimizer_not_saved(tree: ast.Module) -> Iterator[int]:
-    """A checkpoint without the optimizer's state, or with the model's weights in its place."""
+    """A checkpoint has no optimizer state, or has the weights of the model instead of it."""
     for node in ast.walk(tree):
         if not (
             isinstance(node, ast.Call) and name_of(node.func) == "save" and "torch" in names_in(node.func)
@@ -165,7 +165,7 @@ def _state_dict(node: ast.expr) -> bool:
 
 
 def restarted_schedules(tree: ast.Module) -> Iterator[int]:
-    """Loading a checkpoint continues with a learning-rate schedule that starts at its beginning."""
+    """After a checkpoint is loaded, the learning-rate schedule starts again from its beginning."""
     schedules = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and re.search(r"LR$", name_of(n.func))]
     if not schedules:
         return
@@ -177,7 +177,7 @@ def restarted_schedules(tree: ast.Module) -> Iterator[int]:
 
 
 def optimizer_not_restored(tree: ast.Module) -> Iterator[int]:
-    """Loading a checkpoint restores the weights and makes a new optimizer without its saved state."""
+    """After a checkpoint is loaded, the optimizer is new and its saved state is not restored."""
     for function, restored in _resuming(tree):
         makes = [
             n for n in ast.walk(function)
@@ -188,7 +188,7 @@ def optimizer_not_restored(tree: ast.Module) -> Iterator[int]:
 
 
 def _resuming(tree: ast.Module) -> Iterator[tuple[Function, list[str]]]:
-    """Functions that load a checkpoint to continue training, and the names whose state they restore."""
+    """Yield functions that load a checkpoint to continue training, and the names whose state they restore."""
     for function in functions(tree):
         calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
         loads = any(name_of(n.func) == "load" and "torch" in names_in(n.func) for n in calls)
@@ -211,7 +211,7 @@ def short_mean(tree: ast.Module) -> Iterator[int]:
 
 
 def separate_clips(tree: ast.Module) -> Iterator[int]:
-    """The data set starts a clip only at every clip length, so most windows of frames are never seen."""
+    """Clips of the data set do not overlap, so most windows of frames are never used."""
     for function in functions(tree):
         if function.name == "__getitem__":
             arguments = [argument.arg for argument in function.args.args[1:]]
@@ -224,7 +224,7 @@ def separate_clips(tree: ast.Module) -> Iterator[int]:
 
 
 def accumulated_ramp(tree: ast.Module) -> Iterator[int]:
-    """A cyclical ramp made by adding a step misses its last value."""
+    """A cyclical ramp is computed by repeated addition, so it does not reach its last value."""
     for function in functions(tree):
         if re.search("cycl|anneal|frange", function.name, re.I):
             for loop in ast.walk(function):
@@ -233,7 +233,7 @@ def accumulated_ramp(tree: ast.Module) -> Iterator[int]:
 
 
 def hidden_eval(tree: ast.Module) -> Iterator[int]:
-    """A module defines its own `eval`, so batch norm and dropout never switch to evaluation."""
+    """A module defines its own `eval` method, so batch norm and dropout stay in training mode."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and any(name_of(base) == "Module" for base in node.bases):
             for method in node.body:

@@ -1,4 +1,7 @@
-"""Read a student's trainer without running it; report each mistake with file, line, reason and remedy."""
+"""Find mistakes in the source code of a student's trainer. The code is not run.
+
+Each mistake is reported with file, line, reason and correction.
+"""
 
 import ast
 import json
@@ -10,16 +13,16 @@ from pathlib import Path
 from cvae_lab.data.pixels import DataError
 from cvae_lab.teaching.doctor.rules import RULES, Rule
 
-MAX_BYTES = 5_000_000  # of one source file; larger files are not read
+MAX_BYTES = 5_000_000  # maximum size of a source file; larger files are not read
 CANNOT_SEE = (
-    "Not seen: values that only exist at run time (shapes, data, options given on the command line), code in imported "
-    "modules that are not in the folder, and mistakes outside this list."
+    "Not checked: values that only exist at run time (shapes, data, command-line options), imported modules that are "
+    "not in the folder, and mistakes that are not in this list."
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake in one place."""
+    """A mistake at one line of a file."""
 
     file: str
     line: int
@@ -33,9 +36,10 @@ class Finding:
 
 
 def examine(path: Path) -> list[Finding]:
-    """Return the findings in a .py or .ipynb file, a folder or a zip of them, by file and line.
+    """Return the mistakes in a .py or .ipynb file, or in a folder or zip of such files, by file and line.
 
-    In a notebook, lines are counted over all code cells together. Raises DataError where nothing can be read.
+    In a notebook, lines are counted over all code cells together. Raises DataError if a file cannot be read or there is
+    no such file.
     """
     findings = []
     for name, source in sources(path):
@@ -44,7 +48,7 @@ def examine(path: Path) -> list[Finding]:
 
 
 def examine_source(source: str, name: str = "trainer.py") -> list[Finding]:
-    """Return the findings in Python source text, by line. Raises DataError where it is no valid Python."""
+    """Return the mistakes in Python source text, by line. Raises DataError if it is not valid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -57,7 +61,7 @@ def examine_source(source: str, name: str = "trainer.py") -> list[Finding]:
 
 
 def sources(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, Python source) of every .py and .ipynb in a file, folder or zip; archives are not unpacked."""
+    """Yield (name, Python source) of every .py and .ipynb file at a path. A zip is read without unpacking it."""
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix in (".py", ".ipynb") and f.is_file())
         texts = ((str(f.relative_to(path)), _read(f)) for f in files if ".ipynb_checkpoints" not in f.parts)
@@ -72,13 +76,13 @@ def sources(path: Path) -> Iterator[tuple[str, str]]:
         count += 1
         yield name, _notebook_source(text, name) if name.endswith(".ipynb") else text
     if not count:
-        raise DataError(f"{path}: holds no .py or .ipynb file; give the trainer's source")
+        raise DataError(f"{path}: contains no .py or .ipynb file; give the source code of the trainer")
 
 
 def _read(file: Path) -> str:
     if file.stat().st_size > MAX_BYTES:
         raise DataError(
-            f"{file}: larger than {MAX_BYTES // 1_000_000} MB, so it is not read; give the source alone"
+            f"{file}: larger than {MAX_BYTES // 1_000_000} MB, so it is not read; give only source files"
         )
     return file.read_text(encoding="utf-8", errors="replace")
 
@@ -88,16 +92,16 @@ def _from_zip(path: Path) -> Iterator[tuple[str, str]]:
         for item in archive.infolist():
             if item.filename.endswith((".py", ".ipynb")) and not item.filename.startswith("__MACOSX"):
                 with archive.open(item) as file:
-                    content = file.read(MAX_BYTES + 1)  # bounded, whatever size the archive claims
+                    content = file.read(MAX_BYTES + 1)  # the size that the archive states may be wrong
                 if len(content) > MAX_BYTES:
                     raise DataError(
-                        f"{path}: {item.filename} is larger than {MAX_BYTES // 1_000_000} MB; leave it out"
+                        f"{path}: {item.filename} is larger than {MAX_BYTES // 1_000_000} MB; remove it from the zip"
                     )
                 yield item.filename, content.decode("utf-8", errors="replace")
 
 
 def _notebook_source(text: str, name: str) -> str:
-    """All code cells as one source; lines with shell commands and magics become comments."""
+    """All code cells as one Python source. Lines with shell commands and magics become comments."""
     try:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

@@ -1,7 +1,8 @@
-"""What the variables of a student's trainer hold: a small data-flow analysis on the syntax tree. No code is run.
+"""Data-flow analysis of a student's trainer on its syntax tree: which kinds of values a variable may have.
 
-The analysis follows frames, labels, features, predictions, noise and z through the statements of one function, in
-order. Branches are joined, and a loop over frames is read twice, so that values from its last iteration are known.
+The analysis goes through the statements of one function in order, and records frames, labels, features, predictions,
+noise and z. The values of both branches of an `if` are merged. A loop over frames is analysed twice, so that values
+from the previous iteration are known. No code is run.
 """
 
 import ast
@@ -15,7 +16,7 @@ ATTRIBUTES = {
     "label_transformation": "Label_Encoder",
     **{role: role for role in ROLES[2:]},
 }
-"""The course's attribute names, and the module that each one holds."""
+"""Attribute names in the code of the course, and the module of each."""
 
 FRAMES = re.compile(r"^(img|imgs|image|images|frame|frames|x|video|videos|clip)$", re.I)
 LABELS = re.compile(r"^(label|labels|pose|poses|cond|p|lbl|lbls)$", re.I)
@@ -25,11 +26,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Tag:
-    """One thing that a value may be.
+    """One kind of content that a value may have.
 
     Args:
         kind: frames, labels (whole clips), frame, label (one step), prediction, posterior, prior, noise, uniform.
-        offset: for frame and label: index minus the loop variable; None where it is constant or unknown.
+        offset: for frame and label: index minus the loop variable; None if the index is constant or unknown.
         constant: for frame and label: the constant index.
     """
 
@@ -44,7 +45,7 @@ NOTHING: Value = frozenset()
 
 @dataclass(frozen=True)
 class Call:
-    """A call of one of the five modules or of a loss inside a function, with what its arguments may hold."""
+    """A call of one of the five modules or of a loss in a function, with the possible content of its arguments."""
 
     role: str
     node: ast.Call
@@ -53,7 +54,7 @@ class Call:
 
 
 def roles_of(tree: ast.AST) -> dict[str, str]:
-    """Map attribute names to the course's modules: the usual names, and `self.NAME = RGB_Encoder(...)`."""
+    """Map attribute names to modules: the names in ATTRIBUTES, and every `self.NAME = RGB_Encoder(...)`."""
     roles = dict(ATTRIBUTES)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
@@ -82,7 +83,7 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 
 class Flow:
-    """The calls in one function, and what their arguments hold."""
+    """The calls in one function, and the possible content of their arguments."""
 
     def __init__(self, function: Function, roles: dict[str, str]) -> None:
         self.roles, self.values, self.calls, self.loop = roles, {}, {}, None
@@ -138,7 +139,7 @@ class Flow:
         self.loop = outer
 
     def _targets_from_loader(self, target: ast.expr) -> None:
-        """`for img, label in loader`: the names say what they hold."""
+        """In `for img, label in loader`, derive the content of the variables from their names."""
         for part in ast.walk(target):
             for pattern, kind in ((FRAMES, "frames"), (LABELS, "labels")):
                 if isinstance(part, ast.Name) and isinstance(target, ast.Tuple) and pattern.match(part.id):
@@ -187,7 +188,7 @@ class Flow:
         return joined
 
     def _sequence(self, value: Value) -> Value:
-        """What a list holds after `append(value)` in a loop: all frames, where the loop begins at frame 0."""
+        """Content of a list after `append(value)` in a loop: all frames, if the loop begins at frame 0."""
         start = first_value(self.loop) if self.loop else None
         whole = {"frame": "frames", "label": "labels"}
         return frozenset(
@@ -205,7 +206,7 @@ class Flow:
 
 
 def _index(node: ast.expr, variable: str) -> tuple[int | None, int | None] | None:
-    """(offset from the loop variable, constant index) of an index expression; None where neither is known."""
+    """(offset from the loop variable, constant index) of an index expression; None if neither is known."""
     parts = node.elts if isinstance(node, ast.Tuple) else [node]
     for part in parts:
         if isinstance(part, ast.Constant) and isinstance(part.value, int):
@@ -222,7 +223,7 @@ def _index(node: ast.expr, variable: str) -> tuple[int | None, int | None] | Non
 
 
 def first_value(loop: ast.For) -> int | None:
-    """Return the first value of `for i in range(...)`; None where it is no constant."""
+    """Return the first value of `for i in range(...)`; None if it is not a constant."""
     for node in ast.walk(loop.iter):
         if isinstance(node, ast.Call) and name_of(node.func) == "range":
             if len(node.args) == 1:

@@ -1,4 +1,4 @@
-"""Rules about the loop over frames: which frame, label and z each module gets, and which losses are summed."""
+"""Rules about the loop over frames: the frame, label and z that each module gets, and the sum of the losses."""
 
 import ast
 import re
@@ -28,7 +28,10 @@ def _flows(tree: ast.Module) -> Iterator[tuple[Function, Flow]]:
 
 
 def _target(flow: Flow, call: Call) -> int | None:
-    """Index of the predicted frame minus the loop variable: from the loss in the same loop, else from the range."""
+    """Index of the predicted frame minus the loop variable.
+
+    It is derived from the loss in the same loop, or from the range of the loop if there is no such loss.
+    """
     for other in flow.calls.values():
         if other.loop is call.loop and re.search(r"mse|criterion|l1", other.role, re.I):
             offsets = [tag.offset for value in other.arguments for tag in value if tag.kind == "frame"]
@@ -43,7 +46,7 @@ def _offsets(value: frozenset[Tag], kind: str) -> set[int]:
 
 
 def posterior_of_previous_frame(tree: ast.Module) -> Iterator[int]:
-    """The posterior gets the frame before the one that is predicted."""
+    """The input of the posterior is the previous frame instead of the predicted frame."""
     for _, flow in _flows(tree):
         for call in flow.of_role("Gaussian_Predictor"):
             target = _target(flow, call) if call.loop and call.arguments else None
@@ -53,7 +56,7 @@ def posterior_of_previous_frame(tree: ast.Module) -> Iterator[int]:
 
 
 def label_off_by_one(tree: ast.Module) -> Iterator[int]:
-    """The decoder gets the label of another frame than the one it predicts."""
+    """The input of the decoder is the label of another frame than the predicted one."""
     for _, flow in _flows(tree):
         for call in flow.of_role("Decoder_Fusion"):
             target = _target(flow, call) if call.loop and len(call.arguments) > 1 else None
@@ -63,7 +66,7 @@ def label_off_by_one(tree: ast.Module) -> Iterator[int]:
 
 
 def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
-    """Validation or test decodes a z that comes from the posterior, which has seen the answer."""
+    """Validation or test decodes a z from the posterior, whose input is the true frame."""
     for function, flow in _flows(tree):
         if not EVALUATION.search(function.name):
             continue
@@ -74,7 +77,7 @@ def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
-    """Validation or test feeds true frames to the decoder."""
+    """In validation or test, true previous frames are the input of the decoder."""
     for function, flow in _flows(tree):
         if not EVALUATION.search(function.name):
             continue
@@ -85,7 +88,7 @@ def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def loss_of_last_frame(tree: ast.Module) -> Iterator[int]:
-    """A loss that is computed behind the frame loop from values of its last iteration, or never summed in it."""
+    """A loss is computed after the frame loop from its last iteration, or is computed in the loop but not summed."""
     roles = set(roles_of(tree).items())
     decoders = {name for name, role in roles if role in ("Generator", "Decoder_Fusion")}
     for function in functions(tree):
