@@ -22,6 +22,7 @@ import torch
 from distributed import Client, Future, LocalCluster, wait
 
 from cvae_lab.config import RENAMED, ConfigError, RunConfig, parameters
+from cvae_lab.data.files import temporary_path
 from cvae_lab.runs.folder import RunFolder, RunInUseError, train_run
 from cvae_lab.runs.result import RunError
 from cvae_lab.runs.studies import Job
@@ -202,7 +203,8 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
     run.lock()  # raises where another process has the run; the kernel locks it for itself
     run.unlock()
     run.path.mkdir(parents=True, exist_ok=True)
-    unfinished, failed = run.path / f".notebook.{os.getpid()}.ipynb", run.path / "failed.ipynb"
+    # A temporary name, so that the next process removes the file of a killed one.
+    unfinished, failed = temporary_path(run.path / "notebook.ipynb"), run.path / "failed.ipynb"
     try:
         papermill.execute_notebook(
             _escaped(template), _escaped(unfinished), parameters=notebook_parameters(template, job),
