@@ -59,7 +59,9 @@ def edits(maximum=3, minimum=1):
     """Random changes of bytes: kind, place as a fraction of the length, data."""
     place = st.floats(0, 1, exclude_max=True)
     kinds = st.sampled_from(["replace", "insert", "delete", "flip", "cut"])
-    return st.lists(st.tuples(kinds, place, st.binary(min_size=1, max_size=12)), min_size=minimum, max_size=maximum)
+    return st.lists(
+        st.tuples(kinds, place, st.binary(min_size=1, max_size=12)), min_size=minimum, max_size=maximum
+    )
 
 
 def edited(content, changes):
@@ -86,7 +88,9 @@ LITERALS = st.recursive(
     | st.none()
     | st.text(max_size=5)
     | st.sampled_from([10**30, -(10**30), 1e308, -1e308, math.nan, math.inf, 0, -1, 1, 0.5]),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=2), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=2), inner)
+    ),
     max_leaves=4,
 )
 CHOICES = st.sampled_from(sorted({str(choice) for parameter in parameters() for choice in parameter.choices}))
@@ -243,7 +247,10 @@ def fuzz_folders(folder):
             spoil(files[int(place * len(files))], kind, data)
         data = read_folder(root, progress=False)
         kinds = {kind for _, kind, _ in changes}
-        if kinds <= {"double", "other number", "copy name", "other size"} and kinds & {"other size", "double"}:
+        if kinds <= {"double", "other number", "copy name", "other size"} and kinds & {
+            "other size",
+            "double",
+        }:
             return  # a person renamed or replaced a picture, so its grey level no longer tells its number
         for video in (data.train, data.val):
             frames, labels = (part[:, 0, 0, 0].int() for part in (video.frames, video.labels))
@@ -288,7 +295,9 @@ def fuzz_checkpoints(folder):
             require(same or (touched and finite), "other weights from a damaged file")
 
     small = st.integers() | st.floats() | st.none() | st.text(max_size=5) | st.booleans()
-    anything = small | st.lists(small, max_size=2) | st.just({}) | st.sampled_from([torch.zeros(2), torch.ones(())])
+    anything = (
+        small | st.lists(small, max_size=2) | st.just({}) | st.sampled_from([torch.zeros(2), torch.ones(())])
+    )
     numbers = st.lists(st.integers(0, 10**6), min_size=1, max_size=4)
     return check, {"changes": st.just([]) | edits(), "keys": numbers, "value": anything}
 
@@ -297,7 +306,9 @@ def keys_of(raw, numbers):
     """The path that the numbers choose through nested dicts and lists."""
     path = []
     for number in numbers:
-        options = list(raw) if isinstance(raw, dict) else list(range(len(raw))) if isinstance(raw, list) else []
+        options = (
+            list(raw) if isinstance(raw, dict) else list(range(len(raw))) if isinstance(raw, list) else []
+        )
         if not options:
             break
         path.append(options[number % len(options)])
@@ -423,13 +434,15 @@ def table(counts):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=list(FUZZERS), choices=list(FUZZERS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    found, faults = fuzz(options.examples, options.seed, options.kinds, lambda text: print(text, flush=True))
-    print(*faults, table(found), sep="\n")
+    found, faults = fuzz(options.examples, options.seed, options.kinds, lambda text: print(text, flush=True))  # noqa: T201
+    print(*faults, table(found), sep="\n")  # noqa: T201
     sys.exit(bool(faults))

@@ -1,14 +1,16 @@
 """Kill training, sweep, prediction and cache again and again; each must end as if it had not been killed.
 
-`python tests/soak.py --kills 100 --seed 0` sends SIGKILL, SIGTERM or SIGINT at random moments, then ends a process at
-every write of a run, before and after the file gets its name. It prints counts and exits with 1 where something was
-lost. Every process is a fork of this one, which has imported the libraries and trained nothing.
+`python tests/soak.py --kills 100 --seed 0` ends a process at every write of a run, just before the file gets its name,
+so between every two files. Then it sends SIGKILL, SIGTERM or SIGINT at random moments. It prints counts and exits with
+1 where something was lost. Every process is a fork of this one, which has imported the libraries and trained nothing.
 """
 
 import argparse
 import collections
+import functools
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -44,17 +46,31 @@ class Activity:
     read: callable
 
 
+def write_data(root):
+    """The first frames of the synthetic data set `tiny`, as a folder: 64 to train on, 12 per clip."""
+    main(["synthetic", str(root), "--size", "tiny"])
+    for file in root.glob("**/*.png"):
+        if int(file.stem) >= (64 if "train" in file.parent.name else 12):
+            file.unlink()
+    for file in root.glob("**/cuts.txt"):
+        file.unlink()
+
+
 def train(folder):
-    return main(["train", str(folder / "run"), "--data", "tiny", *WORDS, "--resume"])
+    if RunFolder(folder / "run").done:
+        return 0
+    return main(["train", str(folder / "run"), "--data", str(folder / "data"), *WORDS, "--resume"])
 
 
 def sweep_two(folder):
-    jobs = plan("tiny", folder / "runs", {"a": {}, "b": {"kl_strategy": "none"}}, [0], TINY)
+    jobs = plan(str(folder / "data"), folder / "runs", {"a": {}, "b": {"kl_strategy": "none"}}, [0], TINY)
     return 0 if all(outcome.ok for outcome in sweep(None, jobs, workers=1)) else 1
 
 
 def predict(folder):
-    return main(["predict", str(folder / "run"), "--data", "tiny", "--out", str(folder / "out")])
+    return main(
+        ["predict", str(folder / "run"), "--data", str(folder / "data"), "--out", str(folder / "out")]
+    )
 
 
 def read_data(folder):
@@ -68,10 +84,14 @@ def read_data(folder):
 def of_run(run):
     """What a run found, except times."""
     run = RunFolder(run)
-    result = {name: value for name, value in run.result.items() if name not in ("minutes", "commit", "command")}
+    result = {
+        name: value for name, value in run.result.items() if name not in ("minutes", "commit", "command")
+    }
     history = run.history.drop(columns=["seconds", "frames_per_s"]).to_csv()
     pixels = {name: frames.tobytes() for name, frames in run.predictions().items()}
-    weights = [torch.load(run.path / name, weights_only=True)["state_dict"] for name in ("best.pt", "last.pt")]
+    weights = [
+        torch.load(run.path / name, weights_only=True)["state_dict"] for name in ("best.pt", "last.pt")
+    ]
     weights = [{name: tensor.numpy().tobytes() for name, tensor in values.items()} for values in weights]
     return json.dumps(result, sort_keys=True), history, pixels, weights
 
@@ -82,8 +102,11 @@ ACTIVITIES = {
     "prediction": Activity(predict, lambda folder: (folder / "out" / "submission.csv").read_bytes()),
     "cache": Activity(read_data, lambda folder: (folder / "loaded.npy").read_bytes()),
 }
-FRACTIONS = {"training": 0.45, "sweep": 0.1, "prediction": 0.2, "cache": 0.25}
-"""Of the random kills, by activity."""
+FRACTIONS = {"training": 0.45, "prediction": 0.2, "cache": 0.25, "sweep": 0.1}
+"""Probability of each activity in a cycle of random kills."""
+
+WRITES = ("training", "cache", "prediction")
+"""Activities that are killed at every write."""
 
 
 def forked(activity, folder, before=None):
@@ -124,17 +147,14 @@ def waited(child):
     return None
 
 
-def die_at(number, moment):
-    """End this process without clean-up at its `number`-th write: `before` or `after` the file gets its name."""
+def die_at(number):
+    """End this process without clean-up at its `number`-th write: the file is complete and has a temporary name."""
     replace, count = Path.replace, itertools.count(1)
 
     def replace_or_die(self, target):
-        this = next(count)
-        if this == number and moment == "before":
+        if next(count) == number:
             os._exit(9)
         replace(self, target)
-        if this == number:
-            os._exit(9)
 
     def prepare():
         Path.replace = replace_or_die
@@ -143,13 +163,12 @@ def die_at(number, moment):
 
 
 def prepared(name, out, label):
-    """A folder in which the activity can run: for `prediction` with a finished run, for `cache` with data."""
+    """A folder in which the activity can run: with the data, and for `prediction` with a finished run."""
     folder = out / f"{name}-{label}"
     folder.mkdir()
     if name == "prediction":
         shutil.copytree(out / "training-whole" / "run", folder / "run")
-    if name == "cache":
-        (folder / "data").symlink_to(out / "data")
+    (folder / "data").symlink_to(out / "data")
     return folder
 
 
@@ -176,7 +195,9 @@ class Soak:
     def __init__(self, out, seed, log=lambda text: None):
         self.out, self.random, self.log = out, random.Random(seed), log
         self.wanted, self.seconds = {}, {}
+        self.number = itertools.count(1)
         self.counts, self.faults = collections.Counter(), []
+        write_data(out / "data")
 
     def reference(self, name):
         """Run an activity without a kill, once."""
@@ -184,8 +205,6 @@ class Soak:
             return
         if name == "prediction":
             self.reference("training")
-        if name == "cache" and not (self.out / "data").exists():
-            main(["synthetic", str(self.out / "data"), "--size", "tiny"])
         folder = prepared(name, self.out, "whole")
         begun = time.monotonic()
         status = waited(forked(ACTIVITIES[name], folder))
@@ -203,70 +222,79 @@ class Soak:
         else:
             shutil.rmtree(folder)
 
-    def random_kills(self, name, kills):
-        """Cycles of one to three kills at random moments, each cycle then run to its end."""
+    def random_cycle(self, name, kills):
+        """One to three kills at random moments, then a run to the end; return the number of kills."""
         self.reference(name)
-        done = cycle = 0
-        while done < kills:
-            folder, cycle = prepared(name, self.out, f"random-{cycle}"), cycle + 1
-            count = min(kills - done, self.random.randint(1, 3))
-            for _ in range(count):
-                child = forked(ACTIVITIES[name], folder)
-                time.sleep(self.random.uniform(0, 1.05 * self.seconds[name]))
-                number = self.random.choice(SIGNALS)
-                os.kill(child, number)
-                status = waited(child)
-                self.counts[name, number.name] += 1
-                if status == 0:
-                    self.counts[name, "after the end"] += 1
-                elif status not in (-number, 1 if number == signal.SIGINT else 128 + number):
-                    text = (folder / "output.txt").read_text()[-1500:]
-                    self.counts[name, "traceback" if status is not None else "hang"] += 1
-                    self.faults.append(f"{name}: status {status} after {number.name}: {text}")
-                if name == "sweep":
-                    time.sleep(2)  # its workers notice that it is gone
-            done += count
-            self.finish(name, folder, count)
-        self.log(f"{name}: {self._line(name)}")
+        folder = prepared(name, self.out, f"random-{next(self.number)}")
+        count = min(kills, self.random.randint(1, 3))
+        for _ in range(count):
+            child = forked(ACTIVITIES[name], folder)
+            time.sleep(self.random.uniform(0, 1.05 * self.seconds[name]))
+            sent = self.random.choice(SIGNALS)
+            os.kill(child, sent)
+            status = waited(child)
+            self.counts[name, sent.name] += 1
+            if status == 0:
+                self.counts[name, "after the end"] += 1
+            elif status not in (-sent, 1 if sent == signal.SIGINT else 128 + sent):
+                text = (folder / "output.txt").read_text()[-1500:]
+                self.counts[name, "traceback" if status is not None else "hang"] += 1
+                self.faults.append(f"{name}: status {status} after {sent.name}: {text}")
+            if name == "sweep":
+                time.sleep(2)  # its workers notice that it is gone
+        self.finish(name, folder, count)
+        return count
 
     def every_write(self, name):
-        """End the activity at each of its writes in turn, before and after the file gets its name."""
+        """End the activity at each of its writes in turn."""
         self.reference(name)
         for number in itertools.count(1):
-            for moment in ("before", "after"):
-                folder = prepared(name, self.out, f"write-{number}-{moment}")
-                status = waited(forked(ACTIVITIES[name], folder, die_at(number, moment)))
-                if status == 0:
-                    self.log(f"{name}: {self._line(name)} (with {number - 1} writes, twice each)")
-                    return
-                self.counts[name, "at a write"] += 1
-                self.finish(name, folder, 1)
+            folder = prepared(name, self.out, f"write-{number}")
+            status = waited(forked(ACTIVITIES[name], folder, die_at(number)))
+            if status == 0:
+                self.log(f"{name}: {self.line(name)} (all of its {number - 1} writes)")
+                return
+            self.counts[name, "at a write"] += 1
+            self.finish(name, folder, 1)
 
-    def _line(self, name):
+    def line(self, name):
         return ", ".join(f"{what} {count}" for (other, what), count in self.counts.items() if other == name)
 
 
-def soak(out, kills, seed, log, fractions=FRACTIONS, writes=("training", "prediction", "cache")):
-    """Return a Soak after `kills` random kills and one kill at every write."""
+def soak(out, kills, seed, log=lambda text: None, minutes=math.inf, fractions=FRACTIONS, writes=WRITES):
+    """Return a Soak after one kill at every write and `kills` random kills, or after about `minutes`."""
+    begun = time.monotonic()
     done = Soak(out, seed, log)
     for name in writes:
         done.every_write(name)
-    for name, fraction in fractions.items():
-        if round(kills * fraction):
-            done.random_kills(name, round(kills * fraction))
+    left = kills
+    while left and time.monotonic() - begun < 60 * minutes:
+        (name,) = done.random.choices(list(fractions), list(fractions.values()))
+        left -= done.random_cycle(name, left)
+    for name in fractions:
+        log(f"{name}: {done.line(name)}")
     return done
 
 
+def summary(done):
+    """Counts over all activities as text."""
+    names = ("kills", "at a write", "after the end", "cycles", "equal", "different", "refused", "traceback", "hang",
+             "temporary file left")  # fmt: skip
+    sums = {name: sum(count for (_, what), count in done.counts.items() if what == name) for name in names}
+    return "\n".join(f"{name:<20} {count:>5}" for name, count in sums.items())
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no new cycle begins after this time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        done = soak(Path(folder), options.kills, options.seed, lambda text: print(text, flush=True))
-    print(*done.faults, sep="\n")
-    for what in ("kills", "at a write", "cycles", "equal", "different", "refused", "traceback", "hang",
-                 "temporary file left", "after the end"):  # fmt: skip
-        print(f"{what:<20} {sum(count for (_, name), count in done.counts.items() if name == what):>5}")
+        print_now = functools.partial(print, flush=True)
+        done = soak(Path(folder), options.kills, options.seed, print_now, options.minutes)
+    print(*done.faults, summary(done), sep="\n")  # noqa: T201
     sys.exit(bool(done.faults))

@@ -64,7 +64,7 @@ class RunConfig:
         values = {name: _tuples(value) for name, value in params.items()}
         model = {name: values[name] for name in values if name in model_names}
         train = {name: values[name] for name in values if name in train_names}
-        defaults = _PRESET_TRAINING.get(preset, {})
+        defaults = _PRESET_TRAINING.get(preset, {}) if isinstance(preset, str) else {}
         if train.get("scale") == "elbo":
             defaults = defaults | {"weighting": "equal"}
         return cls(str(data), ModelConfig.preset(preset, **model), TrainConfig(**(defaults | train)))
