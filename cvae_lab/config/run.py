@@ -51,7 +51,7 @@ class RunConfig:
             )
 
     @classmethod
-    def from_params(cls, data: str | Path, preset: str = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
+    def from_params(cls, data: str | Path, preset: Any = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
         """Build a run from flat names. Raises ConfigError for an unknown name, with the most similar known one."""
         model_names = {f.name for f in fields(ModelConfig)} - {"name"}
         train_names = {f.name for f in fields(TrainConfig)}

@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
         return
     # No dashboard: it would listen on all network interfaces and answer without a password.
     with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # port 8787 belongs to another sweep
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
