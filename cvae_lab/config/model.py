@@ -51,7 +51,7 @@ class ModelConfig:
     )
 
     @classmethod
-    def preset(cls, name: Any, **changes: Any) -> "ModelConfig":  # noqa: ANN401
+    def preset(cls, name: str, **changes: Any) -> "ModelConfig":  # noqa: ANN401
         """Return `handout` (exactly the course's network) or `compact` (ours), with some values changed."""
         if name == "handout":
             return cls(name="handout", **(_HANDOUT | _HANDOUT_FIXED | changes))

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from cvae_lab.config.checks import ConfigError, Parameter, one_sentence, parameters_of, shortened
-from cvae_lab.config.model import ModelConfig
+from cvae_lab.config.model import ModelConfig, Preset
 from cvae_lab.config.train import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ class RunConfig:
     @classmethod
     def from_params(cls, data: str | Path, preset: Any = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
         """Build a run from flat names. Raises ConfigError for an unknown name, with the most similar known one."""
+        if preset not in get_args(Preset):
+            raise ConfigError(f"preset = {shortened(preset)} is not one of {get_args(Preset)}.")
         model_names = {f.name for f in fields(ModelConfig)} - {"name"}
         train_names = {f.name for f in fields(TrainConfig)}
         params = current_names(params)
@@ -64,7 +66,7 @@ class RunConfig:
         values = {name: _tuples(value) for name, value in params.items()}
         model = {name: values[name] for name in values if name in model_names}
         train = {name: values[name] for name in values if name in train_names}
-        defaults = _PRESET_TRAINING.get(preset, {}) if isinstance(preset, str) else {}
+        defaults = _PRESET_TRAINING.get(preset, {})
         if train.get("scale") == "elbo":
             defaults = defaults | {"weighting": "equal"}
         return cls(str(data), ModelConfig.preset(preset, **model), TrainConfig(**(defaults | train)))
