@@ -331,7 +331,7 @@ def test_any_value_is_accepted_or_refused_in_one_line(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", "{[]:1}"), ("epochs", "9" * 30), ("lr", "1e308"), ("lr_milestones", "[-0.5]"), ("threads", "1000000"),
-     ("lr", "[" * 300), ("lr", "nan"), ("lr", "1" * 5000)],
+     ("lr", "[" * 300), ("lr", "nan"), ("preset", "[1]"), ("preset", "{}"), ("lr", "1" * 5000)],
 )  # fmt: skip
 def test_an_impossible_value_on_the_command_line_is_refused_in_one_line_before_anything_starts(
     tmp_path, name, value, capsys

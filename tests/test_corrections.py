@@ -1,6 +1,8 @@
 """Test the two test-time corrections: averaging with the mirrored prediction, and first-frame correction."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -102,3 +104,21 @@ def test_the_correction_of_a_clip_does_not_depend_on_the_batch(model, first):
     alone = predict_corrected(model, first[1:], p[1:], clip_streams(seeded(), 2)[1:], mirror=True)
     torch.testing.assert_close(both[1:], alone)
     assert 0 < float(correction_weights(p[1])[-1]) < 1
+
+
+def test_a_long_clip_is_corrected_in_bounded_memory():
+    """3,000 labels of 32 x 64 pixels: as float32, labels, their mirror images and frames take 74 MB each."""
+    code = """
+import resource, torch
+from cvae_lab import CVAE, ModelConfig
+from cvae_lab.evaluation.corrections import predict_corrected
+model = CVAE(ModelConfig.preset("compact", width=8, latents=2))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+labels = torch.zeros(1, 3_000, 3, 32, 64, dtype=torch.uint8)
+before = peak()
+print(predict_corrected(model, torch.zeros(1, 3, 32, 64), labels, mirror=True).shape[1], peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    frames, growth = map(float, done.stdout.split())
+    assert frames == 2_999
+    assert growth < 130  # MiB: the frames, and working memory

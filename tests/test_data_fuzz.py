@@ -73,6 +73,16 @@ def test_a_damaged_picture_is_read_or_refused(tmp_path, content, edits, is_label
     assert decoded is None or decoded.pixels.shape == (1, 3, 32, 64)
 
 
+def test_bytes_inserted_into_the_pixel_data_of_a_picture_are_noticed(tmp_path):
+    """Pillow alone reads such files and returns wrong pixels for some of them."""
+    file = tmp_path / "7.png"
+    content = PICTURES[1]
+    for place in range(content.index(b"IDAT") + 4, len(content) - 12):
+        file.write_bytes(content[:place] + b"3\xb2$\xa2" + content[place:])
+        with pytest.raises(DataError, match=r"7\.png: not a readable PNG"):
+            decode([Group([file], False)], (32, 64))
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """Write two frames in both text formats of the course."""

@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from cvae_lab.data import files
+from cvae_lab.config import RunConfig
+from cvae_lab.data import files, load
+from cvae_lab.runs.folder import RunFolder
+from cvae_lab.training import fit
 
 WRITER = """
 import sys, time
@@ -85,3 +90,64 @@ def test_a_temporary_file_of_another_machine_is_removed_after_a_day(tmp_path):
     os.utime(file, times=(time.time() - 90_000,) * 2)
     files.remove_stale(tmp_path)
     assert names(tmp_path) == []
+
+
+def names_and_texts(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_text_that_does_not_fit_is_reported_with_the_file_and_the_room_it_needs(small_disk):
+    files.write_text(small_disk / "config.json", "old")
+    message = r"The disk is full: .*config\.json needs 1\.0 MB, and 0\.[0-9] MB are free \(No space left"
+    with pytest.raises(OSError, match=message):
+        files.write_text(small_disk / "config.json", "x" * 1_000_000)
+    assert names_and_texts(small_disk) == {"config.json": b"old"}
+
+
+def test_a_library_that_fills_the_disk_is_reported_with_the_file(small_disk):
+    message = r"The disk is full: .*a\.npy needs more than 0\.[0-9] MB, and 0\.[0-9] MB are free"
+    with pytest.raises(OSError, match=message), files.replacing(small_disk / "a.npy") as temporary:
+        np.savetxt(temporary, np.zeros(100_000))
+    assert names(small_disk) == []
+
+
+def test_a_run_folder_on_a_full_disk_keeps_what_it_had(small_disk):
+    """At the end of a run: the predictions do not fit, and the run continues when there is room."""
+    config = RunConfig.from_params("tiny", epochs=1, width=8, clips_per_epoch=10, precision="float32")
+    run, data = RunFolder(small_disk / "run"), load("tiny")
+    run.path.mkdir()
+    state = run.begin(config)
+
+    def train():
+        for _ in fit(state, data, config.train):
+            run.log(state, config)
+        run.finish(config, data, pictures=False)
+
+    with pytest.raises(OSError, match=r"The disk is full: .*run/.* needs [0-9.]+ MB, and"):
+        train()
+    run.unlock()
+    assert not run.done
+    assert all("tmp-" not in name for name in names(run.path))
+
+
+def test_a_run_removes_the_files_of_a_killed_run_when_it_begins(tmp_path, writer):
+    run = RunFolder(tmp_path)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(names(tmp_path)) == 1
+    run.lock()
+    assert names(tmp_path) == [".lock"]
+    run.unlock()

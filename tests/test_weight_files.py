@@ -167,6 +167,16 @@ def flipped(path, weights):
     path.write_bytes(bytes(content))
 
 
+def compressed(path, weights):
+    """A checkpoint packed again with compression, with which a small file can unpack to any size."""
+    torch.save(weights | {"zeros": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
 REFUSED = {
     "empty": (lambda path, weights: path.write_bytes(b""), "is empty"),
     "HTML page": (lambda path, weights: path.write_text("\n<!DOCTYPE html><html>no access</html>"), "an HTML page"),
@@ -175,6 +185,7 @@ REFUSED = {
         "Git LFS pointer",
     ),
     "zip around the file": (zip_around, r"zip archive.*holds inner\.ckpt.*unpack it"),
+    "compressed like a zip bomb": (compressed, "is compressed, unlike the files of torch.save"),
     "gzip": (lambda path, weights: path.write_bytes(b"\x1f\x8b\x08\x00abc"), "gzip archive"),
     "TorchScript": (torchscript, "TorchScript"),
     "first half": (truncated(0.5), "incomplete"),

@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from cvae_lab.config.checks import ConfigError, Parameter, one_sentence, parameters_of, shortened
-from cvae_lab.config.model import ModelConfig
+from cvae_lab.config.model import ModelConfig, Preset
 from cvae_lab.config.train import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -51,8 +51,10 @@ class RunConfig:
             )
 
     @classmethod
-    def from_params(cls, data: str | Path, preset: str = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
+    def from_params(cls, data: str | Path, preset: Any = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
         """Build the configuration from parameters. An unknown name raises ConfigError with the most similar name."""
+        if preset not in get_args(Preset):
+            raise ConfigError(f"preset = {shortened(preset)} is not one of {get_args(Preset)}.")
         model_names = {f.name for f in fields(ModelConfig)} - {"name"}
         train_names = {f.name for f in fields(TrainConfig)}
         params = current_names(params)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvae_lab.data.files import replacing
+from cvae_lab.data.files import remove_stale_once, replacing
 
 FORMAT = 3  # version of the cache files; a new number makes every older file invalid
 
@@ -38,6 +38,7 @@ def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]
     file cannot be written, one warning per folder is logged and the value is still returned.
     """
     file = folder / f"{name}.pt"
+    remove_stale_once(folder.resolve())
     value = _read(file, key)
     if value is not None:
         return value

@@ -1,6 +1,7 @@
 """Atomic file writes: a path always holds the old file or the complete new file."""
 
 import contextlib
+import errno
 import functools
 import os
 import platform
@@ -13,6 +14,9 @@ from pathlib import Path
 
 HOST = re.sub("[^A-Za-z0-9.]", "_", platform.node())[:32]
 TEMPORARY = re.compile(r"\..*\.tmp-(?P<host>[A-Za-z0-9._]*)-(?P<pid>[0-9]+)(\.[^.]*)?")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, of a quota, and of a limit on the size of files."""
+
 DAY = 24 * 3600  # seconds; longer than any write takes
 
 
@@ -23,21 +27,50 @@ def replacing(path: Path | str) -> Iterator[Path]:
     The temporary name has the suffix of `path`, because libraries choose a file format by the suffix. After an error
     the temporary file is removed and `path` keeps its old content. If the process is killed, the temporary file stays.
     The next process that writes to the folder removes it (`remove_stale`).
+
+    Raises OSError with the name of the file and the free space where the disk is full.
     """
     path = Path(path)
-    _remove_stale_once(path.parent.resolve())
+    remove_stale_once(path.parent.resolve())
     temporary = temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in FULL or isinstance(error, DiskFullError):
+            raise
+        written = temporary.stat().st_size if temporary.exists() else 0
+        raise DiskFullError(path, f"more than {written / 1e6:.1f}", error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; raises as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, content: bytes | memoryview) -> None:
+    """Write bytes atomically. Raises OSError with the file's name and the room it needs where the disk is full."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        try:
+            temporary.write_bytes(content)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFullError(Path(path), f"{len(content) / 1e6:.1f}", error) from error
+
+
+class DiskFullError(OSError):
+    """A file did not fit on the disk, into the quota, or under the limit of the process on file sizes."""
+
+    def __init__(self, path: Path, needed: str, error: OSError) -> None:
+        free = shutil.disk_usage(path.parent).free / 1e6
+        super().__init__(
+            f"The disk is full: {path} needs {needed} MB, and {free:.1f} MB are free ({error.strerror}). "
+            "Earlier files are unchanged; free some space and run the command again (train: with --resume)."
+        )
+        self.errno = error.errno
 
 
 def temporary_path(path: Path) -> Path:
@@ -61,7 +94,7 @@ def remove_stale(folder: Path) -> None:
 
 
 @functools.cache
-def _remove_stale_once(folder: Path) -> None:
+def remove_stale_once(folder: Path) -> None:
     """Call `remove_stale` once per process and folder. Listing a folder takes longer than writing a small file."""
     remove_stale(folder)
 

@@ -1,6 +1,7 @@
 """Read picture files as uint8 tensors, and convert between uint8 (0 to 255, in files) and float (0 to 1, in models)."""
 
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 MAX_PIXELS = 40_000_000  # of one picture; an 8K video frame has 33 million
+BLOCK = 2**20  # bytes of a file that are checked at once
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -129,6 +131,8 @@ def open_picture(file: Path) -> Image.Image:
         with Image.open(file, formats=["PNG", "JPEG"]) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"it has {picture.width} x {picture.height} pixels")
+            if picture.format == "PNG":
+                _check_chunks(file)
             # Pillow keeps the upper 8 bits of 16-bit colour, but the picture's mode does not show this.
             picture.info["is_16_bit"] = "16" in str(picture.tile[0][3]) if picture.tile else False
             picture.load()
@@ -138,6 +142,24 @@ def open_picture(file: Path) -> Image.Image:
     except Exception as error:
         raise DataError(f"{file}: not a readable PNG or JPEG file ({error}); replace the file") from error
     return picture
+
+
+def _check_chunks(file: Path) -> None:
+    """Raise ValueError where a chunk of a PNG that determines pixels is damaged, or where the end is missing.
+
+    Pillow does not verify the check values of pixel data, so that some damaged files give wrong pixels.
+    """
+    with file.open("rb") as stream:
+        stream.seek(8)
+        while (head := stream.read(8))[4:] != b"IEND":
+            size, kind, code = int.from_bytes(head[:4], "big"), head[4:], zlib.crc32(head[4:])
+            for start in range(0, size, BLOCK):
+                code = zlib.crc32(stream.read(min(BLOCK, size - start)), code)
+            end = stream.read(4)
+            if len(end) < 4:
+                raise ValueError("it is cut off")
+            if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS") and int.from_bytes(end, "big") != code:
+                raise ValueError(f"the checksum of its part {kind.decode()} is wrong")
 
 
 def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:

@@ -9,17 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvae_lab.data.palette import mirror_labels
+from cvae_lab.data.pixels import to_float
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.rollout import NoiseSource, clip_streams, predict
+from cvae_lab.rollout import NoiseSource, clip_streams, predict, predict_in_chunks
+from cvae_lab.rollout.predict import Labels
 
 SETTLING_STEPS = 4  # number of steps with label 0 after which the predicted first frame no longer changes
+FRAMES_PER_CALL = 64  # frames corrected in one batch; limits memory on long clips
 LABEL_DISTANCE = 0.002  # label distance at which the weight of the correction is 1/e
 
 
 def predict_corrected(
     model: CVAE,
     first: Float[Tensor, "b 3 h w"],
-    labels: Float[Tensor, "b t 3 h w"],
+    labels: Labels,
     generator: NoiseSource = None,
     mirror: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
@@ -38,8 +41,12 @@ def predict_corrected(
     frames = method(model, first, labels, streams)
     same_pose = labels[:, :1].expand(-1, SETTLING_STEPS + 1, -1, -1, -1)
     error = first - method(model, first, same_pose, streams)[:, -1]
-    weights = torch.stack([correction_weights(clip) for clip in labels])[..., None, None, None]
-    return (frames + weights * error[:, None]).clamp(0, 1)
+    for start in range(0, frames.shape[1], FRAMES_PER_CALL):
+        part = frames[:, start : start + FRAMES_PER_CALL]
+        poses = torch.cat([labels[:, :1], labels[:, start + 1 : start + 1 + part.shape[1]]], dim=1)
+        weights = torch.stack([correction_weights(_as_float(clip)) for clip in poses])[..., None, None, None]
+        part.add_(weights * error[:, None]).clamp_(0, 1)
+    return frames
 
 
 def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
@@ -57,7 +64,7 @@ def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
 def predict_with_mirror(
     model: CVAE,
     first: Float[Tensor, "b 3 h w"],
-    labels: Float[Tensor, "b t 3 h w"],
+    labels: Labels,
     generator: NoiseSource = None,
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict the clip and its mirror image, mirror the second prediction back, and return the mean.
@@ -66,6 +73,15 @@ def predict_with_mirror(
     """
     streams = clip_streams(generator, len(first))
     mirror_streams = [child for stream in streams for child in clip_streams(stream, 1)]
-    both = torch.cat([first, first.flip(-1)]), torch.cat([labels, mirror_labels(labels)])
-    original, mirrored = predict(model, *both, [*streams, *mirror_streams]).chunk(2)
-    return (original + mirrored.flip(-1)) / 2
+    frames, done = predict(model, first, labels, streams), 0
+    mirrored = predict_in_chunks(
+        model, first.flip(-1), labels, mirror_streams, convert=lambda p: mirror_labels(_as_float(p))
+    )
+    for chunk in mirrored:
+        frames[:, done : done + chunk.shape[1]].add_(chunk.flip(-1)).div_(2)
+        done += chunk.shape[1]
+    return frames
+
+
+def _as_float(pixels: Tensor) -> Tensor:
+    return to_float(pixels) if pixels.dtype == torch.uint8 else pixels

@@ -34,14 +34,16 @@ def predict_clips(
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
     padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
-    labels = torch.stack(
-        [torch.cat([clip.labels, extra]) for clip, extra in zip(clips, padding, strict=True)]
-    ).to(device)
+    whole = [
+        torch.cat([clip.labels, extra]) if len(extra) else clip.labels
+        for clip, extra in zip(clips, padding, strict=True)
+    ]
+    labels = torch.stack(whole).to(device)
     first = to_float(torch.stack([clip.first for clip in clips]).to(device))
     streams = [clip_generator(clip, seed) for clip in clips]
     with reduced_precision(config, device):
         if corrected:
-            frames = predict_corrected(model, first, to_float(labels), streams, mirror=config.flip).cpu()
+            frames = predict_corrected(model, first, labels, streams, mirror=config.flip).cpu()
         else:
             frames = predict(model, first, labels, streams).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]

@@ -107,8 +107,10 @@ def _check_archive(path: Path) -> None:
     incomplete = CheckpointError(f"{path} is incomplete or damaged; copy or download it again.")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            _check_kind(path, names)
+            _check_kind(path, archive.namelist())
+            # torch.save does not compress; a compressed record may unpack to more than the memory holds.
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise CheckpointError(f"{path} is compressed, unlike the files of torch.save; save it again.")
             damaged = archive.testzip()
     except CheckpointError:
         raise

@@ -59,14 +59,20 @@ def predict_in_chunks(
     labels: Labels,
     generator: NoiseSource = None,
     batch_statistics: bool = False,
+    convert: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Float[Tensor, "b n 3 h w"]]:
-    """Yield the frames of `predict` in chunks of up to LABELS_PER_CALL, for clips that are too long for the memory."""
+    """Yield the frames of `predict` in chunks of up to LABELS_PER_CALL, for clips that are too long for the memory.
+
+    Args:
+        convert: converts a chunk of `labels` to the network's input, float in [0, 1]; default: only the conversion to float.
+    """
+    convert = convert or _as_float
     with evaluating(model, batch_statistics):
         if folds(model, first.device):
-            yield from _folded_chunks(model, first, labels, generator)
+            yield from _folded_chunks(model, first, labels, generator, convert)
         else:
             latents = prior_latents(model, first, generator)
-            yield from _free_run_chunks(model, first, labels, latents)
+            yield from _free_run_chunks(model, first, labels, latents, convert)
 
 
 def predict_with_posterior(
@@ -85,7 +91,7 @@ def free_run(
     model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, latents: Latents
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict frames 1 to T-1 in [0, 1]. Each is the input of the next step. The caller must set eval mode."""
-    return _joined(_free_run_chunks(model, first, labels, latents), first, labels)
+    return _joined(_free_run_chunks(model, first, labels, latents, _as_float), first, labels)
 
 
 def folds(model: CVAE, device: torch.device) -> bool:
@@ -125,30 +131,38 @@ def _joined(chunks: Iterator[Tensor], first: Tensor, labels: Tensor) -> Float[Te
 
 
 def _folded_chunks(
-    model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, generator: NoiseSource
+    model: CVAE,
+    first: Float[Tensor, "b 3 h w"],
+    labels: Labels,
+    generator: NoiseSource,
+    convert: Callable[[Tensor], Tensor],
 ) -> Iterator[Tensor]:
     noise, size = clip_noise(model, first, generator), STREAMS_PER_CALL[model.config.name]
-    starts = zip(first.split(size), _as_float(labels[:, 0]).split(size), strict=True)
+    starts = zip(first.split(size), convert(labels[:, 0]).split(size), strict=True)
     with torch.no_grad():
         decoders = [FoldedDecoder(model, *start) for start in starts]
     for chunk in labels[:, 1:].split(LABELS_PER_CALL, dim=1):
         z = torch.stack([next(noise) for _ in range(chunk.shape[1])])
-        parts = zip(decoders, _as_float(chunk).split(size), z.split(size, dim=1), strict=True)
+        parts = zip(decoders, convert(chunk).split(size), z.split(size, dim=1), strict=True)
         with torch.no_grad():  # ends before each yield, so that it does not apply to the caller's code
             frames = torch.cat([decoder.predict(p, list(part)) for decoder, p, part in parts])
         yield frames
 
 
 def _free_run_chunks(
-    model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, latents: Latents
+    model: CVAE,
+    first: Float[Tensor, "b 3 h w"],
+    labels: Labels,
+    latents: Latents,
+    convert: Callable[[Tensor], Tensor],
 ) -> Iterator[Tensor]:
     with torch.no_grad():
-        anchor = model.anchor(first, _as_float(labels[:, 0]))
+        anchor = model.anchor(first, convert(labels[:, 0]))
         features, step, s = model.frame_transformation(first), None, 0
     for chunk in labels[:, 1:].split(LABELS_PER_CALL, dim=1):
         frames = first.new_empty(first.shape[0], chunk.shape[1], *first.shape[1:])
         with torch.no_grad():
-            for place, label in enumerate(_encode_labels(model, _as_float(chunk)).unbind(1)):
+            for place, label in enumerate(_encode_labels(model, convert(chunk)).unbind(1)):
                 inputs = [features, label, latents(s, features, label), *([] if anchor is None else [anchor])]
                 step = step or _step_function(model, inputs, n_frames=labels.shape[1] - 1)
                 frames[:, place], features = step(*inputs)

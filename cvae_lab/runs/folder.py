@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 from cvae_lab.config import RunConfig
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip, Dataset
-from cvae_lab.data.files import replacing, write_text
+from cvae_lab.data.files import remove_stale, write_bytes, write_text
 from cvae_lab.data.pixels import to_uint8
 from cvae_lab.evaluation import predict_clips
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device
-from cvae_lab.runs.result import RunError, checked, provenance, score, summarise
+from cvae_lab.runs.result import RunError, checked, provenance, read_arrays, read_scores, score, summarise
 from cvae_lab.training import TrainState, checkpoint, distributed, fit
 from cvae_lab.training.progress import reporter
 from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
@@ -87,6 +87,7 @@ class RunFolder:
                 f"{self.path} is in use by another training or notebook; wait until it ends, or choose another folder."
             ) from None
         _locks[key] = lock
+        remove_stale(self.path)
 
     def unlock(self) -> None:
         """Unlock the folder, and remove it if it is empty."""
@@ -137,8 +138,9 @@ class RunFolder:
         arrays = {
             clip.name: to_uint8(frames).numpy() for clip, frames in zip(clips, predictions, strict=True)
         }
-        with replacing(self.path / "predictions.npz") as temporary:
-            np.savez_compressed(temporary, **arrays)
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_bytes(self.path / "predictions.npz", content.getbuffer())
         if pictures and clips:
             shown = slice(len(data.tests) or None)
             write_grid_gif(self.path / "predictions.gif", clips[shown], predictions[shown])
@@ -224,14 +226,13 @@ class RunFolder:
     @cached_property
     def psnr(self) -> pd.DataFrame:
         """Scores per frame: columns clip, frame (from 1), psnr and baseline_static (dB), ssim (nan if not computed)."""
-        return pd.read_csv(io.StringIO(self._read("psnr_per_frame.csv")), dtype={"clip": str})
+        return read_scores(self._read("psnr_per_frame.csv"), self.path / "psnr_per_frame.csv")
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w)."""
+        """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w). Raises RunError for a damaged file."""
         if not (self.path / "predictions.npz").exists():
             raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain it.")
-        with np.load(self.path / "predictions.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(self.path / "predictions.npz")
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:

@@ -1,6 +1,7 @@
 """The result of a run: scores, hardware, versions and commit. The content is validated when it is read."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -85,6 +86,28 @@ def checked(text: str, file: Path) -> dict[str, Any]:
             f"{file} is not a result of this project: {field} {cause}; run the training command again to write it."
         ) from None
     return raw
+
+
+def read_scores(text: str, file: Path) -> pd.DataFrame:
+    """Return the content of `psnr_per_frame.csv`. Raises RunError where it is cut off or a column is not readable."""
+    kinds = {"clip": str, "frame": int, "psnr": float, "baseline_static": float, "ssim": float}
+    try:
+        table = pd.read_csv(io.StringIO(text), dtype=kinds)
+    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        table = pd.DataFrame()
+    if list(table) != list(SCORE_COLUMNS) or not text.endswith("\n"):
+        raise RunError(f"{file} is damaged or cut off; run the training command again to write it.")
+    return table
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file, whose checksums are verified. Raises RunError where it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    # A damaged archive makes zipfile, zlib and NumPy raise errors of many types.
+    except Exception as error:
+        raise RunError(f"{file} is damaged; run the training command again to write it.") from error
 
 
 def score(clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 h w"]]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import torch
 from distributed import Client, Future, LocalCluster, wait
 
 from cvae_lab.config import RENAMED, ConfigError, RunConfig, parameters
+from cvae_lab.data.files import temporary_path
 from cvae_lab.runs.folder import RunFolder, RunInUseError, train_run
 from cvae_lab.runs.result import RunError
 from cvae_lab.runs.studies import Job
@@ -153,6 +155,7 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
     # Without the dashboard, which would accept connections without a password. Dask starts a small HTTP server anyway.
     # It gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # port 8787 belongs to another sweep
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
@@ -209,7 +212,8 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
     run.lock()  # raises an error if another process is training the run; the kernel locks it again
     run.unlock()
     run.path.mkdir(parents=True, exist_ok=True)
-    unfinished, failed = run.path / f".notebook.{os.getpid()}.ipynb", run.path / "failed.ipynb"
+    # A temporary name, so that the next process removes the file of a killed one.
+    unfinished, failed = temporary_path(run.path / "notebook.ipynb"), run.path / "failed.ipynb"
     try:
         papermill.execute_notebook(
             _escaped(template), _escaped(unfinished), parameters=notebook_parameters(template, job),

@@ -225,7 +225,8 @@ def write_pictures(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) ->
         "histories.png": figures.histories(histories),
     }
     for name, figure in pictures.items():
-        figure.savefig(out / name, dpi=100)
+        with replacing(out / name) as temporary:
+            figure.savefig(temporary, dpi=100)
         plt.close(figure)
     gif = best_run(out).path / "predictions.gif"
     return [out / name for name in pictures] + ([gif] if gif.exists() else [])

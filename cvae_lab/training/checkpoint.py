@@ -4,10 +4,8 @@ A file is validated before a model is built from it. `models.weight_files` check
 classes below check the structure of the content, and `models.weights` checks name, shape and values of every tensor.
 """
 
-import errno
 import io
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from cvae_lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig
 from cvae_lab.data.clips import Clip
-from cvae_lab.data.files import replacing
+from cvae_lab.data.files import write_bytes
 from cvae_lab.evaluation.output_activation import choose_output
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.weight_files import CheckpointError, read_file
@@ -77,17 +75,7 @@ def save(path: Path, state: TrainState, config: RunConfig) -> None:
     """
     content = io.BytesIO()
     torch.save({"format": FORMAT, "config": config.to_json(), **state.state_dict()}, content)
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content.getbuffer())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        needed, free = (size / 1e6 for size in (content.tell(), shutil.disk_usage(path.parent).free))
-        raise OSError(
-            f"The disk is full: {path} needs {needed:.1f} MB, and {free:.1f} MB are free ({error.strerror}). "
-            "Earlier files are unchanged; free some space and resume the run."
-        ) from error
+    write_bytes(path, content.getbuffer())
 
 
 def create_state(config: RunConfig) -> TrainState:
