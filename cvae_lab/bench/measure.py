@@ -7,6 +7,7 @@ The reference loop runs as public solutions do: float32, default memory format, 
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -282,6 +283,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def last_line(text: str) -> str:
-    """Return the last line with text, at most 300 characters of it."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "no message"
+    """Return the last line that names an error, or else the last one with letters; at most 300 characters of it."""
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalpha, line))]
+    errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)]
+    return ["", *lines, *errors][-1][:300] or "no message"

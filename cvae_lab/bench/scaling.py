@@ -1,13 +1,18 @@
 """How time grows with the size of the work and with the number of processes (`cvae-lab bench --scaling`)."""
 
 import json
+import logging
 import math
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +32,8 @@ from cvae_lab.models.device import pick_device
 from cvae_lab.rollout import Feedback
 from cvae_lab.training import TrainState, distributed, train_step
 
-START_UP = 15.0
-"""Seconds in which a process must be ready to be timed together with others."""
+MAX_WAIT = 180.0
+"""Seconds in which all processes of a measurement must be ready, and finished."""
 
 _RANK = "import sys; from cvae_lab.bench.scaling import rank_main; rank_main(*sys.argv[1:])"
 
@@ -44,7 +49,6 @@ class Sizes(NamedTuple):
     repeats: int = 3
     seconds: float = 8.0  # of each measurement with one or two processes
     width: int = 32  # channels of `compact` at half resolution
-    start_up: float = START_UP
 
 
 HEAD = (
@@ -52,7 +56,7 @@ HEAD = (
     "two processes: efficiency and frames/s"
 )
 
-TINY = Sizes((3, 5, 9), (1, 2, 4), (1, 2, 4), (12, 24, 48), (32, 64, 128), 1, 0.5, 8, 12.0)
+TINY = Sizes((3, 5, 9), (1, 2, 4), (1, 2, 4), (12, 24, 48), (32, 64, 128), 1, 0.5, 8)
 """Sizes for a test of the whole path; their times mean nothing."""
 
 
@@ -202,37 +206,48 @@ def efficiencies(sizes: Sizes) -> Iterator[Efficiency]:
             yield Efficiency(how, math.nan, math.nan, last_line(str(error)))
 
 
-def train_for(width: int, start: float, duration: float) -> float:
-    """Train steps of `compact` on random clips and return training frames per second.
+def train_for(width: int, duration: float, folder: str = "", count: int = 1) -> float:
+    """Train steps of `compact` on random clips with one thread and return training frames per second.
 
-    The first steps are not measured; they end at the time `start`, so that several processes are timed together.
+    With a folder, `count` processes are timed together: each trains without measuring until all are ready, and again
+    afterwards until all have finished, so that the load is the same throughout.
 
     Args:
-        start: seconds since the epoch, as `time.time` returns.
         duration: seconds of the measurement.
+        folder: where these processes report by files.
     """
     torch.set_num_threads(1)
-    run = RunConfig.from_params("small", width=width)
-    device = pick_device()
+    run, device = RunConfig.from_params("small", width=width), pick_device()
     state, clips = TrainState.create(run.model, run.train), run.train.batch_size
-    batch = ClipBatch(*torch.rand(2, clips, run.train.n_frames, 3, 32, 64, device=device))
-    batch = ClipBatch(*(distributed.shard(part) for part in batch))
-    if distributed.from_rank_0(time.time()) > start:
-        raise RuntimeError(
-            "The process was not ready in time, because the machine is busy; repeat the command."
-        )
-    while distributed.from_rank_0(time.time()) < start:
+    frames = torch.rand(2, clips, run.train.n_frames, 3, 32, 64, device=device)
+    batch = ClipBatch(*(distributed.shard(part) for part in frames))
+    for _ in range(2):
         _step(state, batch, run)
+    _train_until_all(folder, "ready", count, lambda: _step(state, batch, run))
     steps, began = 0, time.perf_counter()
     while distributed.from_rank_0(time.perf_counter() - began) < duration:
         _step(state, batch, run)
         steps += 1
-    return steps * clips * (run.train.n_frames - 1) / (time.perf_counter() - began)
+    speed = steps * clips * (run.train.n_frames - 1) / (time.perf_counter() - began)
+    _train_until_all(folder, "finished", count, lambda: _step(state, batch, run))
+    return speed
+
+
+def _train_until_all(folder: str, event: str, count: int, step: Callable[[], None]) -> None:
+    """Report an event in the folder and take steps until `count` processes have reported it."""
+    if not folder:
+        return
+    (Path(folder) / f"{event}-{uuid.uuid4().hex}").touch()
+    ends = time.monotonic() + MAX_WAIT
+    while len(list(Path(folder).glob(f"{event}-*"))) < count:
+        if time.monotonic() > ends:
+            raise RuntimeError(f"Not all of {count} processes were {event} within {MAX_WAIT:.0f} s.")
+        step()
 
 
 def _processes(count: int, sizes: Sizes) -> float:
-    arguments = sizes.width, time.time() + sizes.start_up, sizes.seconds
-    with ThreadPoolExecutor(count) as pool:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(count) as pool:
+        arguments = sizes.width, sizes.seconds, folder, count
         running = [pool.submit(in_own_process, train_for, *arguments) for _ in range(count)]
         return sum(process.result() for process in running)
 
@@ -243,10 +258,15 @@ def _dask_workers(count: int, sizes: Sizes) -> float:
     except ImportError:
         raise ImportError("Dask is not installed") from None
     with (
-        LocalCluster(count, threads_per_worker=1, dashboard_address=None) as cluster,
+        warnings.catch_warnings(action="ignore"),  # another cluster may use the port that Dask tries first
+        tempfile.TemporaryDirectory() as folder,
+        LocalCluster(
+            count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=logging.ERROR
+        ) as cluster,
         Client(cluster) as client,
     ):
-        arguments = sizes.width, time.time() + sizes.start_up, sizes.seconds
+        client.wait_for_workers(count)
+        arguments = sizes.width, sizes.seconds, folder, count
         workers = list(client.scheduler_info(n_workers=-1)["workers"])
         running = [client.submit(train_for, *arguments, workers=[worker], pure=False) for worker in workers]
         return sum(client.gather(running))
@@ -255,20 +275,18 @@ def _dask_workers(count: int, sizes: Sizes) -> float:
 def _ranks(count: int, sizes: Sizes) -> float:
     """Frames per second of one training run with `count` ranks under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    words = map(str, (sizes.width, time.time() + sizes.start_up, sizes.seconds))
+    words = str(sizes.width), str(sizes.seconds)
     command = [sys.executable, *torchrun, "--no-python", sys.executable, "-c", _RANK, *words]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=60 + 2 * sizes.start_up
-    )
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=MAX_WAIT)
     if done.returncode:
         raise RuntimeError(last_line(done.stderr))
     return float(done.stdout.splitlines()[-1])
 
 
-def rank_main(width: str, start: str, duration: str) -> None:
+def rank_main(width: str, duration: str) -> None:
     """Run `train_for` as one rank of torchrun; rank 0 prints the result."""
     with distributed.process_group():
-        speed = train_for(int(width), float(start), float(duration))
+        speed = train_for(int(width), float(duration))
         if not distributed.rank():
             print(speed)  # noqa: T201
 
