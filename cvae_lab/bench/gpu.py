@@ -97,12 +97,9 @@ def gpu(
         about: entries of the file before the rows, such as command and commit.
         log: called with one line of progress at a time.
     """
-    if device == "auto":
-        if not torch.cuda.is_available():
-            raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
-        device = "cuda"
     if unknown := set(only) - set(FRACTIONS):
         raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
+    device = _device_name(device)
     parts = [part for part in FRACTIONS if not only or part in only]
     content = {**(about or {}), "budget_s": budget, "rows": []}
     sizes = TINY if tiny else NORMAL
@@ -111,8 +108,8 @@ def gpu(
         if (os.cpu_count() or 1) < MIN_CORES:
             rendered(budget / 3)
         for place, part in enumerate(parts):
-            left = budget - (time.monotonic() - started)
-            allowed = max(left, 1) * FRACTIONS[part] / sum(FRACTIONS[p] for p in parts[place:])
+            left = max(1.0, budget - (time.monotonic() - started))
+            allowed = left * FRACTIONS[part] / sum(FRACTIONS[p] for p in parts[place:])
             log(f"{time.monotonic() - started:5.0f} s  part {part}, up to {allowed:.0f} s")
             ends = time.time() + allowed
             if part == "score":
@@ -123,6 +120,13 @@ def gpu(
                 log(f"{time.monotonic() - started:5.0f} s  {line(content['rows'][-1])}")
             write_text(out, json.dumps(content, indent=2))
     return content["rows"]
+
+
+def _device_name(name: str) -> str:
+    """The device to measure. Raises ConfigError where `auto` finds no GPU, because a CPU must be named."""
+    if name == "auto" and not torch.cuda.is_available():
+        raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
+    return "cuda" if name == "auto" else name
 
 
 @contextmanager
@@ -161,18 +165,12 @@ def run_part(part: str, device: str, tiny: bool, ends: float) -> None:
 
 def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
     """Yield the rates of matrix products and copies, with the versions of everything."""
-    row: Result = {
-        **machine(device, sizes is TINY),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }
+    row: Result = machine(device, sizes is TINY)
+    row |= {"python": platform.python_version(), "cores": os.cpu_count()}
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
+        gpu = torch.cuda.get_device_properties(device)
         row |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        row |= {
-            "gpu_gib": properties.total_memory / 2**30,
-            "capability": f"{properties.major}.{properties.minor}",
-        }
+        row |= {"gpu_gib": gpu.total_memory / 2**30, "capability": f"{gpu.major}.{gpu.minor}"}
     yield row
 
 
@@ -242,7 +240,7 @@ def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
                 yield key | _score(_run(sizes, name, device).with_training(minutes=float(minutes)), data)
             except RuntimeError as error:
                 yield key | {"error": last_line(str(error))}
-            evaluation = time.time() - began - 60 * minutes
+            evaluation = max(0.0, time.time() - began - 60 * minutes)
 
 
 def _score(run: RunConfig, data: Dataset) -> Result:

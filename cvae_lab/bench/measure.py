@@ -41,7 +41,7 @@ MARK = "@row "
 
 _CALL = (
     "import json, sys; from importlib import import_module; module, name, arguments = json.load(sys.stdin); "
-    "print(json.dumps(getattr(import_module(module), name)(*arguments)))"
+    "print(json.dumps(getattr(import_module(module), name)(*arguments)), flush=True)"
 )
 
 
@@ -239,37 +239,30 @@ def in_own_process(function: Callable, *arguments: Any, timeout: float = 600) ->
 def rows_of_process(function: Callable, *arguments: Any, seconds: float) -> Iterator[dict[str, Any]]:  # noqa: ANN401
     """Call a function of this package in a new process and yield each row that it prints with `print_row`.
 
-    Where the process fails, crashes or needs more than `seconds`, the last row is {"error": why}.
+    The function returns None. Where its process fails, crashes or needs more than `seconds`, the last row is
+    {"error": why}.
     """
-    request = json.dumps([function.__module__, function.__name__, arguments])
     expired = threading.Event()
-
-    def stop() -> None:
-        expired.set()
-        process.kill()
-
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as source:
-        source.write(request)
-        source.seek(0)
+    with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as errors:
+        json.dump([function.__module__, function.__name__, arguments], request)
+        request.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-c", _CALL],
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment(),
+            [sys.executable, "-c", _CALL], stdin=request, stdout=subprocess.PIPE, stderr=errors, env=environment(),
             text=True,
-        )
-        timer = threading.Timer(max(seconds, 1), stop)
+        )  # fmt: skip
+        timer = threading.Timer(max(seconds, 1), lambda: (expired.set(), process.kill()))
         timer.start()
         try:
             for text in process.stdout or ():
                 if text.startswith(MARK):
                     yield json.loads(text[len(MARK) :])
+                elif text.strip() == "null":  # the result of the function; its process may need longer to end
+                    return
             status = process.wait()
         finally:
             timer.cancel()
             process.kill()
-            process.wait()
+            process.communicate()
         errors.seek(0)
         if expired.is_set():
             yield {"error": f"stopped after {seconds:.0f} s"}
