@@ -19,6 +19,7 @@ from cvae_lab.teaching.commands import add_commands
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]  # default of `sweep --strategies`
 STUDIES = ["reference", "strategies", "ablation", "minutes", "latent"]
 PRESETS = ["handout", "compact"]
+GPU_PARTS = ["machine", "checks", "training", "rollout", "score"]
 
 DATA = "tiny, small or full (synthetic), or a folder with the layout of the course data"
 WORKERS = "number of parallel processes; 0: one per core"
@@ -254,11 +255,28 @@ def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     instead.add_argument("--into", type=Path, metavar="FILE", help=f"write to this Markdown file; {pictures}")
     instead.add_argument("--csv", type=Path, metavar="FILE", help=f"write a CSV, one row per run; {pictures}")
 
-    about = "measure the speed of the reference loop and of the fast code"
-    bench = _command(commands, "bench", about, "--presets compact")
-    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to measure")
-    bench.add_argument("--repeats", type=int, default=3, help="number of measurements per row")
+    bench = _command(
+        commands, "bench", "time the reference loop and the fast paths, and measure their memory",
+        "--presets compact", "--gpu gpu.json", "--scaling --out scaling.json", "--gpu gpu.json --device cpu --tiny",
+    )  # fmt: skip
+    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
+    bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
     bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--gpu", type=Path, metavar="OUT",
+        help="check and measure everything on one CUDA GPU in ten minutes, and write it as JSON; default: no",
+    )  # fmt: skip
+    instead.add_argument(
+        "--scaling", action="store_true", help="measure how time grows with sizes and processes"
+    )
+    bench.add_argument("--budget", type=float, default=540.0, help="--gpu: seconds for all parts together")
+    bench.add_argument(
+        "--only", nargs="+", default=[], choices=GPU_PARTS, metavar="PART",
+        help=f"--gpu: {', '.join(GPU_PARTS)}; default: all",
+    )  # fmt: skip
+    bench.add_argument("--device", default="auto", help="--gpu: auto (CUDA), or cpu for a test")
+    bench.add_argument("--tiny", action="store_true", help="--gpu, --scaling: test with tiny sizes")
 
 
 def _record_commands(commands: Any) -> None:  # noqa: ANN401

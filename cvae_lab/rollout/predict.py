@@ -64,7 +64,7 @@ def predict_in_chunks(
     """Yield the frames of `predict` in chunks of up to LABELS_PER_CALL, for clips that are too long for the memory.
 
     Args:
-        convert: converts a chunk of `labels` to the network's input, float in [0, 1]; default: only the conversion to float.
+        convert: converts a chunk of `labels` to float in [0, 1], the network's input.
     """
     convert = convert or _as_float
     with evaluating(model, batch_statistics):

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import os
 import shutil
 import subprocess
@@ -215,15 +216,56 @@ def compare(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     from cvae_lab.bench import HEAD, bench, write
-    from cvae_lab.runs.result import provenance
 
+    about = {"command": "python -m cvae_lab bench", **_provenance()}
+    if options.gpu:
+        _bench_gpu(options, about)
+        return
+    if options.scaling:
+        _bench_scaling(options, about)
+        return
     print(HEAD)
     rows = []
     for row in bench(tuple(options.presets), options.repeats):
         rows.append(row)
         _log_line(str(row))
     if options.out:
-        write(options.out, rows, {"command": "python -m cvae_lab bench", **provenance()})
+        write(options.out, rows, about)
+        print(f"Wrote {options.out}.")
+
+
+def _provenance() -> dict[str, str]:
+    """Versions and commit; empty where the package or pandas is not installed, so that `bench --gpu` still runs."""
+    try:
+        from cvae_lab.runs.result import provenance
+    except ImportError:
+        return {}
+    with contextlib.suppress(ImportError):
+        return provenance()
+    return {}
+
+
+def _bench_gpu(options: argparse.Namespace, about: dict[str, str]) -> None:
+    from cvae_lab.bench.gpu import gpu
+    from cvae_lab.bench.table import gpu_table
+
+    about["command"] += " --gpu"
+    rows = gpu(options.gpu, options.device, options.tiny, options.budget, options.only, about, _log_line)
+    print("\n".join(["", *gpu_table(rows, with_targets=not options.tiny), f"Wrote {options.gpu}."]))
+
+
+def _bench_scaling(options: argparse.Namespace, about: dict[str, str]) -> None:
+    from cvae_lab.bench.scaling import HEAD, TINY, as_json, scaling
+    from cvae_lab.data.files import write_text
+
+    print(HEAD)
+    rows = []
+    for row in scaling(TINY if options.tiny else None):
+        rows.append(row)
+        _log_line(str(row))
+    if options.out:
+        about["command"] += " --scaling"
+        write_text(options.out, as_json(rows, about))
         print(f"Wrote {options.out}.")
 
 
@@ -274,7 +316,8 @@ def reproduce(options: argparse.Namespace) -> None:
         return
     reference.reproduce(todo, options.root, _log_line)
     if "bench" in rest and not (out / "bench.json").exists():
-        bench(argparse.Namespace(presets=["handout", "compact"], repeats=3, out=out / "bench.json"))
+        plain = {"gpu": None, "scaling": False}
+        bench(argparse.Namespace(presets=["handout", "compact"], repeats=3, out=out / "bench.json", **plain))
     if "bench" in rest:
         shutil.copyfile(out / "bench.json", options.root / "figures" / "bench.json")
     for file in reference.write_tables(options.root) if "tables" in rest else ():

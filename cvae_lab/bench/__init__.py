@@ -1,0 +1,22 @@
+"""Speed and memory of the reference loops and of the fast paths, on the same network, data, batch and machine.
+
+`table` compares both side by side, `scaling` shows how time grows with size, `gpu` runs everything on one GPU.
+"""
+
+from cvae_lab.bench.measure import flops_per_frame, machine
+from cvae_lab.bench.scaling import exponent, growth
+from cvae_lab.bench.table import HEAD, Row, bench, fractions_by_kind, read, time_by_kind, write
+
+__all__ = [
+    "HEAD",
+    "Row",
+    "bench",
+    "exponent",
+    "flops_per_frame",
+    "fractions_by_kind",
+    "growth",
+    "machine",
+    "read",
+    "time_by_kind",
+    "write",
+]

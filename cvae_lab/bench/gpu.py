@@ -1,0 +1,283 @@
+"""Everything to measure on a GPU in one call, within a time budget (`cvae-lab bench --gpu OUT`).
+
+Each part runs in a process of its own. One that fails, hangs or crashes keeps its finished rows and does not stop the
+others. OUT is rewritten after every part.
+"""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cvae_lab.bench.gpu_checks import checks
+from cvae_lab.bench.measure import (
+    Case,
+    Work,
+    environment,
+    last_line,
+    machine,
+    print_row,
+    rollout_work,
+    rows_of_process,
+)
+from cvae_lab.bench.table import compare
+from cvae_lab.config import ConfigError, RunConfig
+from cvae_lab.data import Dataset, load
+from cvae_lab.data.files import write_text
+from cvae_lab.data.pixels import to_float
+from cvae_lab.evaluation.metrics import psnr
+from cvae_lab.evaluation.scoring import predict_clips
+from cvae_lab.models.device import pick_device
+from cvae_lab.training import TrainState, fit
+
+Result = dict[str, Any]
+"""One row: `part`, then the values of that part."""
+
+GRACE = 20.0  # seconds after its time is over until a part that has not ended is stopped
+MIN_CORES = 4  # with fewer, rendering the data would slow the measurements
+
+
+class Sizes(NamedTuple):
+    """How much to measure."""
+
+    models: Mapping[str, Mapping[str, Any]]  # parameters of every network, by name
+    timed: tuple[str, ...]  # networks of which training and rollout are timed
+    data: str
+    frames: int  # per training clip
+    batches: tuple[int, ...]
+    streams: tuple[int, ...]
+    labels: int  # per predicted clip
+    minutes: tuple[float, ...]
+    repeats: int
+
+
+NORMAL = Sizes(
+    {"compact": {}, "compact, width 64": {"width": 64}, "handout": {"preset": "handout"}},
+    ("handout", "compact"), "full", 8, (2, 8, 32, 128, 512, 2048), (1, 6, 60, 600), 630, (1, 2, 4), 5,
+)  # fmt: skip
+TINY = Sizes(
+    {
+        "compact": {"width": 8}, "compact, width 16": {"width": 16},
+        "handout": {"preset": "handout", "width": 8, "label_width": 8, "decoder_width": 16, "latents": 4},
+    },
+    ("handout", "compact"), "tiny", 3, (2,), (1, 2), 18, (0.02,), 1,
+)  # fmt: skip
+"""Sizes for a test of the whole path on a CPU; their times mean nothing."""
+
+FRACTIONS = {"machine": 0.03, "checks": 0.12, "training": 0.14, "rollout": 0.11, "score": 0.6}
+"""Parts in order, with fractions of the time budget. Time that a part leaves goes to those after it."""
+
+
+def gpu(
+    out: Path,
+    device: str = "auto",
+    tiny: bool = False,
+    budget: float = 540.0,
+    only: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
+    log: Callable[[str], None] = print,
+) -> list[Result]:
+    """Run all parts, write their rows to `out` as JSON after each, and return them.
+
+    Args:
+        device: `auto` is CUDA; a CPU must be named.
+        tiny: small networks and few frames, to test the whole path.
+        budget: seconds for all parts together.
+        only: parts to run; empty: all.
+        about: entries of the file before the rows, such as command and commit.
+        log: called with one line of progress at a time.
+    """
+    if unknown := set(only) - set(FRACTIONS):
+        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
+    device = _device_name(device)
+    parts = [part for part in FRACTIONS if not only or part in only]
+    content = {**(about or {}), "budget_s": budget, "rows": []}
+    sizes = TINY if tiny else NORMAL
+    with rendering(sizes.data if "score" in parts else "") as rendered:
+        started = time.monotonic()
+        if (os.cpu_count() or 1) < MIN_CORES:
+            rendered(budget / 3)
+        for place, part in enumerate(parts):
+            left = max(1.0, budget - (time.monotonic() - started))
+            allowed = left * FRACTIONS[part] / sum(FRACTIONS[p] for p in parts[place:])
+            log(f"{time.monotonic() - started:5.0f} s  part {part}, up to {allowed:.0f} s")
+            ends = time.time() + allowed
+            if part == "score":
+                rendered(allowed)
+            most = ends - time.time() + GRACE
+            for row in rows_of_process(run_part, part, device, tiny, ends, seconds=most):
+                content["rows"].append({"part": part, **row})
+                log(f"{time.monotonic() - started:5.0f} s  {line(content['rows'][-1])}")
+            write_text(out, json.dumps(content, indent=2))
+    return content["rows"]
+
+
+def _device_name(name: str) -> str:
+    """The device to measure. Raises ConfigError where `auto` finds no GPU, because a CPU must be named."""
+    if name == "auto" and not torch.cuda.is_available():
+        raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
+    return "cuda" if name == "auto" else name
+
+
+@contextmanager
+def rendering(data: str) -> Iterator[Callable[[float], None]]:
+    """Render a data set into the cache in a process beside; yield a function that waits some seconds for it."""
+    if not data:
+        yield lambda allowed: None
+        return
+    code = f"from cvae_lab.data import load; load({data!r}, progress=False)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+    def wait(allowed: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(allowed)
+
+    try:
+        yield wait
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
+
+
+def run_part(part: str, device: str, tiny: bool, ends: float) -> None:
+    """Run a part in this process and print each row as one line.
+
+    Args:
+        ends: when the part is stopped, as `time.time` returns.
+    """
+    functions = {"machine": limits, "checks": check, "training": training, "rollout": rollout, "score": score}
+    for row in functions[part](pick_device(device), TINY if tiny else NORMAL, ends):
+        print_row(row)
+
+
+def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
+    """Yield the rates of matrix products and copies, with the versions of everything."""
+    row: Result = machine(device, sizes is TINY)
+    row |= {"python": platform.python_version(), "cores": os.cpu_count()}
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        row |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        row |= {"gpu_gib": gpu.total_memory / 2**30, "capability": f"{gpu.major}.{gpu.minor}"}
+    yield row
+
+
+def check(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
+    """Yield the result of every check of `gpu_checks`."""
+    models = {name: _run(sizes, name, device).model for name in sizes.timed}
+    for name, result in checks(device, models):
+        yield {"check": name, **result._asdict()}
+
+
+def training(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
+    """Yield frames/s of a training step by network, teacher forcing and batch, up to the largest batch that fits."""
+    rates, batches = machine(device, sizes is TINY), {name: list(sizes.batches) for name in sizes.timed}
+    while any(batches.values()):
+        for name in sizes.timed:
+            if not batches[name]:
+                continue
+            batch, run = batches[name].pop(0), _run(sizes, name, device)
+            for forcing in (0.0, 0.5, 1.0):
+                case, few = (Case("", "training", n, sizes.frames, forcing) for n in (batch, 2))
+                key = {"model": name, "what": "training", "forcing": forcing, "batch": batch}
+                row = compare(partial(case.work, run, device), partial(few.work, run, device), device,
+                              sizes.repeats, ends, rates)  # fmt: skip
+                yield key | row
+                if "skipped" in row:
+                    return
+                if row.get("ours_error") == "out of memory":
+                    # Once more with half of the batch, which lies between this size and the one that fitted.
+                    batches[name] = [batch // 2] if batch in sizes.batches and batch > 2 else []
+                    break
+
+
+def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
+    """Yield frames/s of prediction by network and number of streams."""
+    rates = machine(device, sizes is TINY)
+    for streams in sizes.streams:
+        for name in sizes.timed:
+            # Labels and frames of 600 whole clips take 12 GB; the reference loop is as fast on fewer frames.
+            frames = sizes.labels if streams <= 60 else sizes.labels // 4
+            lengths = {True: frames, False: min(frames, 38)}
+            run = _run(sizes, name, device)
+
+            def make(fast: bool, run: RunConfig = run, n: int = streams, lengths: dict = lengths) -> Work:
+                return rollout_work(run, device, fast, n, lengths[fast])
+
+            # 13 frames are too few for a CUDA graph, whose operations could not be counted.
+            few = partial(Case("", "rollout", min(streams, 60), 13).work, run, device)
+            row = compare(make, few, device, min(sizes.repeats, 2), ends, rates)
+            yield {"model": name, "what": "rollout", "streams": streams, "frames": frames - 1} | row
+
+
+def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
+    """Yield the PSNR on the test clips after some minutes of training, the shortest first.
+
+    Each row is a run of its own, with schedules that follow its minutes. A run that would end too late is not started.
+    """
+    data, evaluation = load(sizes.data, progress=False), 0.0
+    for minutes in sizes.minutes:
+        for name in sizes.models:
+            key = {"model": name, "what": "score", "data": sizes.data, "minutes": minutes}
+            needed = 60 * minutes + evaluation + 5
+            if time.time() + needed > ends:
+                yield key | {"skipped": f"needs {needed:.0f} s more"}
+                continue
+            began = time.time()
+            try:
+                yield key | _score(_run(sizes, name, device).with_training(minutes=float(minutes)), data)
+            except RuntimeError as error:
+                yield key | {"error": last_line(str(error))}
+            evaluation = max(0.0, time.time() - began - 60 * minutes)
+
+
+def _score(run: RunConfig, data: Dataset) -> Result:
+    """Train from the start; return the PSNR of the last weights, without test-time corrections."""
+    state = TrainState.create(run.model, run.train)
+    *_, last = fit(state, data, run.train)
+    clips = [clip for clip in data.tests if clip.answer is not None]
+    frames = predict_clips(state.evaluation_model(), clips, run.train)
+    curves = [psnr(frame, to_float(clip.answer)[1:]) for frame, clip in zip(frames, clips, strict=True)]
+    return {
+        "psnr_db": float(torch.cat(curves).mean()), "heldout_psnr_db": last["heldout_psnr"], "steps": last["step"],
+        "epochs": last["epoch"], "frames_per_s": last["frames_per_s"],
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+    }  # fmt: skip
+
+
+def _run(sizes: Sizes, name: str, device: torch.device) -> RunConfig:
+    return RunConfig.from_params(sizes.data, **sizes.models[name], device=str(device))
+
+
+def line(row: Result) -> str:
+    """Describe a row in one line."""
+    problem = "; ".join(f"{key}: {row[key]}" for key in row if "error" in key or key == "skipped")
+    if row["part"] == "checks" and "check" in row:
+        state = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]
+        return f"{state:8}{row['check']} ({row['detail']})"
+    if "matmul_float32_gflops" in row:
+        rates = f"{row['matmul_float32_gflops']:.0f} and {row['matmul_bfloat16_gflops']:.0f} GFLOP/s"
+        rates += f" in float32 and bfloat16, {row['copy_gb_per_s']:.0f} GB/s"
+        return f"{row['device']}: {rates}, torch {row['torch']}"
+    if "psnr_db" in row:
+        return f"{row['model']}, {row['minutes']:g} min on {row['data']}: {row['psnr_db']:.2f} dB, {row['steps']} steps"
+    names = [f"{key} {row[key]:g}" for key in ("forcing", "batch", "streams", "minutes") if key in row]
+    text = ", ".join([row.get("model", row["part"]), *names])
+    speeds = [f"{key} {row[key]:.1f}" for key in ("reference", "ours") if key in row]
+    if speeds:
+        text += f": {', '.join(speeds)} frames/s"
+    if "ratio" in row:
+        text += f", {row['ratio']:.1f}x, {row['of_matmul']:.0%} of matmul, {row['of_copy']:.0%} of copy"
+    return f"{text} ({problem})" if problem else text

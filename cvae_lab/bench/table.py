@@ -1,0 +1,289 @@
+"""The table of `cvae-lab bench`: reference loop and fast path side by side. Medians are reported."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvae_lab.bench.measure import (
+    Case,
+    Work,
+    in_own_process,
+    last_line,
+    machine,
+    peak_mib,
+    seconds,
+    training_work,
+)
+from cvae_lab.config import RunConfig, TrainConfig
+from cvae_lab.data.files import write_text
+from cvae_lab.models.device import pick_device, precision_of
+
+EPOCH_FRAMES = 23_410  # training frames of the assignment's data
+
+HEAD = (
+    f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
+    f"{'of matmul':>13} {'of copy':>7} {'peak MiB':>8}"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table with the header HEAD."""
+
+    preset: str
+    what: str
+    literal: float  # of the reference loop
+    ours: float
+    ratio: float
+    spread: float  # (max - min) / median over the repeats
+    against_handout: float  # ours over the reference loop of `handout`; NaN where that was not timed
+    literal_of_matmul: (
+        float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
+    )
+    share_of_matmul: float  # the same for ours, at the precision of ours
+    share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
+    peak_mib: float  # peak memory of ours in a process of its own; NaN where it was not measured
+    peak_in_own_process: bool = False  # False in old files, where the peak only grows down the table
+
+    def __str__(self) -> str:
+        return (
+            f"{self.preset:8} {self.what:22} {self.literal:8.1f} {self.ours:8.1f} {self.ratio:6.1f}x "
+            f"{self.against_handout:9.1f}x {self.spread:6.0%} {self.literal_of_matmul:6.0%} "
+            f"{self.share_of_matmul:6.0%} {self.share_of_copy:7.0%} {self.peak_mib:8.0f}"
+        )
+
+
+def bench(
+    presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
+) -> Iterator[Row]:
+    """Yield one row each for training at teacher forcing 0, 0.5, 1 and for rollouts of 1, 6, 60 clips, per preset.
+
+    Args:
+        repeats: measurements of each side; the row holds their medians.
+        batch, frames: clips per training batch and frames per clip; "own clips" uses the preset's defaults.
+    """
+    device = pick_device()
+    limits = machine(device)
+    handout: dict[str, float] = {}
+    for preset in presets:
+        for case in cases(preset, batch, frames):
+            row = _row(preset, case, device, limits, repeats)
+            if preset == "handout":
+                handout[case.what] = row.literal
+            yield replace(row, against_handout=row.ours / handout.get(case.what, math.nan))
+
+
+def cases(preset: str, batch: int, frames: int) -> Iterator[Case]:
+    """Yield the comparisons of one preset."""
+    for forcing in (0.0, 0.5, 1.0):
+        yield Case(f"training, forcing {forcing:g}", "training", batch, frames, forcing)
+    own = RunConfig.from_params("small", preset=preset).train
+    yield Case("training, own clips", "training", own.batch_size, own.n_frames)
+    for streams in (1, 6, 60):
+        yield Case(f"rollout, {streams} streams", "rollout", streams, 13 if preset == "handout" else 38)
+
+
+def peak_memory(preset: str, case: Case | list, device_name: str = "auto") -> float:
+    """Return the peak memory in MiB of a process that does nothing but the fast path of `case`, twice."""
+    device = pick_device(device_name)
+    work = Case(*case).work(RunConfig.from_params("small", preset=preset), device, fast=True)
+    for _ in range(2):
+        work.action()
+    return peak_mib(device)
+
+
+def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
+    """Write the rows and the machine's limits as JSON, after the entries of `about` (command, versions, commit)."""
+    content: dict[str, Any] = {
+        **about,
+        "machine": machine(pick_device()),
+        "rows": [asdict(row) for row in rows],
+    }
+    write_text(path, json.dumps(content, indent=2))
+
+
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file by `write`, of this version or an earlier one."""
+    known = {field.name for field in fields(Row)}
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [Row(**{name: value for name, value in row.items() if name in known}) for row in rows]
+
+
+def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
+    """Return the fractions of a training step spent in convolutions, norms, other operations and outside."""
+    action = training_work(
+        RunConfig.from_params("small", preset=preset), pick_device(), fast, 2, 6, 0.0
+    ).action
+    action()
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        action()
+    wall = (time.perf_counter() - started) * 1e6
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return fractions_by_kind(times, wall)
+
+
+def fractions_by_kind(times: dict[str, float], wall: float) -> dict[str, float]:
+    """Sum the times of operations by kind, as fractions of the wall time; what is left is outside operations.
+
+    Args:
+        times: of each operation without the operations that it calls; only torch's own (`aten::`) count.
+    """
+    fractions = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
+    for name, time_spent in times.items():
+        if name.startswith("aten::"):
+            kind = next((kind for kind in ("convolution", "norm") if kind[:4] in name), "other operations")
+            fractions[kind] += time_spent / wall
+    fractions["Python and waiting"] = max(0.0, 1 - sum(fractions.values()))
+    return fractions
+
+
+def _row(preset: str, case: Case, device: torch.device, limits: dict, repeats: int) -> Row:
+    run = RunConfig.from_params("small", preset=preset)
+    pair = case.work(run, device, False), case.work(run, device, True)
+    for work in pair:
+        seconds(work.action, device)  # warm-up
+    speeds = [[work.frames / seconds(work.action, device) for work in pair] for _ in range(repeats)]
+    literal, ours = zip(*speeds, strict=True)
+    middle = statistics.median(ours)
+    of_matmul = fractions_of_matmul(pair[0], statistics.median(literal), middle, device, limits)
+    return Row(
+        preset, case.what, statistics.median(literal), middle,
+        ratio=statistics.median(b / a for a, b in speeds),
+        spread=(max(ours) - min(ours)) / middle,
+        against_handout=math.nan,
+        literal_of_matmul=of_matmul[0],
+        share_of_matmul=of_matmul[1],
+        share_of_copy=pair[1].bytes_per_frame() * middle / 1e9 / float(limits["copy_gb_per_s"]),
+        peak_mib=_peak(preset, case),
+        peak_in_own_process=True,
+    )  # fmt: skip
+
+
+def _peak(preset: str, case: Case) -> float:
+    """The peak memory of a row; NaN where its process failed, so that the table goes on."""
+    try:
+        return in_own_process(peak_memory, preset, case)
+    except RuntimeError:
+        return math.nan
+
+
+def fractions_of_matmul(
+    reference: Work, reference_speed: float, speed: float, device: torch.device, limits: dict
+) -> tuple[float, float]:
+    """Return the fractions of the machine's matrix-product rate that the reference loop and the fast path reach.
+
+    Both do the operations of the reference loop, each at its own precision.
+
+    Args:
+        reference_speed, speed: in frames per second.
+        limits: result of `machine`.
+    """
+    gflop = reference.flops_per_frame() / 1e9
+    name = str(precision_of(TrainConfig(), device)).removeprefix("torch.")
+    rates = float(limits["matmul_float32_gflops"]), float(limits[f"matmul_{name}_gflops"])
+    return gflop * reference_speed / rates[0], gflop * speed / rates[1]
+
+
+def compare(
+    make: Callable[[bool], Work],
+    counted: Callable[[bool], Work],
+    device: torch.device,
+    repeats: int,
+    ends: float,
+    limits: dict,
+) -> dict[str, Any]:
+    """Time fast path and reference loop one after the other, and name the error where one of them fails.
+
+    Args:
+        make: returns the work of the fast path for True, of the reference loop for False.
+        counted: a smaller version of it, whose operations and bytes per frame are counted.
+        ends: when to stop, as `time.time` returns. Where all repeats would end later, there is one.
+        limits: result of `machine`.
+    """
+    row: dict[str, Any] = {}
+    for fast, name in ((True, "ours"), (False, "reference")):
+        if time.time() > ends - 2:
+            return row | {"skipped": "no time left for it"}
+        try:
+            row |= _timed(make(fast), name, device, repeats, ends)
+        except torch.cuda.OutOfMemoryError:
+            return row | {f"{name}_error": "out of memory"}
+        except RuntimeError as error:
+            return row | {f"{name}_error": last_line(str(error))}
+    traffic = counted(True).bytes_per_frame() * row["ours"] / 1e9
+    of_matmul = fractions_of_matmul(counted(False), row["reference"], row["ours"], device, limits)
+    return row | {
+        "ratio": row["ours"] / row["reference"], "reference_of_matmul": of_matmul[0], "of_matmul": of_matmul[1],
+        "of_copy": traffic / float(limits["copy_gb_per_s"]),
+    }  # fmt: skip
+
+
+def _timed(work: Work, name: str, device: torch.device, repeats: int, ends: float) -> dict[str, float]:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    work.action()  # libraries choose their kernels
+    once = seconds(work.action, device)
+    count = repeats if time.time() + 2 * repeats * once < ends else 1
+    middle = statistics.median([once, *(seconds(work.action, device) for _ in range(count - 1))])
+    return {name: work.frames / middle, f"{name}_s": middle, f"{name}_mib": peak_mib(device)}
+
+
+def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list[str]:
+    """Return the rows of `bench --gpu` as lines: checks, speeds, scores, targets, and what is missing."""
+    lines = [
+        f"{'passed' if r['passed'] else 'FAILED':8}{r['check']}" for r in rows if r.get("passed") is not None
+    ]
+    if any("ours" in row for row in rows):
+        lines += [
+            "",
+            f"{'frames/s':44} {'reference':>10} {'ours':>10} {'ratio':>7} {'matmul':>6} {'copy':>5} {'MiB':>7}",
+        ]
+    for row in rows:
+        if "ours" in row:
+            size = (
+                f"batch {row['batch']}, forcing {row['forcing']:g}"
+                if "batch" in row
+                else f"{row['streams']} streams"
+            )
+            name = f"{row['model']}, {row['what']}, {size}"
+            values = f"{row.get('reference', math.nan):10.1f} {row['ours']:10.1f} {row.get('ratio', math.nan):6.1f}x"
+            fractions = f"{row.get('of_matmul', math.nan):6.0%} {row.get('of_copy', math.nan):5.0%}"
+            lines.append(f"{name:44} {values} {fractions} {row['ours_mib']:7.0f}")
+    scores = [row for row in rows if "psnr_db" in row]
+    if scores:
+        lines += ["", "PSNR on the test clips, dB (mean over all frames, weights of the last step)"]
+    lines += [f"{r['model']:24} {r['minutes']:g} min on {r['data']}: {r['psnr_db']:.2f}" for r in scores]
+    missing = [r for r in rows if "error" in r or "skipped" in r]
+    if missing:
+        lines += ["", "Not measured; repeat with --only PART and a larger --budget:"]
+    lines += [f"{r['part']} {r.get('model', '')}: {r.get('error') or r['skipped']}" for r in missing]
+    return [*lines, "", *(targets(rows) if with_targets else ())]
+
+
+def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return one line per target of the project for a GPU: what was measured, and whether it is reached."""
+    found = []
+    mine = [row for row in rows if row.get("model") == "handout" and "ours" in row]
+    trained = [row for row in mine if row["what"] == "training"]
+    if values := [row["ratio"] for row in trained if row["batch"] == 2 and "ratio" in row]:
+        found.append(_target("training at batch 2 over the reference loop", max(values), 10, "x", True))
+    if values := [EPOCH_FRAMES / row["ours"] for row in trained if row["forcing"] == 0]:
+        found.append(_target(f"an epoch of {EPOCH_FRAMES} frames at forcing 0", min(values), 10, " s", False))
+    if values := [row["ours_s"] for row in mine if row["what"] == "rollout" and row["streams"] == 6]:
+        found.append(_target("prediction of 6 clips of 629 frames", min(values), 2, " s", False))
+    return found
+
+
+def _target(what: str, value: float, target: float, unit: str, at_least: bool) -> str:
+    reached = value >= target if at_least else value <= target
+    state = "reached" if reached else "not reached"
+    return f"handout, {what}: {value:.1f}{unit} (target {target}{unit}: {state})"
