@@ -230,7 +230,7 @@ def _predict_command(commands: Any) -> None:  # noqa: ANN401
     )  # fmt: skip
     predict.add_argument(
         "--output", choices=("auto", "linear", "sigmoid"), default="auto",
-        help="last activation of a network that another trainer saved; auto compares both on known frames",
+        help="output activation of a network that other code trained; auto compares linear and sigmoid on known frames",
     )  # fmt: skip
     predict.add_argument("--plain", action="store_true", help="do not apply the test-time corrections")
     predict.add_argument(

@@ -51,7 +51,7 @@ def every_figure():
     frames = torch.zeros(T, 3, H, W)
     curves = {"run": 20 + np.arange(20.0), "other": 30 - np.arange(20.0)}
     return {
-        "film_strip": lambda: figures.film_strip({"label": frames, "truth": frames}, [0, 3], "A strip"),
+        "frame_strip": lambda: figures.frame_strip({"label": frames, "truth": frames}, [0, 3], "A strip"),
         "schedule": lambda: figures.schedule(
             {"none": [0, 0], "ramp": [0, 0.5, 1]}, "KL weight", "A schedule"
         ),
@@ -100,7 +100,7 @@ def test_alternative_text_is_stored_in_the_notebook(name):
 
 def test_alternative_text_names_rows_frames_and_values():
     made = every_figure()
-    assert made["film_strip"]().alt == "A strip. Rows: label, truth. Frames: 1, 4."
+    assert made["frame_strip"]().alt == "A strip. Rows: label, truth. Frames: 1, 4."
     assert made["schedule"]().alt == "A schedule: KL weight per epoch. none from 0 to 0; ramp from 0 to 1."
     assert "run, mean 29.5 dB" in made["psnr_per_frame"]().alt
     assert "high 25.00 dB; low 20.00 ± 0.50 dB; static baseline 22.00 dB" in made["strategy_bars"]().alt
@@ -152,11 +152,11 @@ def test_any_two_colours_differ_for_colour_blind_readers(kind):
     assert pairs.min() > 10
 
 
-def test_film_strip_shows_the_frames_of_the_given_indices():
+def test_frame_strip_shows_the_frames_of_the_given_indices():
     labels, prediction = torch.zeros(2, T, 3, H, W, dtype=torch.uint8)
     for t in range(T):
         labels[t, 0, 0, t], prediction[t, 1, 2, t] = 250, 200
-    figure = figures.film_strip({"label": labels, "prediction": prediction}, [0, 3], title="Two", pixels=4)
+    figure = figures.frame_strip({"label": labels, "prediction": prediction}, [0, 3], title="Two", pixels=4)
     (ax,) = figure.axes
     sheet = np.asarray(ax.images[0].get_array())
     gap = sheet.shape[1] - 2 * W
@@ -171,8 +171,8 @@ def test_film_strip_shows_the_frames_of_the_given_indices():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (128, 256), (32, 64)])
-def test_film_strip_of_any_size_fits_the_page(size):
-    figure = figures.film_strip({"truth": torch.zeros(6, 3, *size)}, range(6), "Six")
+def test_frame_strip_of_any_size_fits_the_page(size):
+    figure = figures.frame_strip({"truth": torch.zeros(6, 3, *size)}, range(6), "Six")
     # The smallest scale is one screen pixel per frame pixel, so a strip of wide frames may be wider than the page.
     assert figure.get_figwidth() <= max(9.01, 6 * (size[1] + 2) / 100 + 1)
 

@@ -353,7 +353,7 @@ def test_untrusted_notebook_shows_static_content(opened):
 
 
 def test_trusted_notebook_that_was_not_run_shows_static_content_or_a_player(lab, opened):
-    """In a trusted notebook the embedded page runs. The scrubber has no kernel, so its film strip is shown."""
+    """In a trusted notebook the embedded page runs. The scrubber has no kernel, so its strip of frames is shown."""
     file = lab.folder / "notebooks" / "trusted.ipynb"
     notebook = nbformat.read(file.with_name("executed.ipynb"), 4)
     notebook.metadata["title"] = (

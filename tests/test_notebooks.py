@@ -44,7 +44,7 @@ def test_opening(path):
     first, second, third = nbformat.read(path, 4).cells[:3]
     assert re.match(rf"# {path.name[:2]} · .+\?\n", first.source)  # one question each
     assert "**Claim:" in first.source
-    assert "*Cost as committed:" in first.source
+    assert "*Run time with the committed settings:" in first.source
     assert second.source.startswith("**After this notebook you can**")
     assert third.metadata["tags"] == ["parameters"]
     for statement in ast.parse(third.source).body:

@@ -206,7 +206,7 @@ def test_interactive_outputs_have_static_content(clips):
         assert "Run this cell for the interactive player." in static
         assert "A &lt;clip&gt;" in static
         image = re.search(r'<img src="data:image/webp;base64,([^"]+)" alt="([^"]+)"', static)
-        assert image[2] == "Film strip. Rows from the top: pose label, truth, prediction. Frames from the left: " \
+        assert image[2] == "Strip of frames. Rows from the top: pose label, truth, prediction. Frames from the left: " \
             "1, 2, 3, 4, 5."  # fmt: skip
         assert pixels(base64.b64decode(image[1])).shape == (12 * (3 * (H + 1) - 1), 12 * (T * (W + 1) - 1), 3)
 
@@ -215,7 +215,7 @@ def test_scrubber_output_is_a_widget_and_embedded_page_is_not_shown_twice(clips)
     widget, page = outputs(clips)
     assert "application/vnd.jupyter.widget-view+json" in widget
     assert "<iframe" not in widget["text/html"]
-    assert page["text/html"].count("Film strip") == 1
+    assert page["text/html"].count("Strip of frames") == 1
 
 
 def test_static_content_is_small():

@@ -29,7 +29,7 @@ def weights():
 
 @pytest.fixture
 def logged():
-    """Return an empty list for the lines that load_model logs."""
+    """A list, initially empty, that collects the log lines of `load_model`."""
     return []
 
 

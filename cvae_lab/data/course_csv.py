@@ -229,11 +229,11 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
     year, files = answer_files(path)
     if not path.exists() or year == "none":
         raise DataError(
-            f"{path}: holds no answers; give GT0.csv, … (2023), gt.csv (later years), or their folder"
+            f"{path}: no true frames found; give GT0.csv, … (2023), gt.csv (later years), or their folder"
         )
     if any(clip.first.shape != (3, HEIGHT, WIDTH) for clip in clips):
         raise DataError(
-            f"{path}: the course's answers are frames of {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
+            f"{path}: the course's true frames have {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
         )
     lengths = {clip.name: len(clip) for clip in clips}
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files

@@ -39,7 +39,7 @@ MAX_UNKNOWN = 0.1  # largest fraction of drawn pixels that may have colours outs
 class Palette(NamedTuple):
     """Label colours, and for each the index of its partner on the other side of the body.
 
-    A colour without left and right, such as the trunk's, has its own index.
+    The colour of a body part that exists once, such as the trunk, is its own partner.
     """
 
     colours: tuple[RGB, ...]
@@ -71,7 +71,7 @@ STANDARD = Palette(
 def read_palette(file: Path) -> Palette:
     """Read `labels.json`: a list of pairs [left colour, right colour], each `[r, g, b]` or `"#rrggbb"`.
 
-    A colour without left and right, such as the trunk's, is written as a pair of two equal colours. Raises DataError
+    The colour of a body part that exists once, such as the trunk, is written as a pair of two equal colours. Raises DataError
     if the file has other content.
     """
     try:
@@ -86,7 +86,7 @@ def read_palette(file: Path) -> Palette:
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f'{file}: not a list of colour pairs ({error}); write [["#00ff00", "#ff0000"], …] with the left colour '
-            "first and each colour in one pair only; a colour without left and right is a pair of two equal colours"
+            "first and each colour in one pair only; the colour of a body part that exists once is a pair of two equal colours"
         ) from error
     return Palette.from_pairs(pairs)
 

@@ -124,7 +124,7 @@ def moves_picture(columns: int = 6) -> Figure:
     for name, (frames, labels) in moves_gallery().items():
         moments = torch.linspace(0, len(frames) - 1, columns).long()
         rows[name], rows[f"{name} label"] = frames[moments], labels[moments]
-    figure = figures.film_strip(
+    figure = figures.frame_strip(
         rows, range(columns), "The moves of the synthetic figure, with their pose labels"
     )
     figure.axes[0].set_yticks(figure.axes[0].get_yticks(), [n if "label" not in n else "" for n in rows])
@@ -143,7 +143,7 @@ def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
         "truth": clip.labels[moments] if clip.answer is None else clip.answer[moments],
         "prediction": torch.from_numpy(np.stack([predicted[clip.name][t] for t in moments])),
     }
-    figure = figures.film_strip(rows, range(columns))
+    figure = figures.frame_strip(rows, range(columns))
     figure.axes[0].set_xticks(figure.axes[0].get_xticks(), [f"frame {t}" for t in moments])
     return figure
 

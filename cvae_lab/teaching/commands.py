@@ -62,7 +62,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     notebooks = add(
         "notebooks", "copy the notebooks to a folder of your own; your changes there are kept", "work"
     )
-    notebooks.add_argument("folder", type=Path, metavar="FOLDER", help="new, or made by this command before")
+    notebooks.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="a new folder, or one from an earlier call"
+    )
 
     student = add(
         "student", "build the student edition of the notebooks for nbgrader: solutions out, hidden tests apart",

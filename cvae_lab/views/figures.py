@@ -30,7 +30,7 @@ from cvae_lab.views.figure_style import (
 )
 
 __all__ = [
-    "COLUMN_LABELS", "DPI", "GREY", "PALETTE", "STYLE", "WIDTH", "film_strip", "histories", "psnr_per_frame", "quiet",
+    "COLUMN_LABELS", "DPI", "GREY", "PALETTE", "STYLE", "WIDTH", "frame_strip", "histories", "psnr_per_frame", "quiet",
     "save_vector", "schedule", "strategy_bars", "with_band",
 ]  # fmt: skip
 GUTTER = 225  # light grey between pictures, so that white labels have an edge
@@ -39,7 +39,7 @@ LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 
 
 @plt.rc_context(STYLE)
-def film_strip(
+def frame_strip(
     rows: Mapping[str, Frames], indices: Sequence[int], title: str = "", pixels: int | None = None
 ) -> Figure:
     """Draw the frames at `indices`: one row per clip with its name, one column per frame number (index + 1).
@@ -67,7 +67,7 @@ def film_strip(
     ax.spines[:].set_color(str(GUTTER / 255))
     ax.set_title(title)
     numbers = ", ".join(str(index + 1) for index in indices)
-    return described(figure, f"{title or 'Film strip'}. Rows: {', '.join(rows)}. Frames: {numbers}.")
+    return described(figure, f"{title or 'Strip of frames'}. Rows: {', '.join(rows)}. Frames: {numbers}.")
 
 
 @plt.rc_context(STYLE)

@@ -17,7 +17,7 @@ from cvae_lab.views.sprites import (
     captions,
     clip_data,
     data_uri,
-    film_strip_html,
+    frame_strip_html,
     source,
     split_panels,
     sprite_sheets,
@@ -58,7 +58,7 @@ def html_player(
         script=source("player.js").replace("export default { render };", ""),
         clip=html.escape(json.dumps(clip, ensure_ascii=False, separators=(",", ":"))),
         sheets="\n".join(sheets),
-        static=film_strip_html(parts, names, clip["numbers"], clip["title"]),
+        static=frame_strip_html(parts, names, clip["numbers"], clip["title"]),
     )
 
 
@@ -79,7 +79,7 @@ class EmbeddedPage:
         self._height = height
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        """HTML that shows the page, or its static film strip if the notebook removes styles, frames and scripts.
+        """HTML that shows the page, or its static strip of frames if a viewer removes styles, iframes and scripts.
 
         The iframe is sandboxed, so its scripts have no access to the notebook. The page sends its height as a message.
         """

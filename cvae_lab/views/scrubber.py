@@ -12,7 +12,7 @@ from cvae_lab.views.sprites import (
     INVITATION,
     captions,
     clip_data,
-    film_strip_html,
+    frame_strip_html,
     source,
     split_panels,
     sprite_sheets,
@@ -45,7 +45,7 @@ class Scrubber(anywidget.AnyWidget):
         return max(1, min(self.clip["frames"], proposal["value"]))
 
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Add a static film strip, which is shown if the widget cannot be shown."""
+        """Add a static strip of frames, which is shown if the widget cannot be shown."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
         return data | {"text/html": self._static, "text/plain": INVITATION}, metadata
 
@@ -74,5 +74,5 @@ def scrubber(
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title, fps, horizon, numbers)
-    static = film_strip_html(parts, names, clip["numbers"], title)
+    static = frame_strip_html(parts, names, clip["numbers"], title)
     return Scrubber(clip, [sprite_sheets(part) for part in parts], static)

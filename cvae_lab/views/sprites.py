@@ -1,4 +1,4 @@
-"""Data of a clip for the players: panels of pictures, sprite sheets, PSNR curves, and a static film strip.
+"""Data of a clip for the players: panels of pictures, sprite sheets, PSNR curves, and a static strip of frames.
 
 In all functions, `labels`, `prediction` and `truth` have the same length, and index i is the same frame number in each.
 The first frame of a clip is not predicted and is left out, so index 0 is frame 1.
@@ -23,7 +23,7 @@ from cvae_lab.views import GREY, PALETTE
 SCALE = 4  # screen pixels per frame pixel in a GIF
 PANEL_WIDTH = 256  # screen pixels of a panel in a player
 GAP = 1  # frame pixels between panels
-STRIP_PIXELS = 64  # largest width of a frame in a film strip, in frame pixels
+STRIP_PIXELS = 64  # largest width of a frame in a strip of frames, in frame pixels
 PALETTE_SAMPLE = 2_000_000  # the colours of a sheet are chosen from at most this number of pixels
 SHEET = 4096  # largest width and height of a sprite sheet; phones do not decode larger pictures
 INVITATION = "Run this cell for the interactive player."
@@ -158,7 +158,7 @@ def data_uri(webp: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
-def film_strip_html(
+def frame_strip_html(
     parts: Sequence[Pictures], names: Sequence[str], numbers: Sequence[int], title: str = "", columns: int = 6
 ) -> str:
     """Return a few frames of every panel as HTML without scripts, and the sentence INVITATION below them.
@@ -181,7 +181,7 @@ def film_strip_html(
     description = html.escape(f"Rows from the top: {rows}. Frames from the left: {frames}.")
     return (
         f"<div><p><b>{html.escape(title)}</b></p>"
-        f'<img src="{data_uri(encode(sheet, 128))}" alt="Film strip. {description}" width="{sheet.shape[1]}">'
+        f'<img src="{data_uri(encode(sheet, 128))}" alt="Strip of frames. {description}" width="{sheet.shape[1]}">'
         f"<p>{description}</p><p><em>{INVITATION}</em></p></div>"
     )
 

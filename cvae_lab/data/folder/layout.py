@@ -118,7 +118,7 @@ def _video_groups(root: Path, part: str) -> list[Group]:
 
 
 def _test_groups(root: Path, answers: Path | None) -> list[Group]:
-    """Return three groups for every test clip, in order: first frame, labels, answer frames (empty if unknown)."""
+    """Return three groups for every test clip, in this order: first frame, labels, true frames (empty if unknown)."""
     images, labels = (
         _not_empty(numbered_folders(folder), folder, "clip folders")
         for folder in (root / "test" / "test_img", root / "test" / "test_label")
