@@ -230,7 +230,7 @@ def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
 
 def test_missing_or_incomplete_answers_are_refused(tmp_path):
     clips, truths = two_clips()
-    with pytest.raises(DataError, match=r"holds no answers; give GT0\.csv"):
+    with pytest.raises(DataError, match=r"no true frames found; give GT0\.csv"):
         course_csv.read_answers(tmp_path, clips)
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(truths[0])))
     with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 8 rows"):

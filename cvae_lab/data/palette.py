@@ -71,8 +71,8 @@ STANDARD = Palette(
 def read_palette(file: Path) -> Palette:
     """Read `labels.json`: a list of pairs [left colour, right colour], each `[r, g, b]` or `"#rrggbb"`.
 
-    The colour of a body part that exists once, such as the trunk, is written as a pair of two equal colours. Raises DataError
-    if the file has other content.
+    The colour of a body part that exists once, such as the trunk, is written as a pair of two equal colours. Raises
+    DataError if the file has other content.
     """
     try:
         with file.open(encoding="utf-8-sig") as stream:
@@ -86,7 +86,8 @@ def read_palette(file: Path) -> Palette:
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(
             f'{file}: not a list of colour pairs ({error}); write [["#00ff00", "#ff0000"], …] with the left colour '
-            "first and each colour in one pair only; the colour of a body part that exists once is a pair of two equal colours"
+            "first and each colour in one pair only; the colour of a body part that exists once is a pair of two "
+            "equal colours"
         ) from error
     return Palette.from_pairs(pairs)
 
