@@ -270,7 +270,10 @@ def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     instead.add_argument(
         "--scaling", action="store_true", help="measure how time grows with sizes and processes"
     )
-    bench.add_argument("--budget", type=float, default=540.0, help="--gpu: seconds for all parts together")
+    bench.add_argument(
+        "--budget", type=float, default=540.0,
+        help="--gpu: seconds for all parts together; the training runs of 4 minutes need about 2400",
+    )  # fmt: skip
     bench.add_argument(
         "--only", nargs="+", default=[], choices=GPU_PARTS, metavar="PART",
         help=f"--gpu: {', '.join(GPU_PARTS)}; default: all",

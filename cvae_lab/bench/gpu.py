@@ -92,8 +92,7 @@ def gpu(
     Args:
         device: `auto` is CUDA; a CPU must be named.
         tiny: small networks and few frames, to test the whole path.
-        budget: seconds for all parts together.
-        only: parts to run; empty: all.
+        budget: seconds for all parts (empty `only`) or for the parts in `only`.
         about: entries of the file before the rows, such as command and commit.
         log: called with one line of progress at a time.
     """
@@ -102,8 +101,7 @@ def gpu(
     device = _device_name(device)
     parts = [part for part in FRACTIONS if not only or part in only]
     content = {**(about or {}), "budget_s": budget, "rows": []}
-    sizes = TINY if tiny else NORMAL
-    with rendering(sizes.data if "score" in parts else "") as rendered:
+    with rendering((TINY if tiny else NORMAL).data if "score" in parts else "") as rendered:
         started = time.monotonic()
         if (os.cpu_count() or 1) < MIN_CORES:
             rendered(budget / 3)
