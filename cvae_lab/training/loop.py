@@ -65,9 +65,11 @@ def train_step(
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
     values = torch.stack([loss, mse, kl, norm]).detach()
-    is_finite = bool(distributed.summed(values).isfinite().all())
-    state.take_step(is_finite)
-    return StepResult(*values[:3].tolist(), is_finite, float(weight))
+    is_finite = distributed.summed(values).isfinite().all()
+    # One copy to the host, because each one waits for the GPU.
+    loss, mse, kl, finite = torch.cat([values[:3], is_finite[None].to(values.dtype)]).tolist()
+    state.take_step(bool(finite))
+    return StepResult(loss, mse, kl, bool(finite), float(weight))
 
 
 def fit(
