@@ -24,9 +24,9 @@ from cvae_lab.data.synthetic import drawing, skeleton
 from cvae_lab.data.synthetic import motion as moves
 from cvae_lab.data.video import decode, estimator, make_data_set, read_report, split
 from cvae_lab.data.video.keypoints import FORMATS, JOINTS, read_keypoints, to_joints
+from cvae_lab.data.video.sample import exchange_sides, sample_joints, write_sample_video
 from cvae_lab.data.video.tracks import Tracks, boxes, clean
 from cvae_lab.teaching.check import CHECKS
-from cvae_lab.teaching.sample_video import exchange_sides, sample_joints, write_sample_video
 
 HEIGHT, WIDTH, COUNT = 120, 160, 200
 # The names of the keypoints, in the order of each format's documentation.
