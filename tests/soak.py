@@ -223,20 +223,24 @@ class Soak:
             shutil.rmtree(folder)
 
     def random_cycle(self, name, kills):
-        """One to three kills at random moments, then a run to the end; return the number of kills."""
+        """Up to three kills at random moments, then a run to the end; return the number of kills before the end."""
         self.reference(name)
         folder = prepared(name, self.out, f"random-{next(self.number)}")
-        count = min(kills, self.random.randint(1, 3))
-        for _ in range(count):
+        count = 0
+        for _ in range(min(kills, self.random.randint(1, 3))):
+            begun = time.monotonic()
             child = forked(ACTIVITIES[name], folder)
             time.sleep(self.random.uniform(0, 1.05 * self.seconds[name]))
             sent = self.random.choice(SIGNALS)
             os.kill(child, sent)
             status = waited(child)
             self.counts[name, sent.name] += 1
+            count += status != 0
             if status == 0:
                 self.counts[name, "after the end"] += 1
-            elif status not in (-sent, 1 if sent == signal.SIGINT else 128 + sent):
+                self.seconds[name] = min(self.seconds[name], time.monotonic() - begun)
+                break
+            if status not in (-sent, 1 if sent == signal.SIGINT else 128 + sent):
                 text = (folder / "output.txt").read_text()[-1500:]
                 self.counts[name, "traceback" if status is not None else "hang"] += 1
                 self.faults.append(f"{name}: status {status} after {sent.name}: {text}")
