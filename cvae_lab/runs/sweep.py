@@ -10,7 +10,6 @@ import math
 import os
 import tempfile
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +154,6 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
     # Without the dashboard, which would accept connections without a password. Dask starts a small HTTP server anyway.
     # It gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
-        warnings.catch_warnings(action="ignore", category=UserWarning),  # port 8787 belongs to another sweep
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
             n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
