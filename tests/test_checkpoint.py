@@ -164,7 +164,7 @@ def test_init_from_copies_only_the_weights(tmp_path):
     train(state, config, noise(), epochs=1)
     assert all(
         torch.equal(before[name], averaged(first)[name]) for name in before
-    )  # they do not share memory
+    )  # the two tensors do not share memory
 
 
 def test_init_from_another_network_is_refused(tmp_path):
@@ -289,7 +289,7 @@ def with_change(content, path, change):
 
 
 def test_a_changed_entry_gives_an_error_in_one_line_or_a_state_that_trains(tmp_path, content):
-    """Each entry is removed, and then replaced by values of other types. Only a CheckpointError may be raised."""
+    """Each entry is first removed, and then replaced by values of other types. Only CheckpointError may be raised."""
     path, config, data = tmp_path / "last.pt", config_of(epochs=2), noise()
     refused = used = 0
     for number, place in enumerate(places(content)):

@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
 `diagnose` computes all of them, in time proportional to the number of frames. The other functions do not switch the
-model to evaluation mode; the caller does, as for `free_run`.
+model to evaluation mode. The caller must do this, as for `free_run`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +30,7 @@ Videos = Float[Tensor, "b t 3 h w"]
 Grids = Float[Tensor, "b s z hz wz"]
 Grid = Float[Tensor, "z hz wz"]
 MIN_GAIN = 0.1  # dB; if the gain from z is smaller, z counts as unused
-MAX_GAP = (
-    3.0  # dB of posterior z over prior z; above it, the decoder needs information that no prediction has
-)
+MAX_GAP = 3.0  # dB; with a larger gain of posterior z over prior z, z is unreachable
 
 
 class Score(NamedTuple):
@@ -50,11 +48,11 @@ class Diagnosis:
     active: int  # number of active units
     units: int  # number of values of z per frame
     variance: float  # of the aggregated posterior, relative to the prior; mean over units; 1 if equal
-    scores: dict[str, Score]  # by source of z (see `latent_kinds`)
+    scores: dict[str, Score]  # for each source of z (see `latent_kinds`)
     sigma: float  # most likely standard deviation of the decoder, with posterior z
-    implied_sigma: float | None  # standard deviation that the KL weight implies; None: no KL weight given
+    implied_sigma: float | None  # standard deviation that the KL weight implies; None without a KL weight
     static: float  # dB of the static baseline, which repeats the first frame
-    behind_from: list[int | None]  # by clip: see `behind_baseline_from`
+    behind_from: list[int | None]  # for each clip, the result of `behind_baseline_from`
     growth: float  # factor by which a small disturbance grows per step
 
     @property
@@ -108,7 +106,7 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
 
     Args:
         seed: seed of all random numbers.
-        beta: KL weight at the end of training, at the scale of the assignment; needed for `implied_sigma`.
+        beta: KL weight at the end of training, at the scale of the assignment. It is needed for `implied_sigma`.
 
     Raises ValueError if there are fewer than two clips, or if a clip has no true frames.
     """
@@ -243,7 +241,7 @@ def behind_baseline_from(
 ) -> int | None:
     """Return the first frame from which the static baseline is better in every window, or None if there is none.
 
-    Frames are counted from 1.
+    Predicted frames are numbered from 1.
 
     Args:
         scores, static: PSNR per frame in dB of the prediction and of the static baseline.

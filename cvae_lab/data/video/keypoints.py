@@ -206,7 +206,7 @@ def _follow(wanted: list[list[Float[np.ndarray, "joints 3"]]]) -> Keypoints:
 
 
 def _extent(person: Float[np.ndarray, "joints 3"]) -> float:
-    """Return minus the area of the box around the joints. The largest person has the smallest value."""
+    """Return the negative area of the box around the joints, so that the largest person has the smallest value."""
     return -float(np.prod(np.nanmax(person[:, :2], axis=0) - np.nanmin(person[:, :2], axis=0)))
 
 
