@@ -135,7 +135,7 @@ def sigma_of_beta(beta: float, dims: int) -> float:
 def psnr_weights(
     error: Float[Tensor, "*b"], mean: Float[Tensor, ""], fraction: float = 0.1, floor: float = 1e-4
 ) -> Float[Tensor, "*b"]:
-    """Return the frame weights mean / (error + offset). They make the loss follow the mean PSNR of the frames.
+    """Return the frame weights mean / (error + offset). With them, the loss optimises the mean PSNR of the frames.
 
     The loss multiplies the mean squared error of each frame by its weight. Without the offset, the weighted error
     would have the gradient of mean * log(error), and every frame would count equally in dB. The offset is

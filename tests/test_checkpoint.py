@@ -269,7 +269,10 @@ the optimizer, which are not read from the file."""
 
 
 def places(value, path=()):
-    """Yield the path of every dict entry and list item, down to three levels. Below the top, only the first two."""
+    """Yield the path of every dict entry and list item, down to three levels.
+
+    Below the top level, only the first two entries are included.
+    """
     if path:
         yield path
     if isinstance(value, dict | list) and len(path) < 4:
@@ -332,7 +335,10 @@ def test_a_checkpoint_without_a_format_number_is_read(tmp_path, content):
 
 
 def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
-    """Bits are flipped in weights, moments, generators and pickled structure. Padding and unused fields may change."""
+    """Bits are flipped in weights, moments, generators and pickled structure.
+
+    Changes in padding and unused fields have no effect.
+    """
     path = tmp_path / "last.pt"
     torch.save(content, path)
     whole = path.read_bytes()

@@ -30,7 +30,7 @@ def grey(pictures):
 def test_every_split_is_read_in_the_order_of_numbers(data_folder):
     dataset = read(data_folder)
     assert dataset.name == "data"
-    assert grey(dataset.train.frames) == list(range(20))  # as text, 10 would come before 2
+    assert grey(dataset.train.frames) == list(range(20))  # sorted as text, 10 would come before 2
     assert grey(dataset.train.labels) == list(range(100, 120))
     assert grey(dataset.val.frames) == [0, 1, 2, 3]
     known, unknown = dataset.tests

@@ -86,7 +86,7 @@ class Video:
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def as_clips(self) -> tuple["Clip", ...]:
-        """Return one prediction task per recording. Its answer is the frames of the recording."""
+        """Return one prediction task per recording. The answer of a task is all frames of its recording."""
         return tuple(
             Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
             for i, (a, b) in enumerate(self.recordings)

@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 32, 64
 VALUES = 3 * HEIGHT * WIDTH
 MAX_CHARACTERS = 32  # largest length of a value with its separator; no program writes more
 MAX_ROWS = 100_000  # limit if the number of rows is not known in advance; 614 MB of pixels
-SAME_FRAME = 8.0  # mean absolute difference in grey levels up to which two frames count as the same
+SAME_FRAME = 8.0  # in grey levels; frames with a smaller mean absolute difference count as equal
 
 logger = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Pixels of all groups, source size (width, height) of each group, and number of files per kind of conversion."""
+    """Pixels of all groups, source size (width, height) of each group, and number of files for each conversion."""
 
     pixels: UInt8[Tensor, "_ 3 h w"]
     sources: list[tuple[int, int]]

@@ -70,12 +70,12 @@ class Diagnosis:
 
     @property
     def gap(self) -> float:
-        """Gain in dB of posterior z over prior z, free-running."""
+        """Gain in dB of posterior z over prior z in free-running prediction."""
         return self.scores["posterior"].free - self.scores["prior"].free
 
     @property
     def swap(self) -> float:
-        """Loss in dB if z is the posterior mean of another clip, free-running."""
+        """Loss in dB in free-running prediction if z is the posterior mean of another clip."""
         return self.scores["mean"].free - self.scores["swapped"].free
 
     @property
@@ -188,7 +188,7 @@ def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, 
 
 
 def scores_by_latent(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Score]:
-    """Return the PSNR for every source of z, teacher-forced and free-running, with the same noise in both."""
+    """Return the PSNR for every source of z, teacher-forced and free-running. Both use the same noise."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: free_run(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
@@ -218,8 +218,8 @@ def perturbation_growth(
     """Return the factor by which a small disturbance of the previous frame grows per step; below 1 it shrinks.
 
     z is the mean of the prior. After each step the disturbance is scaled back to a root mean square of 1e-3. The result
-    is the geometric mean over the second half of the steps. The first half is left out, because the direction of the
-    disturbance still converges.
+    is the geometric mean over the second half of the steps. The first half is not used, because the direction of the
+    disturbance has not converged there.
     """
     size, anchor, latents = 1e-3, model.anchor(first, p[:, 0]), prior_mean_latents(model, first)
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []

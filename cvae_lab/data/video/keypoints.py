@@ -58,8 +58,8 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
     annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
     the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
 
-    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first such
-    frame it is the largest person.
+    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first of
+    these frames, the largest person is selected.
     """
     source = Path(source)
     readers: dict[str, Callable[[Path], People]] = {".json": _coco, ".csv": _csv, ".npz": _npz}
