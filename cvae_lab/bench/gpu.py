@@ -216,7 +216,7 @@ def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]
             def make(fast: bool, run: RunConfig = run, n: int = streams, lengths: dict = lengths) -> Work:
                 return rollout_work(run, device, fast, n, lengths[fast])
 
-            # 13 frames are too few for a CUDA graph. The operations in a CUDA graph could not be counted.
+            # With 13 frames, no CUDA graph is used. The operations in a CUDA graph could not be counted.
             few = partial(Case("", "rollout", min(streams, 60), 13).work, run, device)
             row = compare(make, few, device, min(sizes.repeats, 2), ends, rates)
             yield {"model": name, "what": "rollout", "streams": streams, "frames": frames - 1} | row

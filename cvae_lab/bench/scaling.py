@@ -135,7 +135,7 @@ def _actions(sizes: Sizes, device: torch.device) -> dict[str, dict[int, Callable
 
 
 def _epoch(run: RunConfig, frames: int, device: torch.device) -> Callable[[], None]:
-    """Train for one epoch on a video of random pixels."""
+    """Return a function that trains for one epoch on a video of random pixels."""
     pixels = torch.randint(0, 256, (2, frames, 3, 32, 64), dtype=torch.uint8)
     state = TrainState.create(run.model, run.train)
     video, generator = Video(*pixels), state.generators["clips"]

@@ -63,11 +63,14 @@ class Row:
 def bench(
     presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
 ) -> Iterator[Row]:
-    """Yield six rows per preset: training at teacher-forcing ratio 0, 0.5 and 1, and rollouts of 1, 6 and 60 clips.
+    """Yield the rows of each preset.
+
+    There are three rows for training (teacher-forcing ratio 0, 0.5 and 1), one for training with the preset's own
+    batch size and clip length ("own clips"), and three for rollouts (1, 6 and 60 clips).
 
     Args:
         repeats: number of measurements of the reference loop and of the fast path; a row holds medians.
-        batch, frames: clips per training batch and frames per clip. The row "own clips" uses the preset's defaults.
+        batch, frames: clips per training batch and frames per clip. The row "own clips" does not use them.
     """
     device = pick_device()
     limits = machine(device)
@@ -81,7 +84,7 @@ def bench(
 
 
 def cases(preset: str, batch: int, frames: int) -> Iterator[Case]:
-    """Yield the comparisons of one preset."""
+    """Yield the comparisons (one per row) of a preset."""
     for forcing in (0.0, 0.5, 1.0):
         yield Case(f"training, forcing {forcing:g}", "training", batch, frames, forcing)
     own = RunConfig.from_params("small", preset=preset).train
