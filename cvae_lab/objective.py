@@ -57,7 +57,7 @@ def kl_per_latent(
     """Return KL(N(mu, exp(logvar)) || prior) in nats, one value per latent.
 
     Args:
-        prior: mean and log-variance of a learned prior; None: N(0, I).
+        prior: mean and log-variance of a learned prior, or None for N(0, I).
     """
     if prior is None:
         return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
@@ -76,7 +76,7 @@ def kl_cost(
     """Return the KL term of the loss: nats per frame, summed over latents, averaged over all frames.
 
     Args:
-        prior: mean and log-variance of a learned prior; None: N(0, I).
+        prior: mean and log-variance of a learned prior, or None for N(0, I).
         free_bits: lower bound in nats on the KL of each channel of z, summed over its grid cells. Below the bound,
             the KL has no gradient (Kingma et al. 2016, appendix C.8).
         balance: fraction of the KL gradient that trains a learned prior; the rest trains the posterior. The value of
@@ -135,7 +135,7 @@ def sigma_of_beta(beta: float, dims: int) -> float:
 def psnr_weights(
     error: Float[Tensor, "*b"], mean: Float[Tensor, ""], fraction: float = 0.1, floor: float = 1e-4
 ) -> Float[Tensor, "*b"]:
-    """Return the frame weights mean / (error + offset). They make the loss follow the mean PSNR of the frames.
+    """Return the frame weights mean / (error + offset). With them, the loss optimises the mean PSNR of the frames.
 
     The loss multiplies the mean squared error of each frame by its weight. Without the offset, the weighted error
     would have the gradient of mean * log(error), and every frame would count equally in dB. The offset is

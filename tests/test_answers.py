@@ -1,4 +1,4 @@
-"""Answers of the course: files found in or beside a data folder, and files given by path."""
+"""Find and read the course's answers: files in or beside a data folder, and files given by path."""
 
 import shutil
 
@@ -41,7 +41,7 @@ def write_later(folder, truth):
 def test_answers_are_found_in_the_data_folder_or_beside_it(data_folder, truth, write, year, place):
     assert read(data_folder).answer_format == "none"
     write(data_folder / place, truth)
-    for _ in range(2):  # the second time from the cache
+    for _ in range(2):  # the second call reads the cache
         dataset = read(data_folder)
         assert dataset.answer_format == year
         assert all(torch.equal(clip.answer, one) for clip, one in zip(dataset.tests, truth, strict=True))

@@ -87,7 +87,7 @@ def one_row_and_a_slow_end():
 
 @pytest.fixture
 def importable(monkeypatch):
-    """New processes can import this file."""
+    """Set PYTHONPATH so that new processes can import this file."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
@@ -126,13 +126,14 @@ def test_the_last_line_is_the_one_that_names_an_error():
 def test_memory_traffic_of_a_sum_equals_the_value_by_hand():
     a, b = torch.rand(2, 5, 7)
     work = Work(lambda: a.t() + b.t(), 1)
-    assert work.bytes_per_frame() == 3 * 4 * 5 * 7  # two read, one written; transposes count nothing
+    # Two tensors are read and one is written. Transposes are not counted.
+    assert work.bytes_per_frame() == 3 * 4 * 5 * 7
 
 
 def test_operations_of_a_layer_equal_the_value_by_hand():
     layer, x = torch.nn.Linear(5, 7, bias=False), torch.rand(3, 5)
     work = Work(lambda: layer(x).sum().backward(), 3)
-    # The forward pass and the gradient of the weights; the input has no gradient.
+    # Forward pass and gradient of the weights are counted. The input has no gradient.
     assert work.flops_per_frame() == 2 * 2 * 5 * 7
 
 
@@ -142,7 +143,7 @@ def test_the_limits_of_a_machine_are_positive_rates():
 
 
 def test_flops_of_a_convolution_equal_the_value_by_hand():
-    """The last layer of handout: 1x1, 24 to 3 channels, 2048 pixels, two operations each."""
+    """The last layer of `handout` is a 1x1 convolution from 24 to 3 channels, with two operations per multiply-add."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = CVAE(ModelConfig.preset("handout"))

@@ -1,4 +1,4 @@
-"""`bench --gpu`: its parts, their time budget and their checks; end to end with tiny sizes on a CPU."""
+"""Test the parts, the time budget and the checks of `bench --gpu`, and the whole command with tiny sizes on a CPU."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_every_part_runs_on_a_cpu_without_the_packages_of_notebooks_and_sweeps(t
         "--tiny",
         "--budget",
         "900",
-    ]  # enough when it is busy
+    ]  # seconds; enough even on a busy machine
     done = subprocess.run(
         [sys.executable, "-m", "cvae_lab", *words],
         capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": paths},
@@ -94,7 +94,7 @@ def test_the_command_line_names_the_parts_of_the_budget():
 
 @pytest.fixture
 def parts(monkeypatch):
-    """Replace the processes of parts; return the calls: part, seconds allowed."""
+    """Replace the processes of the parts. Return the list of calls: part and time limit in seconds."""
     calls = []
 
     def run(function, part, device, tiny, ends, seconds):
@@ -117,7 +117,7 @@ def test_a_part_that_fails_does_not_stop_the_others_and_leaves_its_time_to_them(
     assert written["commit"] == "abc"
     total = sum(gpu.FRACTIONS[part] for part in GPU_PARTS[:4])
     assert parts[0][1] == pytest.approx(100 * gpu.FRACTIONS["machine"] / total, abs=2)
-    assert parts[-1][1] == pytest.approx(100, abs=2)  # the parts before took no time
+    assert parts[-1][1] == pytest.approx(100, abs=2)  # the earlier parts took no time
 
 
 def test_batches_grow_until_one_does_not_fit_and_half_of_it_is_tried(monkeypatch):

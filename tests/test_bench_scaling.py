@@ -1,4 +1,4 @@
-"""Growth of time with size: the fit and its interval, the axes, and processes that are timed together."""
+"""Test the fit of time against size with its interval, the axes, and processes that are timed together."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def test_the_interval_covers_the_true_exponent_in_95_of_100_cases():
         noise = np.exp(0.1 * draws.standard_normal(5))
         fit = fit_exponent("batch", {n: e * n**0.9 for n, e in zip((1, 2, 4, 8, 16), noise, strict=True)})
         covered += fit.low < 0.9 < fit.high
-    assert 925 < covered < 975  # 950 with a standard deviation of 7
+    assert 925 < covered < 975  # expected: 950, with a standard deviation of 7
 
 
 def test_two_sizes_give_an_exponent_without_an_interval():

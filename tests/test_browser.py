@@ -12,7 +12,7 @@ T = 40
 
 @pytest.fixture
 def page(browser):
-    """A new page. A script error in it makes the test fail."""
+    """Return a new page. A script error in the page makes the test fail."""
     errors = []
     page = browser.new_page(viewport={"width": 1100, "height": 700})
     page.on("pageerror", lambda error: errors.append(error))
@@ -49,7 +49,7 @@ def wait_for_frame(page, number):
 
 
 def state(page):
-    """Return the frame number of the canvases and that of the text, and check that all canvases show one frame."""
+    """Return the frame numbers of canvases and text. Check that all canvases show the same frame."""
     page.wait_for_timeout(50)
     script = "c => c.map(x => x.getContext('2d').getImageData(3, 3, 1, 1).data[0])"
     label, truth, prediction = page.locator("canvas").evaluate_all(script)
@@ -160,7 +160,7 @@ def contrast(first, second):
 
 
 def test_two_players_in_another_page_react_only_to_their_own_keys(page, clip_file):
-    """A notebook may insert the page into its own page with innerHTML, and run the scripts again."""
+    """A notebook may insert the player into its own page with innerHTML and run the scripts again."""
     page.goto("about:blank")
     page.evaluate(
         """source => {

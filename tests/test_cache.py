@@ -1,4 +1,4 @@
-"""The cache of decoded and rendered pixels: it is rebuilt if it is old or damaged, and can be missing."""
+"""Test the cache of decoded and rendered pixels: old and damaged files are rebuilt, and no cache is required."""
 
 import os
 import subprocess

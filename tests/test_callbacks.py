@@ -1,4 +1,4 @@
-"""Callbacks of widgets may run in another thread while a cell runs, so they share no changing state with cells."""
+"""Check that widget callbacks and cells share no changing state, because they may run in different threads."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ WITH_CALLBACKS = sorted(path for path in ROOT.glob("**/*.ipynb") if "interactive
 
 
 def cells(path):
-    """The syntax tree of every code cell that holds plain Python."""
+    """Return the syntax tree of every code cell that holds plain Python."""
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and not source.lstrip().startswith(("%", "!")):
@@ -19,7 +19,7 @@ def cells(path):
 
 
 def assigned(tree):
-    """Names that the cell assigns at its top level, functions and imports included."""
+    """Return the names that the cell assigns at its top level, including functions and imports."""
     found = set()
     inner = [node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.Lambda)
              for node in ast.walk(function) if node is not function]  # fmt: skip
@@ -32,7 +32,7 @@ def assigned(tree):
 
 
 def free_names(function):
-    """Names that a function reads when it runs: neither its own, nor in its default values."""
+    """Return the names that a function reads from outside when it runs. Default values are not included."""
     arguments = function.args
     own = {a.arg for a in [*arguments.args, *arguments.kwonlyargs, arguments.kwarg, arguments.vararg] if a}
     body = function.body if isinstance(function.body, list) else [function.body]
@@ -60,7 +60,7 @@ def test_no_later_cell_changes_a_name_that_a_callback_reads(path):
 
 @pytest.mark.parametrize("path", WITH_CALLBACKS, ids=lambda path: path.stem)
 def test_no_cell_sets_a_mode_of_torch_that_a_callback_would_not_have(path):
-    """Gradient mode and autocast belong to a thread; a callback in another thread has the defaults."""
+    """Gradient mode and autocast are set per thread. A callback in another thread has the default modes."""
     for tree in cells(path):
         for node in tree.body:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

@@ -164,7 +164,7 @@ def test_init_from_copies_only_the_weights(tmp_path):
     train(state, config, noise(), epochs=1)
     assert all(
         torch.equal(before[name], averaged(first)[name]) for name in before
-    )  # they do not share memory
+    )  # the two tensors do not share memory
 
 
 def test_init_from_another_network_is_refused(tmp_path):
@@ -269,7 +269,10 @@ the optimizer, which are not read from the file."""
 
 
 def places(value, path=()):
-    """Yield the path of every dict entry and list item, down to three levels. Below the top, only the first two."""
+    """Yield the path of every dict entry and list item, down to three levels.
+
+    Below the top level, only the first two entries are included.
+    """
     if path:
         yield path
     if isinstance(value, dict | list) and len(path) < 4:
@@ -289,7 +292,7 @@ def with_change(content, path, change):
 
 
 def test_a_changed_entry_gives_an_error_in_one_line_or_a_state_that_trains(tmp_path, content):
-    """Each entry is removed, and then replaced by values of other types. Only a CheckpointError may be raised."""
+    """Each entry is first removed, and then replaced by values of other types. Only CheckpointError may be raised."""
     path, config, data = tmp_path / "last.pt", config_of(epochs=2), noise()
     refused = used = 0
     for number, place in enumerate(places(content)):
@@ -332,7 +335,10 @@ def test_a_checkpoint_without_a_format_number_is_read(tmp_path, content):
 
 
 def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
-    """Bits are flipped in weights, moments, generators and pickled structure. Padding and unused fields may change."""
+    """Bits are flipped in weights, moments, generators and pickled structure.
+
+    Changes in padding and unused fields have no effect.
+    """
     path = tmp_path / "last.pt"
     torch.save(content, path)
     whole = path.read_bytes()

@@ -108,7 +108,7 @@ def test_wrong_usage_exits_2():
 
 def test_every_option_has_a_description_and_a_default():
     for name, command in commands().items():
-        assert f"\n  cvae-lab {name}" in command.epilog, name  # an example
+        assert f"\n  cvae-lab {name}" in command.epilog, name  # the help has an example
         text = command.format_help()
         for action in command._actions:
             assert action.help, (name, action.dest)

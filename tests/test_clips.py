@@ -8,7 +8,7 @@ from cvae_lab.data.clips import find_boundaries, frame_changes
 
 
 def numbered(n, boundaries=(), name="v"):
-    """Return a video in which frame k has grey level k and its label k + 100. Pixels then show the frame's index."""
+    """Return a video in which frame k has grey level k and its label has k + 100. The pixels identify the frame."""
     frames = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 2, 4).contiguous()
     return Video(frames, frames + 100, boundaries, name)
 

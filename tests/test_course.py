@@ -27,7 +27,7 @@ def as_lines(clip, usage=False, first_id=0):
 
 def test_a_submission_has_one_row_per_frame_and_clamped_pixels_in_channel_row_column_order(tmp_path):
     clip = torch.rand(3, 3, 32, 64, generator=torch.Generator().manual_seed(0))
-    clip[1, 2, 4, 5] = 1.7  # must clamp, not wrap around
+    clip[1, 2, 4, 5] = 1.7  # the written value must be clamped, not wrapped around
     course_csv.write_submission(tmp_path / "s.csv", [clip, clip])
     lines = (tmp_path / "s.csv").read_text().splitlines()
     assert lines[0] == ",".join(["id", *map(str, range(6144))])
@@ -182,7 +182,7 @@ def test_the_error_for_a_damaged_clip_of_2023_has_frame_and_value(tmp_path, word
 
 def test_every_level_of_a_clip_of_2023_is_recovered_after_writing(tmp_path):
     steps = torch.arange(256).repeat(24).reshape(1, 3, 32, 64) / 255
-    clip = torch.cat([steps, 2 * steps - 0.5])  # the second frame must clamp
+    clip = torch.cat([steps, 2 * steps - 0.5])  # values of the second frame must be clamped
     course_csv.write_2023(tmp_path / "pred0.csv", clip)
     numbers = [[float(n) for n in line.split()] for line in (tmp_path / "pred0.csv").read_text().splitlines()]
     assert [len(row) for row in numbers] == [6144, 6144]
@@ -224,7 +224,7 @@ def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
     clips, truths = two_clips()
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths).flip(-1), usage=True)))
     answered = course_csv.read_answers(tmp_path, clips)
-    assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known and never scored
+    assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known and is never scored
     assert "first frame of clip 1 differs from the one in test_img" in caplog.text
 
 

@@ -32,7 +32,7 @@ def seeded(seed):
 
 
 def train_step_on_a_joined_batch(shard=lambda rows: rows):
-    """Return result and gradients of a training step on this rank's shard of six clips, or on all six."""
+    """Return result and gradients of a training step on this rank's shard of six clips, or on all six clips."""
     state = TrainState.create(ModelConfig(width=8), STEP)
     draws = seeded(3)
     batch = ClipBatch(*(torch.rand(6, 5, 3, 16, 32, generator=draws) for _ in range(2)))
@@ -62,7 +62,7 @@ def noise():
 
 
 def run(folder, epochs=None):
-    """Train from the start or from last.pt, to the end or for some epochs; return weights, generators, history."""
+    """Train a new run or resume from last.pt, for all or some epochs. Return weights, generators and history."""
     torch.distributed.barrier()  # rank 0 has written its last file
     last = folder / "last.pt"
     state = checkpoint.resume(last, RUN) if last.exists() else checkpoint.create_state(RUN)
@@ -98,7 +98,7 @@ def main(out):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """The files that two processes wrote, each of which ran this file as a script."""
+    """Run this file as a script in two processes, and return the files that they wrote."""
     out = tmp_path_factory.mktemp("ranks")
     result = subprocess.run([*TORCHRUN, __file__, str(out)], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-6000:]

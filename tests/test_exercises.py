@@ -1,4 +1,4 @@
-"""Test the checks of the exercises in notebooks 00 to 04 with right answers, typical mistakes and useless answers."""
+"""Test the checks of the exercises in notebooks 00 to 04 with correct, wrong and unusable answers."""
 
 import math
 from itertools import pairwise

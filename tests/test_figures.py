@@ -121,8 +121,8 @@ def test_vector_file_is_saved_by_one_call(tmp_path, suffix):
     content = path.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     if suffix == ".svg":
-        assert b"mean PSNR, dB" in content  # text stays text
-        assert b"static baseline 22.00 dB" in content  # the alternative text
+        assert b"mean PSNR, dB" in content  # text is not converted to shapes
+        assert b"static baseline 22.00 dB" in content  # part of the alternative text
         assert b"<image" not in content
     else:
         assert content.startswith(b"%PDF")

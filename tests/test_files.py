@@ -125,7 +125,7 @@ def test_a_library_that_fills_the_disk_is_reported_with_the_file(small_disk):
 
 
 def test_a_run_folder_on_a_full_disk_keeps_what_it_had(small_disk):
-    """At the end of a run: the predictions do not fit, and the run continues when there is room."""
+    """The predictions of a finished run do not fit on the disk. The run continues when there is enough space."""
     config = RunConfig.from_params("tiny", epochs=1, width=8, clips_per_epoch=10, precision="float32")
     run, data = RunFolder(small_disk / "run"), load("tiny")
     run.path.mkdir()

@@ -30,7 +30,7 @@ def grey(pictures):
 def test_every_split_is_read_in_the_order_of_numbers(data_folder):
     dataset = read(data_folder)
     assert dataset.name == "data"
-    assert grey(dataset.train.frames) == list(range(20))  # as text, 10 would come before 2
+    assert grey(dataset.train.frames) == list(range(20))  # sorted as text, 10 would come before 2
     assert grey(dataset.train.labels) == list(range(100, 120))
     assert grey(dataset.val.frames) == [0, 1, 2, 3]
     known, unknown = dataset.tests
@@ -216,7 +216,7 @@ def dangling(name):
 
 
 def huge(name, side=60_000):
-    """Write a PNG file of a few hundred bytes whose header gives 60,000 x 60,000 pixels."""
+    """Write a PNG file of a few hundred bytes. Its header declares 60,000 x 60,000 pixels."""
 
     def chunk(kind, content):
         return (
@@ -314,7 +314,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_refused_in_one_clear_sentence(data_folder, fault):
     spoil, message = FAULTS[fault]
-    read(data_folder)  # no error before the fault; the filled cache must not hide the fault
+    read(data_folder)  # no error before the fault is added; the filled cache must not hide the fault
     spoil(data_folder)
     with pytest.raises(DataError, match=message) as caught:
         read(data_folder)
@@ -387,7 +387,7 @@ def test_every_edit_updates_the_cache_which_has_one_file_per_split(data_folder, 
     file = data_folder / IMG / "3.png"
     before = file.stat()
     picture(99).save(file)
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # restores the old time
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # restores the old modification time
     assert grey(read(data_folder).train.frames)[3] == 99
     for part in (IMG, LABEL):
         picture(77).save(data_folder / part / "20.png")

@@ -1,4 +1,4 @@
-"""Scores are those of NumPy and scikit-image whatever the file format, and no file harms the one who grades."""
+"""Scores equal those of NumPy and scikit-image for every file format, and no file can harm the grading machine."""
 
 import io
 import itertools
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def moving_square(shift, noise=0, seed=0, colours=5):
-    """A clip (t, h, w, 3) of few colours, as a GIF can hold it: a bright square that moves over a dark background."""
+    """Return a clip (t, h, w, 3) with a bright square on a dark background. Its few colours fit into a GIF palette."""
     random = np.random.default_rng(seed)
     frames = np.full((FRAMES, 32, 64, 3), 40, np.uint8)
     for t in range(FRAMES):
@@ -166,13 +166,13 @@ def oracle(predicted, true):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Files of the prediction and of the truth in every format, each with the frames that were written."""
+    """Write prediction and truth in every format. Return each file with the frames that were written."""
     root, files = tmp_path_factory.mktemp("written"), {}
     for side, clips in (("prediction", PREDICTION), ("truth", TRUTH)):
         (root / side).mkdir()
         for name, write in (WRITERS | SINGLE).items():
             files[side, name] = write(root / side / name, clips), clips
-        for name in ("one.mp4", "one.mov"):  # these lose details
+        for name in ("one.mp4", "one.mov"):  # these formats are lossy
             file = files[side, name][0]
             files[side, name] = file, [iio.imread(file, plugin="pyav")]
         files[side, "one.txt"] = write_texts(root / side / "one", clips[:1]) / "pred0.csv", clips
@@ -279,7 +279,7 @@ def test_a_list_of_other_files_is_not_followed_by_the_video_reader(name, tmp_pat
             read_clips(tmp_path / name)
 
 
-# ---- files that claim too much
+# ---- files that declare a very large size
 
 
 def sparse(path, size):
@@ -316,7 +316,7 @@ def npz_that_claims(path, shape):
 
 
 def zip_that_claims(path, size, name="pred.csv", content=b"id,"):
-    """A zip archive whose directory gives a member this size."""
+    """Return a zip archive whose directory declares this size for a member."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content + bytes(10**6))
         archive.filelist[0].file_size = size
@@ -324,7 +324,7 @@ def zip_that_claims(path, size, name="pred.csv", content=b"id,"):
 
 
 def bombs(folder):
-    """Files that claim gigabytes, by name; each takes less than 2 MB of the disk."""
+    """Return files that declare gigabytes of content, by name. Each needs less than 2 MB on the disk."""
     head = ",".join(["id", *map(str, range(6144))]) + "\n"
     (folder / "header.csv").write_text(head)
     with (folder / "header.csv").open("ab") as file:
@@ -355,7 +355,7 @@ def data_set():
 
 
 def test_files_that_claim_gigabytes_are_refused_in_little_memory_and_time(tmp_path):
-    """In a process of its own, whose peak memory is measured; the limit of the file size is the process's, too."""
+    """The files are read in a separate process with a file-size limit, and its peak memory is measured."""
     names = bombs(tmp_path)
     code = f"""
         import resource, sys, time
@@ -385,16 +385,16 @@ def test_files_that_claim_gigabytes_are_refused_in_little_memory_and_time(tmp_pa
 def test_a_prediction_larger_than_the_limit_is_refused_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("cvae_lab.teaching.grading.prediction_files.MAX_VALUES", 3 * 6144)
     for name, write in (WRITERS | SINGLE).items():
-        if name not in ("later.csv", "usage.csv", "texts", "answers"):  # bounded by their number of rows
+        if name not in ("later.csv", "usage.csv", "texts", "answers"):  # limited by their number of rows
             with pytest.raises(DataError, match="bytes of pixels"):
                 read_clips(write(tmp_path / name, TRUTH), FRAMES)
 
 
-# ---- a class
+# ---- grading of many submissions
 
 
 class Evil:
-    """Unpickling this creates a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -405,7 +405,7 @@ class Evil:
 
 @pytest.fixture
 def class_folder(tmp_path):
-    """Submissions of every kind, and what a harmful one would create."""
+    """Return a folder with submissions of every kind, and the file that a harmful submission would create."""
     folder, marker = tmp_path / "class", tmp_path / "executed"
     folder.mkdir()
     write_csv(folder / "anna.csv", PREDICTION)
@@ -431,7 +431,7 @@ def class_folder(tmp_path):
     write_npz(folder / "kim.npz", [np.repeat(clip, 2, axis=1) for clip in TRUTH])
     (folder / "lea.csv").symlink_to(folder / "anna.csv")
     (folder / "max.txt").symlink_to(folder / "nowhere")
-    os.mkfifo(folder / "nina.csv")  # reading it would wait forever
+    os.mkfifo(folder / "nina.csv")  # reading from this pipe would never end
     return folder, marker
 
 
@@ -458,7 +458,7 @@ def test_scores_grades_and_baseline_of_a_class_are_those_of_numpy(class_folder):
     psnr = [np.mean(oracle(p[1:], t[1:])[0]) for p, t in zip(PREDICTION, TRUTH, strict=True)]
     for name in ("anna.csv", "ben"):
         assert table["mean PSNR"][name] == pytest.approx(np.mean(psnr), abs=1e-3)
-    bands = {25: 100, 24: 90, 23: 80, 22: 70, 21: 60, 20: 50}  # of the assignment
+    bands = {25: 100, 24: 90, 23: 80, 22: 70, 21: 60, 20: 50}  # grades of the assignment
     for value, grade in table.loc[table["fault"] == "", ["mean PSNR", "grade"]].to_numpy():
         assert grade == max([percent for bound, percent in bands.items() if value >= bound], default=0)
     static = [np.mean(oracle(t[:1].repeat(FRAMES - 1, 0), t[1:])[0]) for t in TRUTH]
@@ -476,7 +476,7 @@ def test_identical_and_nearly_identical_submissions_are_named_on_both_sides(clas
 
 
 def test_good_predictions_of_a_quiet_clip_are_not_taken_for_copies(tmp_path):
-    """Both are 40 dB from the truth, with errors of their own."""
+    """Both predictions have a PSNR of 40 dB, and their errors are independent."""
     for seed in (1, 2):
         random = np.random.default_rng(seed)
         errors = random.normal(0, 255 * 10 ** (-40 / 20), (2, *TRUTH[0].shape))
@@ -496,7 +496,7 @@ def test_folders_of_single_students_are_graded_together(class_folder):
 
 @pytest.mark.parametrize(("bias", "level"), [(0.302, 0.302), (-1.7, 1 / (1 + np.exp(1.7)))])
 def test_a_checkpoint_predicts_the_test_clips_with_the_activation_that_fits(bias, level, tmp_path):
-    """The last layer outputs one level; a sigmoid fits the dark frames better in the second case."""
+    """The last layer outputs a constant. In the second case, a sigmoid of it is closer to the dark frames."""
     torch.manual_seed(0)
     model = CVAE(ModelConfig.preset("handout"))
     last = list(model.Generator)[-1]

@@ -52,10 +52,10 @@ linked = IntSlider(1, 1, 120)
 jslink((linked, "value"), (other, "frame"))
 VBox([linked, other])
 """.strip()
-# Keeps the kernel busy, except when all cells are run for the first time.
+# This cell keeps the kernel busy, except when all cells are run for the first time.
 BUSY = "import time; time.sleep(60 if 'ran' in globals() else 0); ran = True"
 
-# Counts how often the picture on the prediction canvas of the first scrubber changes.
+# This script counts how often the picture on the first scrubber's prediction canvas changes.
 COUNT_DRAWN = """() => {
     const draw = window.originalDraw ??= CanvasRenderingContext2D.prototype.drawImage;
     window.drawn = [];
@@ -101,7 +101,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, browser):
-    """A JupyterLab server for a copy of the notebooks."""
+    """Start a JupyterLab server for a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS.parent / "figures", folder / "figures")
     (folder / "notebooks").mkdir()
@@ -122,7 +122,7 @@ def lab(tmp_path_factory, browser):
         "--ServerApp.base_url=/sub/",
         f"--LabApp.user_settings_dir={folder / 'settings'}",
     ]
-    # A separate folder for signatures, so that no notebook is trusted. One thread leaves other cores to other tests.
+    # With a separate folder for signatures, no notebook is trusted. One thread leaves the other cores to other tests.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JUPYTER_DATA_DIR": str(folder / "signatures")}
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Compare the latent diagnostics of models with known behaviour with formulas and numpy's eigenvalues."""
+"""Compare the latent diagnostics of simple models with formulas and with numpy's eigenvalues."""
 
 import math
 from dataclasses import replace
@@ -67,7 +67,7 @@ class ByHand(CVAE):
 
 
 def greys(*levels):
-    """Return frames of one grey level each."""
+    """Return frames that each have a single grey level."""
     return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 16)
 
 
@@ -156,7 +156,8 @@ def test_growth_includes_the_effect_of_a_learned_prior():
 def test_diagnosis_with_a_learned_prior():
     model = ByHand(reads=True, uses=1.0, gain=0.0, logvar=-6.0, prior_mu=1.0, prior_logvar=-6.0)
     found = diagnose(model, [RISING, FALLING])
-    assert found.scores["zero"].free == pytest.approx(found.static, abs=0.1)  # it repeats the previous frame
+    # With z = 0, the model repeats the previous frame.
+    assert found.scores["zero"].free == pytest.approx(found.static, abs=0.1)
     step = (8 / 255) ** 2  # squared distance between posterior mean and prior mean of one unit
     assert found.variance > 1
     assert found.kl > 0.5 * step * math.exp(6)
@@ -254,9 +255,9 @@ def test_diagnosis_of_a_collapsed_latent():
     assert found.implied_sigma == pytest.approx(math.sqrt(3 * 8 * 16 / 2))
     assert found.sigma == pytest.approx(
         8 / 255, rel=1e-4
-    )  # it repeats the frame, and levels change by 8 per frame
+    )  # the model repeats the frame, and levels change by 8 per frame
     assert found.growth == pytest.approx(1, abs=0.01)
-    assert found.behind_from == [None, None]  # its prediction equals the static baseline
+    assert found.behind_from == [None, None]  # the prediction equals the static baseline
     assert found.summary.startswith("The latent is collapsed: KL 0 nats per frame, 0 of 4 units active.")
 
 

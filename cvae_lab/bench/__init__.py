@@ -1,6 +1,7 @@
 """Speed and memory of the reference loops and of the fast paths, on the same network, data, batch and machine.
 
-`table` compares both side by side, `scaling` shows how time grows with size, `gpu` runs everything on one GPU.
+`table` compares reference loops and fast paths. `scaling` measures how time grows with the size of the work. `gpu`
+runs all measurements and checks on one GPU.
 """
 
 from cvae_lab.bench.measure import flops_per_frame, machine

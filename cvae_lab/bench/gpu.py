@@ -1,7 +1,7 @@
-"""Everything to measure on a GPU in one call, within a time budget (`cvae-lab bench --gpu OUT`).
+"""Run all GPU measurements and checks in one call, within a time budget (`cvae-lab bench --gpu OUT`).
 
-Each part runs in a process of its own. One that fails, hangs or crashes keeps its finished rows and does not stop the
-others. OUT is rewritten after every part.
+Each part runs in a separate process. If a part fails, hangs or crashes, its finished rows are kept and the other parts
+still run. OUT is rewritten after every part.
 """
 
 import json
@@ -41,22 +41,22 @@ from cvae_lab.models.device import pick_device
 from cvae_lab.training import TrainState, fit
 
 Result = dict[str, Any]
-"""One row: `part`, then the values of that part."""
+"""Row of the result: the name of the part under the key `part`, and the values that the part measured."""
 
-GRACE = 20.0  # seconds after its time is over until a part that has not ended is stopped
-MIN_CORES = 4  # with fewer, rendering the data would slow the measurements
+GRACE = 20.0  # seconds that a part may exceed its time limit before it is stopped
+MIN_CORES = 4  # with fewer CPU cores, rendering the data would slow down the measurements
 
 
 class Sizes(NamedTuple):
-    """How much to measure."""
+    """Sizes and numbers of repeats of the measurements."""
 
     models: Mapping[str, Mapping[str, Any]]  # parameters of every network, by name
-    timed: tuple[str, ...]  # networks of which training and rollout are timed
+    timed: tuple[str, ...]  # names of the networks whose training and rollout are timed
     data: str
-    frames: int  # per training clip
+    frames: int  # number of frames per training clip
     batches: tuple[int, ...]
     streams: tuple[int, ...]
-    labels: int  # per predicted clip
+    labels: int  # number of labels per predicted clip
     minutes: tuple[float, ...]
     repeats: int
 
@@ -72,10 +72,10 @@ TINY = Sizes(
     },
     ("handout", "compact"), "tiny", 3, (2,), (1, 2), 18, (0.02,), 1,
 )  # fmt: skip
-"""Sizes for a test of the whole path on a CPU; their times mean nothing."""
+"""Small sizes for testing all parts on a CPU. The measured times are not meaningful."""
 
 FRACTIONS = {"machine": 0.03, "checks": 0.12, "training": 0.14, "rollout": 0.11, "score": 0.6}
-"""Parts in order, with fractions of the time budget. Time that a part leaves goes to those after it."""
+"""Parts in order, with fractions of the time budget. The time that a part does not use is added to later parts."""
 
 
 def gpu(
@@ -87,14 +87,15 @@ def gpu(
     about: Mapping[str, str] | None = None,
     log: Callable[[str], None] = print,
 ) -> list[Result]:
-    """Run all parts, write their rows to `out` as JSON after each, and return them.
+    """Run the parts and return their rows. After each part, all rows so far are written to `out` as JSON.
 
     Args:
-        device: `auto` is CUDA; a CPU must be named.
-        tiny: small networks and few frames, to test the whole path.
-        budget: seconds for all parts (empty `only`) or for the parts in `only`.
-        about: entries of the file before the rows, such as command and commit.
-        log: called with one line of progress at a time.
+        device: name of the device. `auto` is CUDA; to measure a CPU, pass `cpu`.
+        tiny: use small networks and few frames, to test all parts.
+        budget: time limit in seconds for all parts together.
+        only: names of the parts to run; if empty, all parts run.
+        about: entries that are written to the file before the rows, such as command and commit.
+        log: function that is called with each line of progress.
     """
     if unknown := set(only) - set(FRACTIONS):
         raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
@@ -121,7 +122,7 @@ def gpu(
 
 
 def _device_name(name: str) -> str:
-    """The device to measure. Raises ConfigError where `auto` finds no GPU, because a CPU must be named."""
+    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; here, `auto` never selects a CPU."""
     if name == "auto" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
     return "cuda" if name == "auto" else name
@@ -129,7 +130,7 @@ def _device_name(name: str) -> str:
 
 @contextmanager
 def rendering(data: str) -> Iterator[Callable[[float], None]]:
-    """Render a data set into the cache in a process beside; yield a function that waits some seconds for it."""
+    """Render a data set into the cache in another process. Yield a function that waits some seconds for its end."""
     if not data:
         yield lambda allowed: None
         return
@@ -146,7 +147,7 @@ def rendering(data: str) -> Iterator[Callable[[float], None]]:
         yield wait
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # also kills the processes that it started
             process.wait()
 
 
@@ -154,7 +155,7 @@ def run_part(part: str, device: str, tiny: bool, ends: float) -> None:
     """Run a part in this process and print each row as one line.
 
     Args:
-        ends: when the part is stopped, as `time.time` returns.
+        ends: time at which the part is stopped, as a value of `time.time`.
     """
     functions = {"machine": limits, "checks": check, "training": training, "rollout": rollout, "score": score}
     for row in functions[part](pick_device(device), TINY if tiny else NORMAL, ends):
@@ -162,7 +163,7 @@ def run_part(part: str, device: str, tiny: bool, ends: float) -> None:
 
 
 def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
-    """Yield the rates of matrix products and copies, with the versions of everything."""
+    """Yield the rates of matrix products and memory copies, and the versions of the software."""
     row: Result = machine(device, sizes is TINY)
     row |= {"python": platform.python_version(), "cores": os.cpu_count()}
     if device.type == "cuda":
@@ -180,7 +181,7 @@ def check(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
 
 
 def training(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
-    """Yield frames/s of a training step by network, teacher forcing and batch, up to the largest batch that fits."""
+    """Yield frames/s of training for each network and teacher-forcing ratio, up to the largest batch that fits."""
     rates, batches = machine(device, sizes is TINY), {name: list(sizes.batches) for name in sizes.timed}
     while any(batches.values()):
         for name in sizes.timed:
@@ -196,17 +197,17 @@ def training(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result
                 if "skipped" in row:
                     return
                 if row.get("ours_error") == "out of memory":
-                    # Once more with half of the batch, which lies between this size and the one that fitted.
+                    # Measure half of this batch once. Its size is between the last size that fitted and this one.
                     batches[name] = [batch // 2] if batch in sizes.batches and batch > 2 else []
                     break
 
 
 def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
-    """Yield frames/s of prediction by network and number of streams."""
+    """Yield frames/s of prediction for each network and number of streams (clips predicted together)."""
     rates = machine(device, sizes is TINY)
     for streams in sizes.streams:
         for name in sizes.timed:
-            # Labels and frames of 600 whole clips take 12 GB; the reference loop is as fast on fewer frames.
+            # 600 whole clips need 12 GB. In the reference loop, shorter clips give the same frames/s.
             frames = sizes.labels if streams <= 60 else sizes.labels // 4
             lengths = {True: frames, False: min(frames, 38)}
             run = _run(sizes, name, device)
@@ -214,16 +215,16 @@ def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]
             def make(fast: bool, run: RunConfig = run, n: int = streams, lengths: dict = lengths) -> Work:
                 return rollout_work(run, device, fast, n, lengths[fast])
 
-            # 13 frames are too few for a CUDA graph, whose operations could not be counted.
+            # With 13 frames, no CUDA graph is used. The operations in a CUDA graph could not be counted.
             few = partial(Case("", "rollout", min(streams, 60), 13).work, run, device)
             row = compare(make, few, device, min(sizes.repeats, 2), ends, rates)
             yield {"model": name, "what": "rollout", "streams": streams, "frames": frames - 1} | row
 
 
 def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
-    """Yield the PSNR on the test clips after some minutes of training, the shortest first.
+    """Yield the PSNR on the test clips after some minutes of training. The shortest run is the first.
 
-    Each row is a run of its own, with schedules that follow its minutes. A run that would end too late is not started.
+    Each row is a separate run with schedules for its time limit. A run that would end too late is not started.
     """
     data, evaluation = load(sizes.data, progress=False), 0.0
     for minutes in sizes.minutes:
@@ -242,7 +243,7 @@ def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
 
 
 def _score(run: RunConfig, data: Dataset) -> Result:
-    """Train from the start; return the PSNR of the last weights, without test-time corrections."""
+    """Train a new model. Return the PSNR of the final weights without test-time corrections."""
     state = TrainState.create(run.model, run.train)
     *_, last = fit(state, data, run.train)
     clips = [clip for clip in data.tests if clip.answer is not None]
@@ -260,7 +261,7 @@ def _run(sizes: Sizes, name: str, device: torch.device) -> RunConfig:
 
 
 def line(row: Result) -> str:
-    """Describe a row in one line."""
+    """Return a row as one line of text."""
     problem = "; ".join(f"{key}: {row[key]}" for key in row if "error" in key or key == "skipped")
     if row["part"] == "checks" and "check" in row:
         state = {True: "passed", False: "FAILED", None: "not run"}[row["passed"]]

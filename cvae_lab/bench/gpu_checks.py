@@ -1,4 +1,4 @@
-"""Checks of the fast paths on a GPU: each returns whether it passed and one sentence with the measured numbers."""
+"""Checks of the fast paths on a GPU. A check returns whether it passed, and one sentence with the measured numbers."""
 
 import itertools
 import re
@@ -25,25 +25,25 @@ from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.training import TrainState, checkpoint, fit, train_step
 from cvae_lab.training.state import TrainingForward
 
-FRAMES = 40  # per clip of the rollout check; above MIN_FRAMES_FOR_GRAPH
-ROLLOUT_TOLERANCE = 1e-3  # of a pixel in [0, 1], float32 without TF32
-GRADIENT_TOLERANCE = 1e-3  # norm of the difference over norm; sums are rounded in another order
-SYNCHRONISATIONS = 1  # of a training step: the test whether loss and gradient are finite
+FRAMES = 40  # frames per clip in the rollout check; more than MIN_FRAMES_FOR_GRAPH
+ROLLOUT_TOLERANCE = 1e-3  # largest difference of a pixel value in [0, 1], in float32 without TF32
+GRADIENT_TOLERANCE = 1e-3  # relative error; the two sums are rounded in different orders
+SYNCHRONISATIONS = 1  # per training step, caused by the test whether loss and gradient are finite
 SYNCHRONISES = re.compile("synchronizing CUDA operation")
 
 
 class Check(NamedTuple):
-    """The result of a check. `passed` is None where this machine cannot run it."""
+    """Result of a check. `passed` is None if this machine cannot run the check."""
 
     passed: bool | None
     detail: str
 
 
 def checks(device: torch.device, models: dict[str, ModelConfig]) -> Iterator[tuple[str, Check]]:
-    """Yield the name and the result of every check; one that raises an error has failed.
+    """Yield the name and the result of every check. A check that raises an error has failed.
 
     Args:
-        models: networks by name, for the rollout and the gradient.
+        models: networks by name, for the checks of rollout and gradients.
     """
     learned = ModelConfig(width=8, latents=2, prior="learned")
     tasks: dict[str, Callable[[], Check]] = {}
@@ -65,7 +65,7 @@ def checks(device: torch.device, models: dict[str, ModelConfig]) -> Iterator[tup
 
 
 def rollout(device: torch.device, config: ModelConfig) -> Check:
-    """Whether `predict`, which replays a CUDA graph on a GPU, returns the frames of `reference_predict`."""
+    """Check that `predict` returns the frames of `reference_predict`. On a GPU, `predict` replays a CUDA graph."""
     model, draws = perturbed(config).to(device).eval(), torch.Generator().manual_seed(1)
     size = (3, config.height, 2 * config.height)
     first = torch.rand(2, *size, generator=draws).to(device)
@@ -82,7 +82,7 @@ def rollout(device: torch.device, config: ModelConfig) -> Check:
 
 
 def gradients(device: torch.device, config: ModelConfig) -> Check:
-    """Whether the batched training unroll has the gradients of the reference loop, at teacher forcing 0.5."""
+    """Check that the batched unroll has the gradients of the reference loop, at teacher-forcing ratio 0.5."""
     batch = random_batch(device, clips=3, frames=5, height=config.height)
     mask = sample_teacher_forcing(0.5, 3, 4, "step", torch.Generator().manual_seed(2))
     found = []
@@ -98,7 +98,7 @@ def gradients(device: torch.device, config: ModelConfig) -> Check:
 
 
 def synchronisations(device: torch.device) -> Check:
-    """Count the host synchronisations of a training step, and name the lines that cause them."""
+    """Count the host synchronisations of a training step, and list the lines of code that cause them."""
     run = RunConfig.from_params("noise", device=str(device))
     state = TrainState.create(run.model, run.train)
     batch = random_batch(device, run.train.batch_size, run.train.n_frames)
@@ -131,9 +131,10 @@ def synchronising_lines(action: Callable[[], Any]) -> list[str]:
 
 
 def resumed(device: torch.device) -> Check:
-    """Whether training that stops and resumes ends with the weights of an uninterrupted run.
+    """Check that a stopped and resumed run ends with the weights of an uninterrupted run.
 
-    Some GPU kernels add in random order. So the difference may be up to 3 times that of two uninterrupted runs.
+    Some GPU kernels add numbers in random order. The difference may therefore be up to 3 times the difference between
+    two uninterrupted runs.
     """
     run = RunConfig.from_params(
         "noise", width=8, latents=2, epochs=4, n_frames=4, batch_size=4, clips_per_epoch=8, holdout=0.2, shift=1,
@@ -158,7 +159,7 @@ def resumed(device: torch.device) -> Check:
 
 
 def ddp(device_name: str) -> Check:
-    """Whether a training step under DistributedDataParallel with one rank has the gradients of a step without it."""
+    """Check that a training step has the same gradients with DistributedDataParallel (one rank) and without it."""
     device = pick_device(device_name)
     config = TrainConfig(device=device_name, precision="float32")
     mask = torch.ones(4, 3, dtype=torch.bool)
@@ -182,7 +183,7 @@ def ddp(device_name: str) -> Check:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute convolutions in float32, not in TF32, whose rounding differs between batch sizes."""
+    """Compute convolutions in float32. The rounding of TF32 would differ between batch sizes."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -192,7 +193,7 @@ def exact_float32() -> Iterator[None]:
 
 
 def perturbed(config: ModelConfig) -> CVAE:
-    """A network in which no layer is zero or the identity, as some are in a new one."""
+    """Return a network without zero or identity layers. Some layers of a new network are zero or the identity."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CVAE(config)
@@ -203,13 +204,13 @@ def perturbed(config: ModelConfig) -> CVAE:
 
 
 def random_batch(device: torch.device, clips: int, frames: int, height: int = 32) -> ClipBatch:
-    """Clips of random pixels, the same on every device."""
+    """Return clips of random pixels, which are the same on every device."""
     draws = torch.Generator().manual_seed(5)
     return ClipBatch(*torch.rand(2, clips, frames, 3, height, 2 * height, generator=draws).to(device))
 
 
 def noise_data() -> Dataset:
-    """A data set of random pixels: two recordings of 20 frames, and a validation video of 6."""
+    """Return a data set of random pixels: two recordings of 20 frames, and a validation video of 6 frames."""
 
     def video(frames: int, seed: int, boundaries: tuple[int, ...] = ()) -> Video:
         draws = torch.Generator().manual_seed(seed)
@@ -220,7 +221,7 @@ def noise_data() -> Dataset:
 
 
 def weights(state: TrainState) -> Tensor:
-    """All weights of the model as one vector."""
+    """Return all weights of the model as one vector."""
     return flat(list(state.model.state_dict().values()))
 
 
@@ -230,5 +231,5 @@ def flat(tensors: list[Tensor]) -> Tensor:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """The norm of the difference over the norm of b."""
+    """Return the norm of a - b divided by the norm of b."""
     return float((a - b).norm() / b.norm())

@@ -1,7 +1,7 @@
-"""What is measured: a training step or a prediction, by the reference loop or by the fast path of this package.
+"""The actions that are timed: a training step or a prediction, with the reference loop or with the fast path.
 
-The reference loop runs as public solutions do: float32, default memory format, frame by frame. The fast path runs as
-`fit` and `predict` do on this device.
+The reference loop has the settings of public solutions: float32, default memory format, frame by frame. The fast path
+has the settings that `fit` and `predict` use on this device.
 """
 
 import json
@@ -37,7 +37,7 @@ from cvae_lab.training.optimizer import make_optimizer
 PACKAGE = Path(__file__).parents[1]
 
 MARK = "@row "
-"""Begins the lines of a process's output that hold a row."""
+"""Prefix of the lines in the output of a process that contain a row."""
 
 _CALL = (
     "import json, sys; from importlib import import_module; module, name, arguments = json.load(sys.stdin); "
@@ -53,26 +53,26 @@ class Work:
     frames: int
 
     def flops_per_frame(self) -> float:
-        """Return operations of convolutions and matrix products, backward pass included."""
+        """Return the number of operations of convolutions and matrix products, including the backward pass."""
         with FlopCounterMode(display=False) as counter:
             self.action()
         return counter.get_total_flops() / self.frames
 
     def bytes_per_frame(self) -> float:
-        """Return the bytes of all operands and results."""
+        """Return the number of bytes of all operands and results."""
         with _Traffic() as traffic:
             self.action()
         return traffic.bytes / self.frames
 
 
 class Case(NamedTuple):
-    """One comparison: what is computed, and how much of it."""
+    """One comparison: the action and its size."""
 
-    what: str  # the name of its row
+    what: str  # name of the row
     kind: Literal["training", "rollout"]
     clips: int
-    frames: int  # per clip, the first one included
-    forcing: float = 0.0  # training: the teacher-forcing ratio
+    frames: int  # frames per clip, including the first frame
+    forcing: float = 0.0  # teacher-forcing ratio in training
 
     def work(self, run: RunConfig, device: torch.device, fast: bool) -> Work:
         """Return the work of the fast path or of the reference loop."""
@@ -84,7 +84,7 @@ class Case(NamedTuple):
 def training_work(
     run: RunConfig, device: torch.device, fast: bool, clips: int, frames: int, forcing: float
 ) -> Work:
-    """One optimizer step on random clips, with the network and the optimizer of `run`."""
+    """Return the work of one optimizer step on random clips, with the network and the optimizer of `run`."""
     height = run.model.height
     config = run.train if fast else replace(run.train, precision="float32")
     path, layout = (unroll, torch.channels_last) if fast else (reference_unroll, torch.contiguous_format)
@@ -106,9 +106,9 @@ def training_work(
 
 
 def rollout_work(run: RunConfig, device: torch.device, fast: bool, clips: int, frames: int) -> Work:
-    """Predict `frames` - 1 frames of each clip, with random weights.
+    """Return the work of predicting `frames` - 1 frames of each clip with random weights.
 
-    The reference loop predicts clip after clip, so its work is one clip, which is enough to measure its speed.
+    The reference loop predicts one clip at a time. Its work is therefore a single clip.
     """
     height, clips = run.model.height, clips if fast else 1
     size = (3, height, 2 * height)
@@ -132,7 +132,7 @@ def rollout_work(run: RunConfig, device: torch.device, fast: bool, clips: int, f
 
 
 class _Traffic(TorchDispatchMode):
-    """Count the bytes that operations read and write; views count nothing."""
+    """Count the bytes that operations read and write. Views are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def machine(device: torch.device, tiny: bool = False) -> dict[str, float | str]:
     """Measure the limits of this machine: matrix products (GFLOP/s) and memory copies (GB/s).
 
     Args:
-        tiny: use small matrices and a small block, for tests; the values are too low then.
+        tiny: use small matrices and a small block, for tests. The measured rates are then too low.
     """
     size = 128 if tiny else 4096 if device.type == "cuda" else 1024
     limits: dict[str, float | str] = {}
@@ -168,7 +168,7 @@ def machine(device: torch.device, tiny: bool = False) -> dict[str, float | str]:
 
 
 def flops_per_frame(model: CVAE) -> float:
-    """Return floating-point operations per training frame in the forward pass; a multiply-add counts as two."""
+    """Return the number of operations per training frame in the forward pass. A multiply-add counts as two."""
     device = next(model.parameters()).device
     x = torch.rand(1, 2, 3, 32, 64, device=device)
     eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
@@ -178,7 +178,7 @@ def flops_per_frame(model: CVAE) -> float:
 
 
 def seconds(action: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of one call, until the device has finished."""
+    """Return the time in seconds from a call until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -189,7 +189,7 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 
 def median_seconds(action: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the median seconds of `repeats` calls, after one call that is not measured."""
+    """Return the median time in seconds of `repeats` calls. One call before them is not measured."""
     action()
     return statistics.median(seconds(action, device) for _ in range(repeats))
 
@@ -200,7 +200,7 @@ def peak_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.exists():
-        # ru_maxrss would include the peak of the process that started this one; VmHWM does not.
+        # ru_maxrss would include the peak of the parent process, but VmHWM does not.
         (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmHWM:")]
         return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -217,11 +217,11 @@ def in_own_process(function: Callable, *arguments: Any, timeout: float = 600) ->
     """Call a function of this package in a new process and return its result.
 
     Args:
-        function: defined at the top of a module.
-        arguments: values that JSON can hold, as must be the result.
-        timeout: in seconds.
+        function: a function that is defined at the top level of a module.
+        arguments: values that can be converted to JSON. The result of the function must also be such a value.
+        timeout: time limit in seconds.
 
-    Raises RuntimeError with the last line of the process's error output where it failed.
+    Raises RuntimeError with the last line of the process's error output if the process fails.
     """
     request = json.dumps([function.__module__, function.__name__, arguments])
     command = [sys.executable, "-c", _CALL]
@@ -239,8 +239,8 @@ def in_own_process(function: Callable, *arguments: Any, timeout: float = 600) ->
 def rows_of_process(function: Callable, *arguments: Any, seconds: float) -> Iterator[dict[str, Any]]:  # noqa: ANN401
     """Call a function of this package in a new process and yield each row that it prints with `print_row`.
 
-    The function returns None. Where its process fails, crashes or needs more than `seconds`, the last row is
-    {"error": why}.
+    The function must return None. If the process fails, crashes or needs more than `seconds`, the last row is
+    {"error": reason}.
     """
     expired = threading.Event()
     with tempfile.TemporaryFile("w+") as request, tempfile.TemporaryFile("w+") as errors:
@@ -256,7 +256,7 @@ def rows_of_process(function: Callable, *arguments: Any, seconds: float) -> Iter
             for text in process.stdout or ():
                 if text.startswith(MARK):
                     yield json.loads(text[len(MARK) :])
-                elif text.strip() == "null":  # the result of the function; its process may need longer to end
+                elif text.strip() == "null":  # the result of the function; the process may end later
                     return
             status = process.wait()
         finally:
@@ -276,7 +276,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that names an error, or else the last one with letters; at most 300 characters of it."""
+    """Return the last line that names an error, or else the last line with letters, shortened to 300 characters."""
     lines = [line.strip() for line in text.splitlines() if any(map(str.isalpha, line))]
     errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)]
     return ["", *lines, *errors][-1][:300] or "no message"

@@ -1,4 +1,4 @@
-"""How time grows with the size of the work and with the number of processes (`cvae-lab bench --scaling`)."""
+"""Measure how time depends on the size of the work and the number of processes (`cvae-lab bench --scaling`)."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ from cvae_lab.rollout import Feedback
 from cvae_lab.training import TrainState, distributed, train_step
 
 MAX_WAIT = 180.0
-"""Seconds in which all processes of a measurement must be ready, and finished."""
+"""Time limit in seconds until all processes of a measurement are ready, and again until all have finished."""
 
 _RANK = "import sys; from cvae_lab.bench.scaling import rank_main; rank_main(*sys.argv[1:])"
 
@@ -41,13 +41,13 @@ _RANK = "import sys; from cvae_lab.bench.scaling import rank_main; rank_main(*sy
 class Sizes(NamedTuple):
     """The sizes to measure along each axis."""
 
-    frames: tuple[int, ...] = (3, 5, 9, 17)  # per clip
+    frames: tuple[int, ...] = (3, 5, 9, 17)  # number of frames per clip
     batch: tuple[int, ...] = (1, 2, 4, 8, 16)
-    clips: tuple[int, ...] = (1, 2, 4, 8, 16)  # predicted together
-    data: tuple[int, ...] = (60, 120, 240, 480)  # training frames of an epoch
-    height: tuple[int, ...] = (32, 64, 128)  # of a frame; its width is twice as large
+    clips: tuple[int, ...] = (1, 2, 4, 8, 16)  # number of clips predicted together
+    data: tuple[int, ...] = (60, 120, 240, 480)  # number of training frames per epoch
+    height: tuple[int, ...] = (32, 64, 128)  # height of a frame in pixels; the width is twice the height
     repeats: int = 3
-    seconds: float = 8.0  # of each measurement with one or two processes
+    seconds: float = 8.0  # duration of each measurement with one or two processes
     width: int = 32  # channels of `compact` at half resolution
 
 
@@ -57,15 +57,15 @@ HEAD = (
 )
 
 TINY = Sizes((3, 5, 9), (1, 2, 4), (1, 2, 4), (12, 24, 48), (32, 64, 128), 1, 0.5, 8)
-"""Sizes for a test of the whole path; their times mean nothing."""
+"""Small sizes for testing all measurements. The measured times are not meaningful."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Seconds by size along one axis, and the exponent k of seconds = c * size^k with its 95 % interval."""
+    """Seconds for each size along one axis, and the exponent k of seconds = c * size^k with its 95 % interval."""
 
     axis: str
-    seconds: dict[int, float]  # medians
+    seconds: dict[int, float]  # median for each size
     exponent: float
     low: float
     high: float
@@ -80,16 +80,16 @@ class Growth:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Throughput of one and of two processes; the efficiency is their ratio, divided by two."""
+    """Throughput of one process and of two processes. The efficiency is two / (2 * one)."""
 
     how: str
     one: float  # training frames per second
     two: float
-    error: str = ""  # why it was not measured
+    error: str = ""  # the reason if it was not measured
 
     @property
     def efficiency(self) -> float:
-        """1 where two processes do twice the work of one in the same time."""
+        """1 if two processes do twice the work of one process in the same time."""
         return self.two / self.one / 2
 
     def __str__(self) -> str:
@@ -101,8 +101,8 @@ class Efficiency:
 def scaling(sizes: Sizes | None = None) -> Iterator[Growth | Efficiency]:
     """Yield the growth of time along every axis, then the efficiency of two processes.
 
-    One step of training or one prediction of `compact` is timed. `image size` is the number of pixels of a frame;
-    its network has one more level per doubling of the height. `data size` is an epoch of training.
+    One training step or one prediction of `compact` is timed. The axis `image size` is the number of pixels of a frame.
+    The network has one more level for each doubling of the height. On the axis `data size`, one epoch is timed.
     """
     sizes, device = sizes or Sizes(), pick_device()
     for axis, works in _actions(sizes, device).items():
@@ -112,7 +112,7 @@ def scaling(sizes: Sizes | None = None) -> Iterator[Growth | Efficiency]:
 
 
 def _actions(sizes: Sizes, device: torch.device) -> dict[str, dict[int, Callable[[], Callable[[], None]]]]:
-    """For every axis and size, a function that prepares the work and returns the action to time."""
+    """Return a function for every axis and size. The function prepares the work and returns the action to time."""
     run = RunConfig.from_params("small", width=sizes.width)
 
     def training(clips: int, frames: int, height: int = 32) -> Callable[[], Callable[[], None]]:
@@ -135,7 +135,7 @@ def _actions(sizes: Sizes, device: torch.device) -> dict[str, dict[int, Callable
 
 
 def _epoch(run: RunConfig, frames: int, device: torch.device) -> Callable[[], None]:
-    """One epoch over a video of random pixels."""
+    """Return a function that trains for one epoch on a video of random pixels."""
     pixels = torch.randint(0, 256, (2, frames, 3, 32, 64), dtype=torch.uint8)
     state = TrainState.create(run.model, run.train)
     video, generator = Video(*pixels), state.generators["clips"]
@@ -149,14 +149,14 @@ def _epoch(run: RunConfig, frames: int, device: torch.device) -> Callable[[], No
 
 
 def _step(state: TrainState, batch: ClipBatch, run: RunConfig) -> None:
-    """Train on a batch without teacher forcing, except of the first step."""
+    """Train on one batch, in which only the first step of each clip is teacher-forced."""
     mask = torch.zeros(batch.x.shape[0], batch.x.shape[1] - 1, dtype=torch.bool)
     mask[:, 0] = True
     train_step(state, batch, run.train, run.train.beta_max, Feedback(mask))
 
 
 def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, float]]:
-    """Return median seconds of a training step by frames per clip and by batch, and of a rollout by clips."""
+    """Measure the median time of training steps (by frames per clip and batch size) and of rollouts (by clips)."""
     device, run = pick_device(), RunConfig.from_params("small", preset=preset)
     curves = {
         "frames": {t: training_work(run, device, True, 2, t, 0.0) for t in (3, 5, 9, 17)},
@@ -170,7 +170,7 @@ def growth(preset: str = "compact", repeats: int = 3) -> dict[str, dict[int, flo
 
 
 def exponent(curve: Mapping[int, float]) -> float:
-    """Fit seconds = c * size^k by least squares on logarithms and return k; 1 means proportional."""
+    """Fit seconds = c * size^k by least squares on logarithms. Return k, which is 1 for proportional growth."""
     slope, _ = np.polyfit(np.log(list(curve)), np.log(list(curve.values())), 1)
     return float(slope)
 
@@ -179,8 +179,8 @@ def fit_exponent(axis: str, curve: Mapping[int, float], level: float = 0.95) -> 
     """Fit seconds = c * size^k by least squares on logarithms, with the t interval of k.
 
     Args:
-        curve: seconds by size. With two sizes the interval is not defined, so it is NaN.
-        level: probability that the interval covers k, where the residuals are normal.
+        curve: dict from size to seconds. The interval is NaN for two sizes, because it is then undefined.
+        level: probability that the interval covers k if the residuals are normally distributed.
     """
     from scipy import stats
 
@@ -195,8 +195,8 @@ def fit_exponent(axis: str, curve: Mapping[int, float], level: float = 0.95) -> 
 def efficiencies(sizes: Sizes) -> Iterator[Efficiency]:
     """Yield the efficiency of two independent processes, of two Dask workers, and of two ranks of torchrun.
 
-    Processes and workers train a model each, as a sweep does; each has one thread. The ranks train one model on one
-    batch (DDP), so that its frames per second count once.
+    Each process or worker trains its own model with one thread, as in a sweep. The ranks train one model together
+    (DDP), so the frames of their shared batch are counted once.
     """
     ways = {"two processes": _processes, "two Dask workers": _dask_workers, "two ranks (DDP)": _ranks}
     for how, measure in ways.items():
@@ -207,14 +207,14 @@ def efficiencies(sizes: Sizes) -> Iterator[Efficiency]:
 
 
 def train_for(width: int, duration: float, folder: str = "", count: int = 1) -> float:
-    """Train steps of `compact` on random clips with one thread and return training frames per second.
+    """Train `compact` on random clips with one thread, and return the number of training frames per second.
 
-    With a folder, `count` processes are timed together: each trains without measuring until all are ready, and again
-    afterwards until all have finished, so that the load is the same throughout.
+    If a folder is given, `count` processes are timed together. Each process also trains before its measurement, until
+    all are ready, and after it, until all have finished. The load is therefore constant during every measurement.
 
     Args:
-        duration: seconds of the measurement.
-        folder: where these processes report by files.
+        duration: duration of the measurement in seconds.
+        folder: folder in which the processes create files when they are ready and when they have finished.
     """
     torch.set_num_threads(1)
     run, device = RunConfig.from_params("small", width=width), pick_device()
@@ -234,7 +234,7 @@ def train_for(width: int, duration: float, folder: str = "", count: int = 1) -> 
 
 
 def _train_until_all(folder: str, event: str, count: int, step: Callable[[], None]) -> None:
-    """Report an event in the folder and take steps until `count` processes have reported it."""
+    """Report an event in the folder, and train until `count` processes have reported this event."""
     if not folder:
         return
     (Path(folder) / f"{event}-{uuid.uuid4().hex}").touch()
@@ -273,7 +273,7 @@ def _dask_workers(count: int, sizes: Sizes) -> float:
 
 
 def _ranks(count: int, sizes: Sizes) -> float:
-    """Frames per second of one training run with `count` ranks under torchrun."""
+    """Return the frames per second of one training run with `count` ranks under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     words = str(sizes.width), str(sizes.seconds)
     command = [sys.executable, *torchrun, "--no-python", sys.executable, "-c", _RANK, *words]

@@ -1,4 +1,4 @@
-"""The table of `cvae-lab bench`: reference loop and fast path side by side. Medians are reported."""
+"""The table of `cvae-lab bench`, which compares the reference loop with the fast path. It contains medians."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.data.files import write_text
 from cvae_lab.models.device import pick_device, precision_of
 
-EPOCH_FRAMES = 23_410  # training frames of the assignment's data
+EPOCH_FRAMES = 23_410  # number of training frames in the assignment's data
 
 HEAD = (
     f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
@@ -35,22 +35,22 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; frames/s are medians over the repeats. `str` gives a line of the table with the header HEAD."""
+    """One comparison. Frames/s are medians over the repeats. `str` returns a line of the table with the header HEAD."""
 
     preset: str
     what: str
-    literal: float  # of the reference loop
+    literal: float  # frames/s of the reference loop
     ours: float
     ratio: float
     spread: float  # (max - min) / median over the repeats
-    against_handout: float  # ours over the reference loop of `handout`; NaN where that was not timed
+    against_handout: float  # ours / reference loop of `handout`; NaN if it was not timed
     literal_of_matmul: (
         float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
     )
-    share_of_matmul: float  # the same for ours, at the precision of ours
+    share_of_matmul: float  # the same fraction for ours, at the precision of ours
     share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
-    peak_mib: float  # peak memory of ours in a process of its own; NaN where it was not measured
-    peak_in_own_process: bool = False  # False in old files, where the peak only grows down the table
+    peak_mib: float  # peak memory of ours in a separate process; NaN if not measured
+    peak_in_own_process: bool = False  # False in old files: there, the peak includes earlier rows
 
     def __str__(self) -> str:
         return (
@@ -63,11 +63,14 @@ class Row:
 def bench(
     presets: tuple[str, ...] = ("handout", "compact"), repeats: int = 3, batch: int = 2, frames: int = 8
 ) -> Iterator[Row]:
-    """Yield one row each for training at teacher forcing 0, 0.5, 1 and for rollouts of 1, 6, 60 clips, per preset.
+    """Yield the rows of each preset.
+
+    There are three rows for training (teacher-forcing ratio 0, 0.5 and 1), one for training with the preset's own
+    batch size and clip length ("own clips"), and three for rollouts (1, 6 and 60 clips).
 
     Args:
-        repeats: measurements of each side; the row holds their medians.
-        batch, frames: clips per training batch and frames per clip; "own clips" uses the preset's defaults.
+        repeats: number of measurements of the reference loop and of the fast path; a row holds medians.
+        batch, frames: clips per training batch and frames per clip. The row "own clips" does not use them.
     """
     device = pick_device()
     limits = machine(device)
@@ -81,7 +84,7 @@ def bench(
 
 
 def cases(preset: str, batch: int, frames: int) -> Iterator[Case]:
-    """Yield the comparisons of one preset."""
+    """Yield the comparisons (one per row) of a preset."""
     for forcing in (0.0, 0.5, 1.0):
         yield Case(f"training, forcing {forcing:g}", "training", batch, frames, forcing)
     own = RunConfig.from_params("small", preset=preset).train
@@ -91,7 +94,7 @@ def cases(preset: str, batch: int, frames: int) -> Iterator[Case]:
 
 
 def peak_memory(preset: str, case: Case | list, device_name: str = "auto") -> float:
-    """Return the peak memory in MiB of a process that does nothing but the fast path of `case`, twice."""
+    """Return the peak memory in MiB of a process that only runs the fast path of `case` twice."""
     device = pick_device(device_name)
     work = Case(*case).work(RunConfig.from_params("small", preset=preset), device, fast=True)
     for _ in range(2):
@@ -110,14 +113,14 @@ def write(path: Path, rows: list[Row], about: dict[str, str]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a file by `write`, of this version or an earlier one."""
+    """Return the rows of a file that `write` of this version or an earlier version wrote."""
     known = {field.name for field in fields(Row)}
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return [Row(**{name: value for name, value in row.items() if name in known}) for row in rows]
 
 
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
-    """Return the fractions of a training step spent in convolutions, norms, other operations and outside."""
+    """Return the fractions of a training step's time in convolutions, norms and other operations, and outside them."""
     action = training_work(
         RunConfig.from_params("small", preset=preset), pick_device(), fast, 2, 6, 0.0
     ).action
@@ -131,10 +134,10 @@ def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]
 
 
 def fractions_by_kind(times: dict[str, float], wall: float) -> dict[str, float]:
-    """Sum the times of operations by kind, as fractions of the wall time; what is left is outside operations.
+    """Sum the times of operations by kind, as fractions of the wall time. The rest is the time outside operations.
 
     Args:
-        times: of each operation without the operations that it calls; only torch's own (`aten::`) count.
+        times: time of each operation, without the operations that it calls. Only torch's operations (`aten::`) count.
     """
     fractions = dict.fromkeys(("convolution", "norm", "other operations", "Python and waiting"), 0.0)
     for name, time_spent in times.items():
@@ -168,7 +171,7 @@ def _row(preset: str, case: Case, device: torch.device, limits: dict, repeats: i
 
 
 def _peak(preset: str, case: Case) -> float:
-    """The peak memory of a row; NaN where its process failed, so that the table goes on."""
+    """Return the peak memory of a row. If its process failed, return NaN, so that the next rows are still measured."""
     try:
         return in_own_process(peak_memory, preset, case)
     except RuntimeError:
@@ -180,10 +183,10 @@ def fractions_of_matmul(
 ) -> tuple[float, float]:
     """Return the fractions of the machine's matrix-product rate that the reference loop and the fast path reach.
 
-    Both do the operations of the reference loop, each at its own precision.
+    For both, the operations of the reference loop are counted. Each is compared with the rate at its own precision.
 
     Args:
-        reference_speed, speed: in frames per second.
+        reference_speed, speed: frames per second of the reference loop and of the fast path.
         limits: result of `machine`.
     """
     gflop = reference.flops_per_frame() / 1e9
@@ -200,12 +203,12 @@ def compare(
     ends: float,
     limits: dict,
 ) -> dict[str, Any]:
-    """Time fast path and reference loop one after the other, and name the error where one of them fails.
+    """Time the fast path and the reference loop. If one of them fails, its error is part of the result.
 
     Args:
-        make: returns the work of the fast path for True, of the reference loop for False.
-        counted: a smaller version of it, whose operations and bytes per frame are counted.
-        ends: when to stop, as `time.time` returns. Where all repeats would end later, there is one.
+        make: function that returns the work of the fast path for True, and of the reference loop for False.
+        counted: like `make`, for smaller work, whose operations and bytes per frame are counted.
+        ends: time limit, as a value of `time.time`. If all repeats would end later, only one is run.
         limits: result of `machine`.
     """
     row: dict[str, Any] = {}
@@ -238,7 +241,7 @@ def _timed(work: Work, name: str, device: torch.device, repeats: int, ends: floa
 
 
 def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list[str]:
-    """Return the rows of `bench --gpu` as lines: checks, speeds, scores, targets, and what is missing."""
+    """Return the rows of `bench --gpu` as lines of text: checks, speeds, scores, targets and missing parts."""
     lines = [
         f"{'passed' if r['passed'] else 'FAILED':8}{r['check']}" for r in rows if r.get("passed") is not None
     ]
@@ -270,7 +273,7 @@ def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one line per target of the project for a GPU: what was measured, and whether it is reached."""
+    """Return one line for each of the project's GPU targets: the measured value, and whether the target is reached."""
     found = []
     mine = [row for row in rows if row.get("model") == "handout" and "ours" in row]
     trained = [row for row in mine if row["what"] == "training"]

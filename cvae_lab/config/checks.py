@@ -1,4 +1,4 @@
-"""Turn pydantic's reports into one sentence that names the parameter, its value and its range."""
+"""Convert pydantic's reports to one sentence that contains the parameter, its value and its range."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -94,7 +94,7 @@ class RunConfig:
         return cls(raw["data"], ModelConfig(**parts[0]), TrainConfig(**train))
 
     def difference(self, other: "RunConfig", ignore: tuple[str, ...] = ()) -> str:
-        """Describe the first value that differs from `other`. The result is empty if only names in `ignore` differ."""
+        """Describe the first value that differs from `other`, or return empty text if none differs outside `ignore`."""
         mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
         changed = [name for name in mine if mine[name] != theirs[name] and name not in ignore]
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
@@ -102,7 +102,7 @@ class RunConfig:
     def command(self) -> str:
         """Return the command line that trains this run, with every value that differs from the preset's default.
 
-        Of a path, only the last component is included.
+        Only the last component of a path is included.
         """
         plain = RunConfig.from_params(self.data, self.model.name)
         mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))

@@ -26,7 +26,7 @@ def cache_dir() -> Path:
         return Path(folder)
     try:
         return Path.home() / ".cache" / "cvae_lab"
-    except RuntimeError:  # a user without a home folder, as in some containers
+    except RuntimeError:  # the user has no home folder, as in some containers
         return Path(tempfile.gettempdir()) / "cvae_lab"
 
 

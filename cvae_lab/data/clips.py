@@ -86,7 +86,7 @@ class Video:
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def as_clips(self) -> tuple["Clip", ...]:
-        """Return one prediction task per recording. Its answer is the frames of the recording."""
+        """Return one prediction task per recording. The answer of a task is all frames of its recording."""
         return tuple(
             Clip(f"{self.name}{i}", self.frames[a], self.labels[a:b], self.frames[a:b])
             for i, (a, b) in enumerate(self.recordings)
@@ -169,8 +169,8 @@ class ClipSampler:
         n_frames: frames per clip, including frame 0.
         batch_size: clips per batch; the last batch of an epoch may be smaller.
         generator: a CPU generator.
-        clips_per_epoch: number of clips. By default, the number fills whole batches and predicts each frame about
-            once, but there are at most as many clips as possible starts.
+        clips_per_epoch: number of clips. By default, each frame is predicted about once per epoch and all batches are
+            full. The number is never larger than the number of possible start frames.
         reference_frame: choice of frame 0 of each clip. "random" is any frame of the same recording; the model then
             learns to predict frames far from frame 0, as in the test. "first" is the frame directly before frame 1.
     """
@@ -248,7 +248,7 @@ def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
 def frame_changes(frames: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, " m"]:
     """Return the n - 1 mean squared differences between consecutive frames, for pixel values in [0, 1]."""
     change = torch.empty(max(len(frames) - 1, 0))
-    for i in range(0, len(change), 32):  # 32 frames at a time, because floats need four times the memory
+    for i in range(0, len(change), 32):  # 32 frames at a time, to limit the memory
         change[i : i + 32] = to_float(frames[i : i + 33]).diff(dim=0).square().mean((1, 2, 3))
     return change
 

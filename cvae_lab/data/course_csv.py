@@ -25,9 +25,9 @@ from cvae_lab.data.pixels import DataError, to_uint8
 
 HEIGHT, WIDTH = 32, 64
 VALUES = 3 * HEIGHT * WIDTH
-MAX_CHARACTERS = 32  # per value, including the separator; more than any program writes
-MAX_ROWS = 100_000  # of a CSV file whose number of rows is not known in advance; 614 MB of pixels
-SAME_FRAME = 8.0  # mean absolute difference in grey levels up to which two frames count as the same
+MAX_CHARACTERS = 32  # largest length of a value with its separator; no program writes more
+MAX_ROWS = 100_000  # limit if the number of rows is not known in advance; 614 MB of pixels
+SAME_FRAME = 8.0  # in grey levels; frames with a smaller mean absolute difference count as equal
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
 
 
 def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
-    """Yield the checked pixels of every row. Lines are read one at a time, up to the greatest length of a row."""
+    """Yield the checked pixels of every row. At most the largest possible length of a row is read at a time."""
     longest = MAX_CHARACTERS * (VALUES + 2)
     with _regular(path).open("rb") as file:
         header = _line(path, file.readline(longest), 1, longest).removeprefix(b"\xef\xbb\xbf").split(b",")
@@ -287,7 +287,7 @@ def with_answers(
 
     Answers at `path` are used first, then picture files that the clips already have, then files that `find_answers`
     finds. If found files do not belong to the clips, a warning is logged and the clips have no answers. Files at
-    `path` raise DataError in this case.
+    `path` that do not belong to the clips raise DataError.
     """
     has_pictures = any(clip.answer is not None for clip in clips)
     if path and not (has_pictures and is_picture_folder(path)):

@@ -28,7 +28,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     the temporary file is removed and `path` keeps its old content. If the process is killed, the temporary file stays.
     The next process that writes to the folder removes it (`remove_stale`).
 
-    Raises OSError with the name of the file and the free space where the disk is full.
+    If the disk is full, raises OSError with the name of the file and the free space.
     """
     path = Path(path)
     remove_stale_once(path.parent.resolve())
@@ -46,12 +46,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically; raises as `write_bytes` does."""
+    """Write UTF-8 text atomically. Raises the same errors as `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path | str, content: bytes | memoryview) -> None:
-    """Write bytes atomically. Raises OSError with the file's name and the room it needs where the disk is full."""
+    """Write bytes atomically. If the disk is full, raises OSError with the file's name, its size and the free space."""
     with replacing(path) as temporary:
         try:
             temporary.write_bytes(content)
@@ -62,7 +62,7 @@ def write_bytes(path: Path | str, content: bytes | memoryview) -> None:
 
 
 class DiskFullError(OSError):
-    """A file did not fit on the disk, into the quota, or under the limit of the process on file sizes."""
+    """Error for a write that failed because of a full disk, a quota, or the file-size limit of the process."""
 
     def __init__(self, path: Path, needed: str, error: OSError) -> None:
         free = shutil.disk_usage(path.parent).free / 1e6

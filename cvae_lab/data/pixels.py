@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-MAX_PIXELS = 40_000_000  # of one picture; an 8K video frame has 33 million
+MAX_PIXELS = 40_000_000  # limit for one picture; an 8K video frame has 33 million pixels
 BLOCK = 2**20  # bytes of a file that are checked at once
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -30,7 +30,7 @@ Fit = Literal["stretch", "crop", "letterbox"]
 """How a picture with another aspect ratio is resized.
 
 `stretch` scales width and height independently, as the course's code does. `crop` keeps the aspect ratio and removes
-two margins. `letterbox` keeps the aspect ratio and adds bars, which are black in frames and white in labels.
+two opposite margins. `letterbox` keeps the aspect ratio and adds bars, which are black in frames and white in labels.
 """
 
 
@@ -39,11 +39,11 @@ class Group(NamedTuple):
 
     files: Sequence[Path]
     is_label: bool
-    name: str = ""  # of the test clip
+    name: str = ""  # name of the test clip
 
 
 class Decoded(NamedTuple):
-    """Pixels of all groups, source size (width, height) of each group, and number of files per kind of conversion."""
+    """Pixels of all groups, source size (width, height) of each group, and number of files for each conversion."""
 
     pixels: UInt8[Tensor, "_ 3 h w"]
     sources: list[tuple[int, int]]
@@ -145,9 +145,9 @@ def open_picture(file: Path) -> Image.Image:
 
 
 def _check_chunks(file: Path) -> None:
-    """Raise ValueError where a chunk of a PNG that determines pixels is damaged, or where the end is missing.
+    """Raise ValueError if a PNG chunk that determines pixels is damaged, or if the end of the file is missing.
 
-    Pillow does not verify the check values of pixel data, so that some damaged files give wrong pixels.
+    Pillow does not verify the checksums of pixel data, so it would return wrong pixels for some damaged files.
     """
     with file.open("rb") as stream:
         stream.seek(8)
@@ -180,7 +180,7 @@ def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
 
 
 def _kind(picture: Image.Image) -> str:
-    """Return the property in which a picture differs from an 8-bit RGB PNG; empty if it does not differ."""
+    """Return the property in which a picture differs from an 8-bit RGB PNG, or empty text if there is none."""
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return "transparency"
     if picture.mode.startswith(("I", "F")) or picture.info.get("is_16_bit"):

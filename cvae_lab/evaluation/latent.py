@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
 `diagnose` computes all of them, in time proportional to the number of frames. The other functions do not switch the
-model to evaluation mode; the caller does, as for `free_run`.
+model to evaluation mode. The caller must do this, as for `free_run`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +30,7 @@ Videos = Float[Tensor, "b t 3 h w"]
 Grids = Float[Tensor, "b s z hz wz"]
 Grid = Float[Tensor, "z hz wz"]
 MIN_GAIN = 0.1  # dB; if the gain from z is smaller, z counts as unused
-MAX_GAP = (
-    3.0  # dB of posterior z over prior z; above it, the decoder needs information that no prediction has
-)
+MAX_GAP = 3.0  # dB; with a larger gain of posterior z over prior z, z is unreachable
 
 
 class Score(NamedTuple):
@@ -50,11 +48,11 @@ class Diagnosis:
     active: int  # number of active units
     units: int  # number of values of z per frame
     variance: float  # of the aggregated posterior, relative to the prior; mean over units; 1 if equal
-    scores: dict[str, Score]  # by source of z (see `latent_kinds`)
+    scores: dict[str, Score]  # for each source of z (see `latent_kinds`)
     sigma: float  # most likely standard deviation of the decoder, with posterior z
-    implied_sigma: float | None  # standard deviation that the KL weight implies; None: no KL weight given
+    implied_sigma: float | None  # standard deviation that the KL weight implies; None without a KL weight
     static: float  # dB of the static baseline, which repeats the first frame
-    behind_from: list[int | None]  # by clip: see `behind_baseline_from`
+    behind_from: list[int | None]  # for each clip, the result of `behind_baseline_from`
     growth: float  # factor by which a small disturbance grows per step
 
     @property
@@ -72,12 +70,12 @@ class Diagnosis:
 
     @property
     def gap(self) -> float:
-        """Gain in dB of posterior z over prior z, free-running."""
+        """Gain in dB of posterior z over prior z in free-running prediction."""
         return self.scores["posterior"].free - self.scores["prior"].free
 
     @property
     def swap(self) -> float:
-        """Loss in dB if z is the posterior mean of another clip, free-running."""
+        """Loss in dB in free-running prediction if z is the posterior mean of another clip."""
         return self.scores["mean"].free - self.scores["swapped"].free
 
     @property
@@ -108,7 +106,7 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
 
     Args:
         seed: seed of all random numbers.
-        beta: KL weight at the end of training, at the scale of the assignment; needed for `implied_sigma`.
+        beta: KL weight at the end of training, at the scale of the assignment. It is needed for `implied_sigma`.
 
     Raises ValueError if there are fewer than two clips, or if a clip has no true frames.
     """
@@ -190,7 +188,7 @@ def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, 
 
 
 def scores_by_latent(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Score]:
-    """Return the PSNR for every source of z, teacher-forced and free-running, with the same noise in both."""
+    """Return the PSNR for every source of z, teacher-forced and free-running. Both use the same noise."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: free_run(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
@@ -220,8 +218,8 @@ def perturbation_growth(
     """Return the factor by which a small disturbance of the previous frame grows per step; below 1 it shrinks.
 
     z is the mean of the prior. After each step the disturbance is scaled back to a root mean square of 1e-3. The result
-    is the geometric mean over the second half of the steps. The first half is left out, because the direction of the
-    disturbance still converges.
+    is the geometric mean over the second half of the steps. The first half is not used, because the direction of the
+    disturbance has not converged there.
     """
     size, anchor, latents = 1e-3, model.anchor(first, p[:, 0]), prior_mean_latents(model, first)
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []
@@ -243,7 +241,7 @@ def behind_baseline_from(
 ) -> int | None:
     """Return the first frame from which the static baseline is better in every window, or None if there is none.
 
-    Frames are counted from 1.
+    Predicted frames are numbered from 1.
 
     Args:
         scores, static: PSNR per frame in dB of the prediction and of the static baseline.

@@ -127,7 +127,10 @@ def average_later(psnr: Float[Tensor, " s"]) -> float:
 
 
 def drift(psnr_per_frame: Float[Tensor, " s"], start: int = 100) -> float:
-    """Return the least-squares slope of PSNR from frame `start` on, in dB per 100 frames; nan below two frames."""
+    """Return the least-squares slope of PSNR from frame `start` on, in dB per 100 frames.
+
+    The result is NaN for fewer than two frames.
+    """
     tail = psnr_per_frame[start:].double()
     if len(tail) < 2:
         return float("nan")

@@ -18,14 +18,14 @@ from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.rollout import evaluating
 
-FRAMES = 16  # number of frames that are predicted for the comparison, at most
+FRAMES = 16  # largest number of frames that are predicted for the comparison
 
 
 class OutputChoice(NamedTuple):
     """Output activation with the higher PSNR, and the measurements that led to this choice."""
 
     output: Literal["linear", "sigmoid"]
-    psnr: dict[str, float]  # dB, by activation
+    psnr: dict[str, float]  # PSNR in dB for each activation
     frames: int  # number of predicted frames
     known: str  # kind of the frames that were compared with the predictions
     outside: float  # fraction of raw outputs outside [0, 1]

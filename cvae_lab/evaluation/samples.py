@@ -21,14 +21,14 @@ class Variety(NamedTuple):
     mean: float  # dB of the average of all samples
     spread: float  # standard deviation over samples (root mean square over pixels, values in [0, 1])
     error: float  # root mean squared error of the average
-    match: float  # correlation over pixels: variance of the samples, squared error of their average
+    match: float  # correlation over pixels between variance of the samples and squared error of their average
 
 
 class Probe(NamedTuple):
     """Accuracy of a linear map from latent codes to a hidden factor, on clips that were not used for the fit."""
 
     correlation: float  # between predicted and true values, mean over clips
-    p_value: float  # fraction of time-shifted factors that are predicted as well or better
+    p_value: float  # fraction of time-shifted factors that are predicted equally well or better
 
 
 def samples(

@@ -34,7 +34,7 @@ def norm(channels: int, kind: str) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Pre-activation residual block: two times norm, SiLU and 3x3 convolution, with a skip connection.
+    """Pre-activation residual block: norm, SiLU and 3x3 convolution, twice, with a skip connection.
 
     The skip connection is a 1x1 convolution if the number of channels changes.
     """
@@ -47,7 +47,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        # A new block equals its skip connection, so deep networks learn from the first step.
+        # A new block only adds a constant to its skip connection. This makes deep networks easier to train.
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:

@@ -92,13 +92,13 @@ class CVAE(nn.Module):
         """Predict the current frame from features of the previous frame. Otherwise the same as `decode`."""
         if anchor is not None:
             previous = torch.cat([previous, anchor], dim=1)
-        # If z had another dtype or memory layout, the concatenation with the other features would change theirs.
+        # If z had another dtype or memory layout, concatenation would also convert the other features.
         z = z.to(label.dtype, memory_format=_layout(label))
         return _full(self.Generator(self.Decoder_Fusion(previous, label, z)))
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return channels-last if x has this memory layout, and the default layout otherwise."""
+    """Return the memory format of x: channels-last, or the default format."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 

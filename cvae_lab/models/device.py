@@ -7,7 +7,7 @@ import torch
 from cvae_lab.config import ConfigError, TrainConfig
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""Lowest compute capability of NVIDIA GPUs with bfloat16 units. Older GPUs (P100, V100, T4) emulate them slowly."""
+"""Lowest compute capability of NVIDIA GPUs with bfloat16 units. Older GPUs (P100, V100, T4) emulate bfloat16 slowly."""
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -94,7 +94,7 @@ def course_config(path: Path, weights: Weights) -> ModelConfig:
 
 
 def check_weights(path: Path, weights: Weights, config: ModelConfig) -> None:
-    """Raise CheckpointError for the first tensor that is missing, unknown, of another shape or type, or not finite."""
+    """Raise CheckpointError for the first tensor that is missing, unknown, not finite, or has a wrong shape or type."""
     with torch.device("meta"):
         expected = CVAE(config).state_dict()
     for name, tensor in expected.items():

@@ -139,7 +139,7 @@ class FoldedDecoder:
     def _conv(
         self, conv: nn.Conv2d, weight: Tensor | None = None, bias: Tensor | str | None = "own"
     ) -> Layer:
-        """Return a convolution whose weights are already converted. The default is the weights of the module."""
+        """Return a convolution with converted weights. By default, these are the weights of the module."""
         weight = self._reduced((conv.weight if weight is None else weight).detach())
         bias = conv.bias if isinstance(bias, str) else bias
         bias = None if bias is None else bias.detach().to(self.dtype)
@@ -147,7 +147,7 @@ class FoldedDecoder:
 
 
 class PackedConv:
-    """Convolution that arranges its weights for the CPU's kernels at the first call, and not again in later calls."""
+    """Convolution that arranges its weights for the CPU's kernels only at the first call with an input shape."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]

@@ -27,7 +27,7 @@ With 60 clips, the wide layers of `handout` exceed the CPU cache, and prediction
 """
 
 LABELS_PER_CALL = 32  # number of labels encoded in one batch; limits the memory for long clips
-MIN_FRAMES_FOR_GRAPH = 16  # below that, recording a CUDA graph takes longer than it saves
+MIN_FRAMES_FOR_GRAPH = 16  # with fewer frames, recording a CUDA graph takes longer than it saves
 
 Labels = Float[Tensor, "b t 3 h w"] | UInt8[Tensor, "b t 3 h w"]
 
@@ -144,7 +144,7 @@ def _folded_chunks(
     for chunk in labels[:, 1:].split(LABELS_PER_CALL, dim=1):
         z = torch.stack([next(noise) for _ in range(chunk.shape[1])])
         parts = zip(decoders, convert(chunk).split(size), z.split(size, dim=1), strict=True)
-        with torch.no_grad():  # ends before each yield, so that it does not apply to the caller's code
+        with torch.no_grad():  # ends before each yield, so the caller's code is not affected
             frames = torch.cat([decoder.predict(p, list(part)) for decoder, p, part in parts])
         yield frames
 

@@ -30,7 +30,7 @@ class Feedback(NamedTuple):
     Args:
         teacher_forced: mask of the steps that get the true previous frame. Other steps get the predicted frame.
         bptt: number of consecutive predicted frames that gradients pass through. With 0, every predicted frame is
-            detached; with -1, none is.
+            detached. With -1, no frame is detached.
         noise: noise that is added to predicted frames before they are fed back, or None.
     """
 

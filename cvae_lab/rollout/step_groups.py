@@ -25,7 +25,7 @@ class StepGroups(NamedTuple):
     previous: Sequence[Tensor]  # per group: index, in the previous group, of the same clip's previous step
     to_group_order: Tensor
     to_step_order: Tensor
-    orders_agree: bool  # both orders are the same, for example if all steps are teacher-forced
+    orders_agree: bool  # True if both orders are the same, for example if all steps are teacher-forced
 
     @classmethod
     def of(cls, teacher_forced: Bool[Tensor, "b s"], device: torch.device) -> "StepGroups":
@@ -35,7 +35,8 @@ class StepGroups(NamedTuple):
         clips, steps = (torch.cat(parts) for parts in zip(*found, strict=True))
         to_group_order = steps * len(teacher_forced) + clips
         to_step_order = to_group_order.argsort()
-        starts = torch.tensor([0, 0, *sizes]).cumsum(0)[: len(sizes)]  # of the previous group, in group order
+        # start of the previous group, in group order
+        starts = torch.tensor([0, 0, *sizes]).cumsum(0)[: len(sizes)]
         before = to_step_order[(to_group_order - len(teacher_forced)).clamp(min=0)]
         before = before - starts.repeat_interleave(torch.tensor(sizes))
         index = torch.stack([clips, steps, before, to_group_order, to_step_order]).to(device)

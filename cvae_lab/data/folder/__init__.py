@@ -51,7 +51,7 @@ def read_folder(
         size: (height, width) of the pictures in the result.
         cache: folder for the cache of decoded pictures; the default is `cache_dir()`.
         parts: splits to read. A missing split is empty in the result.
-        min_frames: smallest allowed number of training frames, because a training clip has so many.
+        min_frames: smallest allowed number of training frames, which is the number of frames in a training clip.
         required: splits that must exist. A missing one raises DataError.
         fit: how pictures of another aspect ratio are resized, see `pixels.Fit`.
         answers: file or folder with the true frames of the test clips, see `course_csv.read_answers`. The default is

@@ -56,7 +56,7 @@ def _data_sets_inside(root: Path) -> list[Path]:
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _folders(outer)]
         seen += len(level)
-        if seen > MAX_FOLDERS:  # such as a home folder or a whole disk; the search would take long
+        if seen > MAX_FOLDERS:  # for example in a home folder, where the search would take long
             return []
         # A folder must also hold a picture folder, because many folders have a subfolder called test.
         if found := [one for one in level if any((one / part / f"{part}_img").is_dir() for part in PARTS)]:
@@ -74,7 +74,7 @@ def _folders(folder: Path) -> list[Path]:
 def find_parts(
     root: Path, parts: Sequence[str], required: Sequence[str] = (), answers: Path | None = None
 ) -> dict[str, list[Group]]:
-    """Return the picture files of every split that exists. Check their names, their numbering and the label of each.
+    """Return the picture files of every split that exists. Check their names and numbers, and that all labels exist.
 
     Args:
         parts: splits to search for.
@@ -95,7 +95,7 @@ def find_parts(
 
 
 def _is_there(root: Path, part: str) -> bool:
-    """Whether the folder of a split exists and holds pictures. Two empty picture folders are logged."""
+    """Whether the folder of a split exists and holds pictures. If both picture folders are empty, this is logged."""
     if not (root / part).is_dir():
         return False
     folders = [root / part / f"{part}_{kind}" for kind in ("img", "label")]

@@ -43,7 +43,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
-    """Return a dict from number to path. The number is the last one in the name; the other text must be constant."""
+    """Return a dict from the last number in each name to its path. All other text must be the same in all names."""
     names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
     numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
     if numbers is None or len(set(numbers)) < len(paths):
@@ -60,7 +60,7 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def _naming_fault(paths: Sequence[Path], names: Sequence[str]) -> DataError:
-    """Return the error for the first fault: a name without a number, a number twice, or a second pattern."""
+    """Return the error for the first fault: a name without a number, a repeated number, or a different pattern."""
     found: dict[int, Path] = {}
     patterns = []
     for path, name in zip(paths, names, strict=True):

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def size_notices(
     read: Mapping[str, dict[str, Any]], groups: Mapping[str, list[Group]], size: tuple[int, int], fit: Fit
 ) -> Iterator[str]:
-    """Yield one sentence per source size other than `size` (height, width): the resized pictures and their distortion.
+    """Yield a sentence about resized pictures and their distortion for each source size except `size` (height, width).
 
     Raises DataError if frames and labels have different proportions and `fit` keeps proportions.
     """

@@ -25,7 +25,7 @@ from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, clean
 __all__ = ["SIZES", "Report", "make_data_set", "read_report"]
 
 SIZES = ((32, 64), (64, 128), (128, 256))  # height, width
-TEST_FRAMES = 630  # as in the course; a held-out segment has at most a tenth of the frames
+TEST_FRAMES = 630  # as in the course; a test segment has at most a tenth of the frames
 
 
 def make_data_set(
@@ -53,7 +53,7 @@ def make_data_set(
         fps: number of frames per second that are selected by their time stamps; None keeps every frame.
         seconds: length of the used beginning of the video; None uses all of it.
         crop: left, top, width and height in pixels of the upright video. The crop is applied before `fit`.
-        fit: "letterbox" adds black bars. "crop" cuts out the largest box with the aspect ratio of `size`, around the
+        fit: "letterbox" adds black bars. "crop" selects the largest box with the aspect ratio of `size` around the
             person.
         max_gap: length in frames of the longest gap in a joint's track that is interpolated.
         smooth: window of the Savitzky-Golay filter, an odd number of frames; 0 means no smoothing.
@@ -154,7 +154,7 @@ def _dataset(
     box: decode.Box,
     size: tuple[int, int],
 ) -> Dataset:
-    """Return the data set with frames and labels of `size`, all cut out with the same box."""
+    """Return the data set with frames and labels of `size`. All frames are cropped with the same box."""
     left, top, wide, high = box
     points = (tracks.points - [left, top]) * [size[1] / wide, size[0] / high]
 

@@ -53,7 +53,7 @@ def read_video(
     crop: tuple[int, int, int, int] | None = None,
     progress: bool = True,
 ) -> DecodedVideo:
-    """Decode the first `seconds` of a video. Raises DataError if the file cannot be read up to this time or its end.
+    """Decode the first `seconds` of a video. Raises DataError if this part is truncated or damaged.
 
     Args:
         scratch: folder for a file with the decoded frames, which is memory-mapped.
@@ -66,7 +66,7 @@ def read_video(
     times, numbers, view, tick = [], [], None, 0.0
     with spool.open("wb") as out:
         for number, time, frame in _decode(file, seconds, progress):
-            if fps is not None and time * fps < tick - 0.01:  # time stamps are rounded
+            if fps is not None and time * fps < tick - 0.01:  # 0.01, because time stamps are rounded
                 continue
             tick = np.floor(time * (fps or 1) + 0.01) + 1
             view = view or _view(file, frame, crop)
@@ -83,7 +83,7 @@ def read_video(
 
 
 def _decode(file: Path, seconds: float | None, progress: bool) -> Iterator[tuple[int, float, av.VideoFrame]]:
-    """Yield number, time since the first frame, and frame. A file that ends too early raises DataError."""
+    """Yield number, time since the first frame, and pixels of each frame. Raises DataError for a truncated file."""
     with _open(file) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -190,7 +190,10 @@ def _view(file: Path, frame: av.VideoFrame, crop: tuple[int, int, int, int] | No
 
 
 def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> Box:
-    """Return the smallest box with the aspect ratio of `size` around a picture of `shape`; both (height, width)."""
+    """Return the smallest box with the aspect ratio of `size` around a picture of `shape`.
+
+    `size` and `shape` are (height, width).
+    """
     (h, w), (height, width) = shape, size
     wide = max(w, round(h * width / height))
     high = max(h, wide * height / width)
@@ -201,8 +204,8 @@ def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.
     """Return the largest box with the aspect ratio of `size` inside a picture of `shape`, centred on the person.
 
     `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between their 2nd and
-    98th percentiles. The upper percentile is first moved up by `HEAD` of the distance, because the head is higher than
-    its joints. The box is shifted if it would otherwise not be inside the picture.
+    98th percentiles. The top is first moved up by `HEAD` times the height, because the head is higher than its joints.
+    The box is shifted if it would otherwise not be inside the picture.
     """
     (h, w), (height, width) = shape, size
     wide = min(w, h * width / height)
@@ -216,7 +219,7 @@ def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.
 def fit(frames: Frames, box: Box, size: tuple[int, int]) -> UInt8[np.ndarray, "n 3 height width"]:
     """Resize the content of `box` in each frame to `size` (height, width). The box is black outside the picture."""
     left, top, wide, high = box
-    # Pad only on sides with bars. On other sides, padding would blend black pixels into the edge.
+    # Add padding only where bars are needed. Elsewhere, resizing would mix black padding into the edge pixels.
     x, y = int(np.ceil(max(0, -left))), int(np.ceil(max(0, -top)))
     inside = (left + x, top + y, left + x + wide, top + y + high)
     fitted = np.empty((len(frames), 3, *size), np.uint8)

@@ -20,7 +20,7 @@ from cvae_lab.data.video.keypoints import Keypoints, to_joints
 
 # Later wheels contain no pose model, see findings/mediapipe_without_models.sh.
 MEDIAPIPE = "mediapipe==0.10.21"
-# Only the packages that mediapipe's pose solution imports. It does not import jax and sounddevice.
+# The list contains only packages that mediapipe's pose solution imports. It does not import jax and sounddevice.
 REQUIREMENTS = (
     "numpy==1.26.4",
     "opencv-contrib-python-headless==4.11.0.86",  # mediapipe requires the variant that needs display libraries
@@ -31,7 +31,7 @@ REQUIREMENTS = (
     "flatbuffers>=2",
 )
 WORKER = Path(__file__).with_name("mediapipe_worker.py")
-COMPLETE = "complete.txt"  # written last; an environment without this file is not used
+COMPLETE = "complete.txt"  # this file is written last; an environment without it is not used
 
 
 def environment() -> Path:

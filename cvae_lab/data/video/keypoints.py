@@ -58,8 +58,8 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
     annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
     the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
 
-    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first such
-    frame it is the largest person.
+    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first of
+    these frames, the largest person is selected.
     """
     source = Path(source)
     readers: dict[str, Callable[[Path], People]] = {".json": _coco, ".csv": _csv, ".npz": _npz}
@@ -206,7 +206,7 @@ def _follow(wanted: list[list[Float[np.ndarray, "joints 3"]]]) -> Keypoints:
 
 
 def _extent(person: Float[np.ndarray, "joints 3"]) -> float:
-    """Return minus the area of the box around the joints. The largest person has the smallest value."""
+    """Return the negative area of the box around the joints, so that the largest person has the smallest value."""
     return -float(np.prod(np.nanmax(person[:, :2], axis=0) - np.nanmin(person[:, :2], axis=0)))
 
 

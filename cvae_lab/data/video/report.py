@@ -21,7 +21,7 @@ from cvae_lab.data.video.keypoints import JOINTS
 from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, boxes
 
 REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.html"
-# Number of frames in the contact sheet, frames shown with their label, and frames compared for camera movement.
+# Numbers of frames: in the contact sheet, shown with their label, and compared to detect camera movement.
 SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300
 NAMED_LIMBS = 6
 MOVED = 0.01  # fraction of the width; a larger shift of the background is camera movement
@@ -49,7 +49,7 @@ def read_report(folder: str | Path) -> Report | None:
 
 
 def measure(video: DecodedVideo, tracks: Tracks, parts: dict[str, list[Segment]], box: Box) -> dict[str, Any]:
-    """Return every number of the report. Splits and recordings are given by their first and last frame in the file."""
+    """Return all measured values. Splits and recordings are described by their first and last frame in the file."""
     _, height, width, _ = video.frames.shape
     used = np.concatenate([tracks.points[a:b] for segments in parts.values() for a, b in segments])
     used = used[~np.isnan(used[..., 0])]
@@ -182,7 +182,7 @@ def contact_sheet(
     points: Float[np.ndarray, "n joints 2"],
     captions: Sequence[str],
 ) -> Image.Image:
-    """Draw the limbs over each frame, with a caption below, `COLUMNS` frames in a row."""
+    """Draw the limbs over each frame and a caption below it. A row has `COLUMNS` frames."""
     n, h, w, _ = frames.shape
     scale = THUMBNAIL / w
     height = round(h * scale)

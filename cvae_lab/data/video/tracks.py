@@ -11,7 +11,7 @@ from cvae_lab.data.synthetic.drawing import LIMBS
 from cvae_lab.data.video.keypoints import JOINTS, Keypoints
 
 MIN_CONFIDENCE = 0.3
-MIN_JOINTS = 8  # fewest known joints of a frame that has a pose
+MIN_JOINTS = 8  # a frame has a pose if at least this many joints are known
 JUMP = 0.25  # fraction of the body's size; a joint further from its median over 5 frames is an outlier
 EXCHANGE_COST = 0.005  # fraction of the body's size; penalty per exchanged frame
 PAUSE = 0.5  # in seconds; a longer gap between frames separates recordings
@@ -104,7 +104,7 @@ def _has_pose(points: Points) -> Bool[np.ndarray, " n"]:
 
 
 def _runs(mask: Bool[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """Return the first index and the index after the last one, for every run of True."""
+    """Return the first index and the index after the last index of every unbroken run of True."""
     change = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
     return [(int(a), int(b)) for a, b in change.reshape(-1, 2)]
 
@@ -121,7 +121,7 @@ def _exchange_sides(points: Points, max_gap: int) -> int:
     """Exchange left and right arms, or legs, in frames where this makes the tracks shorter. Return how many frames.
 
     Dynamic programming finds the frames whose exchange gives the shortest tracks. Each exchanged frame adds a penalty
-    of `EXCHANGE_COST` times the body's size. If both choices are equally short, the sides of the estimator are
+    of `EXCHANGE_COST` times the body's size. If both choices give equally short tracks, the sides of the estimator are
     therefore kept. Tracks on both sides of a gap of more than `max_gap` frames are treated separately.
     """
     cost, changed = EXCHANGE_COST * _body_size(points), np.zeros(len(points), bool)
@@ -139,7 +139,7 @@ def _exchange_sides(points: Points, max_gap: int) -> int:
 def _shortest(
     own: Float[np.ndarray, "n k 2"], other: Float[np.ndarray, "n k 2"], cost: float
 ) -> Bool[np.ndarray, " n"]:
-    """Return the frames in which `other` instead of `own` gives the shortest tracks, with penalty `cost` per frame."""
+    """Return the frames in which `other` must replace `own` for the shortest tracks. Each such frame costs `cost`."""
     own_or_other = np.array([0.0, cost])
     total, origins = own_or_other, []
     for k in range(1, len(own)):
@@ -156,9 +156,10 @@ def _shortest(
 def _step_lengths(
     before: Float[np.ndarray, "k 2"], own: Float[np.ndarray, "k 2"], other: Float[np.ndarray, "k 2"]
 ) -> tuple[float, float]:
-    """Return the mean distance to the previous frame with the frame's own sides and with exchanged sides.
+    """Return the mean distance of joints to the previous frame, without and with exchanged sides.
 
-    The mean is over the joints that are known on both sides in both frames. Without such joints, both distances are 0.
+    The mean is over joints whose left and right positions are known in both frames. Without such joints, both distances
+    are 0.
     """
     same, crossed = (np.hypot(*(now - before).T) for now in (own, other))
     known = ~np.isnan(same) & ~np.isnan(crossed)
@@ -194,7 +195,7 @@ def _fill_gaps(points: Points, max_gap: int) -> int:
 
 
 def _smooth(points: Points, window: int) -> None:
-    """Smooth every unbroken run of each joint. In runs shorter than `window`, the window is shorter, but 5 or more."""
+    """Smooth every unbroken run of each joint. Runs shorter than `window` get a shorter window of at least 5 frames."""
     for joint in range(points.shape[1]):
         for a, b in _runs(~np.isnan(points[:, joint, 0])):
             width = min(window, (b - a - 1) // 2 * 2 + 1)
