@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """Raised on SIGTERM. It is not an Exception, so that no handler treats it as a failed run."""
+    """Raised on SIGTERM. It is a BaseException, so that `except Exception` does not treat it as a failed run."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help formatter that keeps the line breaks of examples and shows the default of every option that has one."""
+    """Help formatter that keeps the line breaks of examples and shows the default values of options."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
@@ -106,7 +106,7 @@ def _command(
     aliases: Sequence[str] = (),
     module: str = "cvae_lab.runs.commands",
 ) -> argparse.ArgumentParser:
-    """Add a command whose body is the function of that name in `module` (_ for -), imported when it runs."""
+    """Add a command. It imports `module` and calls the function of the same name, in which _ replaces -."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,

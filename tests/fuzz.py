@@ -1,7 +1,7 @@
-"""Random inputs of every kind that comes from outside: each is used or refused in one line.
+"""Fuzzer: test random external inputs of every kind. Each must be used correctly or refused with a message of one line.
 
-`python tests/fuzz.py --examples 10000 --seed 0` prints counts by kind of input and outcome, and exits with 1 where an
-input led to a traceback, a hang or a silently wrong value. Inputs are generated and nothing harmful is kept.
+`python tests/fuzz.py --examples 10000 --seed 0` prints counts by kind of input and outcome. It exits with 1 if an input
+caused a traceback, a hang or a silently wrong value. Inputs are generated, and no harmful input is stored.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from cvae_lab.runs.tables import runs_table, terminal
 from cvae_lab.training import checkpoint
 
 OUTCOMES = ("success", "clean refusal", "traceback", "hang", "silently wrong")
-SECONDS = 30  # that one input may take
+SECONDS = 30  # time limit of one input
 SMALL = {"epochs": 1, "width": 8, "clips_per_epoch": 10, "precision": "float32"}
 
 
@@ -56,7 +56,7 @@ def require(condition, what):
 
 
 def edits(maximum=3, minimum=1):
-    """Random changes of bytes: kind, place as a fraction of the length, data."""
+    """Strategy for random changes of bytes: kind of change, position as a fraction of the length, and data."""
     place = st.floats(0, 1, exclude_max=True)
     kinds = st.sampled_from(["replace", "insert", "delete", "flip", "cut"])
     return st.lists(
@@ -126,7 +126,7 @@ def picture_bytes(mode):
 
 
 def chunks_are_sound(content):
-    """Whether every chunk of a PNG has the right check value, up to its end; read here without a library."""
+    """Whether the checksum of every chunk of a PNG is correct, up to the last chunk. Independent of Pillow."""
     place = 8
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")
@@ -188,7 +188,7 @@ def fuzz_csv(folder):
 
 
 def write_data(root):
-    """The course's folders. Picture k of a folder is grey level k, and its label is grey level k + 100."""
+    """Write the data folders of the course. Picture k has grey level k, and its label has grey level k + 100."""
     counts = {"train/train": 20, "val/val": 4}
     folders = {f"{part}_img": (count, 0) for part, count in counts.items()}
     folders |= {f"{part}_label": (count, 100) for part, count in counts.items()}
@@ -201,7 +201,7 @@ def write_data(root):
 
 
 def spoil(path, kind, data):
-    """Change one file in a way that happens to folders that people copy, unpack and edit."""
+    """Damage one file in a way that is typical after a folder was copied, unpacked or edited."""
     if kind == "remove":
         path.unlink()
     elif kind == "empty":
@@ -251,7 +251,7 @@ def fuzz_folders(folder):
             "other size",
             "double",
         }:
-            return  # a person renamed or replaced a picture, so its grey level no longer tells its number
+            return  # a picture was renamed or replaced, so its grey level is no longer its number
         for video in (data.train, data.val):
             frames, labels = (part[:, 0, 0, 0].int() for part in (video.frames, video.labels))
             pairs = (labels - frames).tolist()
@@ -303,7 +303,7 @@ def fuzz_checkpoints(folder):
 
 
 def keys_of(raw, numbers):
-    """The path that the numbers choose through nested dicts and lists."""
+    """Return a path of keys in nested dicts and lists. Each number selects the key of one level."""
     path = []
     for number in numbers:
         options = (
@@ -347,7 +347,8 @@ def fuzz_runs(folder):
             same = all(np.array_equal(frames, wanted.get(clip)) for clip, frames in run.predictions().items())
             require(same, "other pixels from a damaged file")
         if len(runs) == 1:
-            RunFolder(other).check()  # refused: in one line
+            # The damaged run was left out, so reading it must raise an error with a message of one line.
+            RunFolder(other).check()
 
     return check, {"name": st.sampled_from(names), "changes": edits()}
 
@@ -360,11 +361,11 @@ FUZZERS = {
     "checkpoints": (fuzz_checkpoints, 0.15),
     "run folders": (fuzz_runs, 0.10),
 }
-"""By kind of input: what makes its check, and its fraction of the examples."""
+"""For each kind of input: the function that makes its check, and its fraction of the examples."""
 
 
 def outcome(check, inputs):
-    """Run one check; return its outcome and, where it is a fault, what happened."""
+    """Run one check; return its outcome and, if it failed, a description of the failure."""
 
     def alarm(*_):
         raise HangError
@@ -389,7 +390,7 @@ def outcome(check, inputs):
 
 
 def fuzz(examples, start=0, kinds=tuple(FUZZERS), log=lambda text: None):
-    """Return counts by kind of input and outcome, and the first faults as text."""
+    """Run `examples` checks; return counts by kind of input and outcome, and the first failures as text."""
     counts, faults = {kind: collections.Counter() for kind in kinds}, []
     for number, kind in enumerate(kinds):
         make, fraction = FUZZERS[kind]
@@ -423,7 +424,7 @@ def _run(one, strategies, options, start):
 
 
 def table(counts):
-    """Counts as text: a row per kind of input, a column per outcome."""
+    """Return the counts as text, with one row per kind of input and one column per outcome."""
     lines = [f"{'':<14}" + "".join(f"{name:>16}" for name in OUTCOMES)]
     total = collections.Counter()
     for kind, found in counts.items():

@@ -1,8 +1,8 @@
-"""Kill training, sweep, prediction and cache again and again; each must end as if it had not been killed.
+"""Soak test: kill training, sweep, prediction and caching many times, and compare the results with runs without kills.
 
-`python tests/soak.py --kills 100 --seed 0` ends a process at every write of a run, just before the file gets its name,
-so between every two files. Then it sends SIGKILL, SIGTERM or SIGINT at random moments. It prints counts and exits with
-1 where something was lost. Every process is a fork of this one, which has imported the libraries and trained nothing.
+`python tests/soak.py --kills 100 --seed 0` first kills a process at every write of a run, when the file is complete but
+still has its temporary name. It then sends SIGKILL, SIGTERM or SIGINT at random times. It prints counts, and exits with
+1 if an activity failed or its result differs. Every process is a fork of this process, which has trained nothing.
 """
 
 import argparse
@@ -33,21 +33,21 @@ from cvae_lab.runs.studies import plan
 from cvae_lab.runs.sweep import sweep
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-SECONDS = 300  # after which a process hangs
+SECONDS = 300  # a process that runs longer is counted as hanging
 TINY = {"epochs": 2, "eval_every": 1, "width": 8, "clips_per_epoch": 10, "precision": "float32"}
 WORDS = [word for name, value in TINY.items() for word in ("-p", name, str(value))]
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Something that a user runs: `run` into a folder, which returns an exit status, and what `read` finds there."""
+    """A task of a user: `run(folder)` does the task and returns an exit status; `read(folder)` returns the result."""
 
     run: callable
     read: callable
 
 
 def write_data(root):
-    """The first frames of the synthetic data set `tiny`, as a folder: 64 to train on, 12 per clip."""
+    """Write a part of the synthetic data set `tiny`: the first 64 training frames, and the first 12 of each clip."""
     main(["synthetic", str(root), "--size", "tiny"])
     for file in root.glob("**/*.png"):
         if int(file.stem) >= (64 if "train" in file.parent.name else 12):
@@ -74,7 +74,7 @@ def predict(folder):
 
 
 def read_data(folder):
-    """Load a folder through the cache, and leave what was loaded as a file."""
+    """Load a data folder through the cache, and write the loaded frames to a file."""
     os.environ["CVAE_LAB_CACHE"] = str(folder / "cache")
     data = load(str(folder / "data"))
     np.save(folder / "loaded.npy", data.train.frames.numpy())
@@ -82,7 +82,7 @@ def read_data(folder):
 
 
 def of_run(run):
-    """What a run found, except times."""
+    """Return the results of a run, without times."""
     run = RunFolder(run)
     result = {
         name: value for name, value in run.result.items() if name not in ("minutes", "commit", "command")
@@ -125,7 +125,7 @@ def forked(activity, folder, before=None):
         if before:
             before()
         status = activity.run(folder)
-    except KeyboardInterrupt:  # before or after the command line's own handling
+    except KeyboardInterrupt:  # raised before or after the part of the command line that handles it
         status = 1
     except BaseException:
         traceback.print_exc()
@@ -135,7 +135,7 @@ def forked(activity, folder, before=None):
 
 
 def waited(child):
-    """The exit status of a process, or None where it hangs, after which it is ended."""
+    """Return the exit status of a process. If the process hangs, kill it and return None."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -148,7 +148,10 @@ def waited(child):
 
 
 def die_at(number):
-    """End this process without clean-up at its `number`-th write: the file is complete and has a temporary name."""
+    """Return a function that makes this process exit without clean-up at its write number `number`.
+
+    At this moment, the file is complete and has a temporary name.
+    """
     replace, count = Path.replace, itertools.count(1)
 
     def replace_or_die(self, target):
@@ -163,7 +166,7 @@ def die_at(number):
 
 
 def prepared(name, out, label):
-    """A folder in which the activity can run: with the data, and for `prediction` with a finished run."""
+    """Create a folder in which the activity can run. It contains the data and, for `prediction`, a finished run."""
     folder = out / f"{name}-{label}"
     folder.mkdir()
     if name == "prediction":
@@ -173,7 +176,7 @@ def prepared(name, out, label):
 
 
 def outcome(name, folder, wanted):
-    """Run to the end and compare: `equal`, or what is wrong."""
+    """Run the activity to its end and compare the result; return the outcome (such as `equal`) and details."""
     activity = ACTIVITIES[name]
     status = waited(forked(activity, folder))
     text = (folder / "output.txt").read_text()
@@ -190,7 +193,7 @@ def outcome(name, folder, wanted):
 
 
 class Soak:
-    """The reference results, the counts, and what went wrong."""
+    """The reference results, the counts of outcomes, and descriptions of the errors."""
 
     def __init__(self, out, seed, log=lambda text: None):
         self.out, self.random, self.log = out, random.Random(seed), log
@@ -200,7 +203,7 @@ class Soak:
         write_data(out / "data")
 
     def reference(self, name):
-        """Run an activity without a kill, once."""
+        """Run an activity once without a kill, and store its result and duration."""
         if name in self.wanted:
             return
         if name == "prediction":
@@ -223,7 +226,7 @@ class Soak:
             shutil.rmtree(folder)
 
     def random_cycle(self, name, kills):
-        """Up to three kills at random moments, then a run to the end; return the number of kills before the end."""
+        """Kill an activity one to three times at random times, then run it to its end; return the number before its end."""
         self.reference(name)
         folder = prepared(name, self.out, f"random-{next(self.number)}")
         count = 0
@@ -245,12 +248,12 @@ class Soak:
                 self.counts[name, "traceback" if status is not None else "hang"] += 1
                 self.faults.append(f"{name}: status {status} after {sent.name}: {text}")
             if name == "sweep":
-                time.sleep(2)  # its workers notice that it is gone
+                time.sleep(2)  # time for the workers to detect that the main process has ended
         self.finish(name, folder, count)
         return count
 
     def every_write(self, name):
-        """End the activity at each of its writes in turn."""
+        """For every write of the activity, start the activity and kill it at this write."""
         self.reference(name)
         for number in itertools.count(1):
             folder = prepared(name, self.out, f"write-{number}")
@@ -266,7 +269,7 @@ class Soak:
 
 
 def soak(out, kills, seed, log=lambda text: None, minutes=math.inf, fractions=FRACTIONS, writes=WRITES):
-    """Return a Soak after one kill at every write and `kills` random kills, or after about `minutes`."""
+    """Kill activities at every write, then `kills` times at random, at most about `minutes`. Return the Soak."""
     begun = time.monotonic()
     done = Soak(out, seed, log)
     for name in writes:
@@ -281,7 +284,7 @@ def soak(out, kills, seed, log=lambda text: None, minutes=math.inf, fractions=FR
 
 
 def summary(done):
-    """Counts over all activities as text."""
+    """Return the counts of all activities as text."""
     names = ("kills", "at a write", "after the end", "cycles", "equal", "different", "refused", "traceback", "hang",
              "temporary file left")  # fmt: skip
     sums = {name: sum(count for (_, what), count in done.counts.items() if what == name) for name in names}

@@ -1,7 +1,7 @@
 """A pytest plugin for the notebooks in `make test`: expected failures and very slow cells are counted as failures.
 
-It is needed because nbval 0.11 reports the cells after a timed-out cell as xfail. A timed-out cell that catches
-KeyboardInterrupt, as a training loop does, even passes. In both cases pytest exits with 0. Load the plugin with
+nbval 0.11 reports the cells after a timed-out cell as xfail. If the timed-out cell catches KeyboardInterrupt, as a
+training loop does, the cell passes. In both cases pytest exits with 0, so the plugin is needed. Load it with
 `-p strict_nbval`.
 """
 

@@ -98,7 +98,7 @@ def scikit_ssim(prediction, truth, **options):
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
 def test_ssim_equals_the_ssim_of_scikit_image(size, noise):
     truth = rand(3, 3, *size)
-    truth[1] = truth[1].mean()  # a frame with one grey level
+    truth[1] = truth[1].mean()  # a frame with a single grey level
     prediction = (truth + noise * (rand(3, 3, *size, seed=1) - 0.5)).clamp(0, 1)
     wanted = scikit_ssim(
         prediction, truth, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1

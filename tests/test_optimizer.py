@@ -38,7 +38,7 @@ def orthogonalised_in_double_precision(matrix, steps=5):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_first_step_of_a_kernel_is_the_orthogonalised_gradient(layout):
-    """It is scaled by 0.2 * sqrt(longer side) * lr (Liu et al. 2025).
+    """The step is scaled by 0.2 * sqrt(longer side of the matrix) * lr (Liu et al. 2025).
 
     Nesterov momentum does not change the direction of the first gradient.
     """

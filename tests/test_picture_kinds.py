@@ -132,7 +132,7 @@ def png_of_16_bits(values):
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
 def test_transparent_labels_are_shown_over_white(tmp_path, mode):
-    """The label is transparent except for one limb. The colour of transparent pixels is black."""
+    """The label is transparent except for one limb. Its transparent pixels have the stored colour black."""
     label = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
     label.paste((84, 216, 255, 255), (10, 5, 14, 25))
     if mode == "P":

@@ -185,7 +185,7 @@ def test_predict_in_several_smaller_batches_equals_the_reference_loop(preset, mo
 
 @pytest.mark.parametrize("preset", SMALL)
 def test_a_prediction_depends_on_its_inputs_only(preset, monkeypatch):
-    """A prediction uses no state of an earlier call, such as true frames."""
+    """A prediction does not use values of an earlier call, such as its true frames."""
     model, (x, p) = build(preset), clips(preset)
     before = predict(model, x[:, 0].clone(), p, seeded(3))
     predict_with_posterior(model, x, p, seeded(4))
@@ -262,7 +262,7 @@ def test_latents_of_prior_zero_and_posterior_mean():
 
 @pytest.mark.parametrize("latents", [1, 2])
 def test_the_noise_of_a_clip_does_not_depend_on_the_other_clips(latents):
-    """This must hold for any number n of values in z. torch.randn(6, n) equals six draws only if 16 divides n."""
+    """This must hold for every size n of z. torch.randn(6, n) equals six calls of size n only if 16 divides n."""
     model = CVAE(ModelConfig.preset("compact", width=8, latents=latents))
     first = torch.zeros(6, 3, 8, 16)
     together = [next(noise) for noise in [clip_noise(model, first, seeded(3))] for _ in range(40)]
@@ -345,7 +345,8 @@ def test_chunks_and_uint8_labels_give_the_same_frames(preset):
 def test_a_long_clip_is_predicted_in_bounded_memory():
     """With 3,000 frames of 32 x 64 pixels in float32, labels and predictions would need 74 MB each.
 
-    VmHWM is the peak of this process alone; `ru_maxrss` starts at the size of the process that called `exec`.
+    VmHWM is the peak memory of this process only. The initial value of `ru_maxrss` is the memory of the process that
+    called `exec`.
     """
     code = """
 import re, torch
@@ -402,7 +403,7 @@ def test_evaluating_restores_the_mode_of_every_module(fails):
 
 
 def test_predict_with_batch_statistics_equals_the_loop_of_the_course_s_code():
-    """In that code, batch norm is in train mode during the test, with the statistics of the labels of one step."""
+    """In that code, batch norm is in train mode during the test. Its statistics are those of the labels of one step."""
     model, (x, p) = build("handout"), clips("handout")
     ours = predict(model, x[:, 0], p, seeded(3), batch_statistics=True)
     buffers = [buffer.clone() for buffer in model.buffers()]

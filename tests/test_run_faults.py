@@ -62,7 +62,7 @@ def killed_after(write, path, epochs):
 
 
 def kill_after_every_write(out):
-    """Train runs of one and two epochs, kill each after another written file, and then continue it to the end."""
+    """Train runs of one and two epochs. Each run is killed after a different written file, then resumed to its end."""
     torch.set_num_threads(1)
     for epochs, first in ((1, 1), (2, 5)):  # the first four files are those of epoch 1
         for write in itertools.count(first):
@@ -86,10 +86,8 @@ def test_a_run_killed_after_any_write_continues_to_the_same_result(tmp_path):
     # Each epoch writes config.json, best.pt, last.pt, history.csv. The end writes scores, predictions, result.
     for epochs in ("1", "2"):
         *killed, whole = sorted((tmp_path / epochs).iterdir(), key=lambda path: int(path.name))
-        assert len(killed) == 7 or (epochs, len(killed)) == (
-            "2",
-            6,
-        )  # epoch 2 writes no best.pt if its score is lower
+        # Epoch 2 does not write best.pt if its score is lower.
+        assert len(killed) == 7 or (epochs, len(killed)) == ("2", 6)
         for folder in killed:
             run, wanted = RunFolder(folder), RunFolder(whole)
             ours, theirs = (one.history.drop(columns=["seconds", "frames_per_s"]) for one in (run, wanted))
@@ -179,7 +177,7 @@ def test_a_truncated_history_raises_an_error(copy):
     for length in range(len(text)):
         file.write_text(text[:length])
         whole_rows = text[:length].endswith("\n") and text[:length].count("\n") > 1
-        if not whole_rows:  # whole rows are also the valid history of fewer epochs
+        if not whole_rows:  # complete rows are also a valid history of fewer epochs
             with pytest.raises(RunError):
                 _ = RunFolder(copy.path).history
 
@@ -204,7 +202,7 @@ HOLDER = (
 
 @pytest.fixture
 def held(tmp_path):
-    """A run folder that another process has locked, and that process."""
+    """Yield a run folder and the process that has locked it."""
     folder = tmp_path / "held-seed0"
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -311,8 +309,8 @@ def test_a_status_line_names_runs_and_minutes_left_in_80_columns():
     config = TrainConfig(epochs=40)
     first = RunStatus("cyclical-seed0", 10, 28.414, 120.0, config)
     second = RunStatus("monotonic-seed0", 0, float("nan"), 0.0, config)
-    # A run takes 480 s. Left are 360 s of the first, 480 s of the second and 480 s of one that has not started. On two
-    # workers, this is 11 minutes.
+    # A run takes 480 s. The first run needs 360 s more, the second needs 480 s more, and a third has not started and
+    # needs 480 s. With two workers, this is 11 minutes.
     assert (
         sweep_status([first, second], 1)
         == "11 min left: cyclical-seed0 epoch 10 28.41 dB, monotonic-seed0 starts"
@@ -328,7 +326,7 @@ def test_a_status_line_names_runs_and_minutes_left_in_80_columns():
 
 @pytest.mark.slow
 def test_two_hundred_tiny_runs_pass_through_one_sweep(tmp_path, monkeypatch):
-    """The runs end at once with an error, so the time is that of the sweep without training."""
+    """Every run ends immediately with an error, so the measured time is that of the sweep without training."""
     jobs = plan("tiny", tmp_path / "runs", {f"v{index}": {} for index in range(200)}, [0], TINY)
     jobs = [
         sweeping.Job(job.run_dir, str(tmp_path / "nowhere"), job.params) for job in jobs

@@ -47,7 +47,7 @@ TINY = {"epochs": 1, "width": 8, "clips_per_epoch": 24}
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """One short run per strategy by Dask and papermill, two at a time, in a folder with braces in its name."""
+    """Train one short run per strategy with Dask and papermill, two at a time. The folder has braces in its name."""
     out = tmp_path_factory.mktemp("runs") / "runs{1}"
     jobs = plan("tiny", out, {name: {"kl_strategy": name} for name in STRATEGIES}, [0], TINY)
     with pytest.MonkeyPatch.context() as patch:
@@ -142,7 +142,7 @@ def test_a_failing_run_is_reported_with_its_reason_and_the_others_continue(templ
 
 @pytest.mark.xdist_group("sweep")
 def test_a_notebook_that_fails_is_kept_under_another_name(tmp_path):
-    """Only result.json marks a finished run, because papermill marks interrupted cells as completed."""
+    """Only result.json shows that a run is finished, because papermill marks interrupted cells as completed."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(metadata=kernel)
     parameters = nbformat.v4.new_code_cell(
@@ -339,7 +339,7 @@ def test_committed_tables_name_the_origin_of_every_row(table):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A copy of the committed records. Studies have one or two tiny runs, and sweeps run in this process."""
+    """Copy the committed records, reduce studies to one or two tiny runs, and run sweeps in this process."""
     root = tmp_path / "repository"
     shutil.copytree(ROOT / "figures/studies", root / "figures/studies")
     shutil.copytree(ROOT / "figures/reference/none-seed0", root / "figures/reference/none-seed0")
@@ -413,4 +413,4 @@ def test_a_thousand_runs_are_compared_in_one_readable_picture(swept, tmp_path):
     assert histories.stat().st_size > 5_000
     from PIL import Image
 
-    assert Image.open(strategies).height < 100 * (1.3 + 0.5 * (SHOWN + 1))  # the height for SHOWN rows
+    assert Image.open(strategies).height < 100 * (1.3 + 0.5 * (SHOWN + 1))  # height in pixels for SHOWN rows

@@ -34,7 +34,7 @@ def test_a_factor_in_the_codes_is_detected():
 
 
 def test_a_factor_that_is_not_in_the_codes_is_not_detected():
-    """For slow codes that are independent of a slow factor, p-values are spread over (0, 1)."""
+    """If slow codes and a slow factor are independent, p-values are distributed over the whole interval (0, 1)."""
     values = []
     for trial in range(20):
         codes = [np.stack([slow(400, 1000 * trial + 10 * k + j) for j in range(5)], 1) for k in range(4)]

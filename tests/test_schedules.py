@@ -1,4 +1,4 @@
-"""Compare schedules with tables computed by hand, exactly at the steps where a schedule changes."""
+"""Compare schedules with tables computed by hand at the steps where a schedule changes. The values must be equal."""
 
 import doctest
 import itertools
@@ -21,7 +21,7 @@ def betas(total, strategy, **options):
 
 
 def test_the_controller_converges_to_the_target_kl():
-    """If the KL is log(1 + 1 / beta), it is 2 at beta = 1 / (e^2 - 1). Start above and below this weight."""
+    """The simulated KL, log(1 + 1 / beta), is 2 at beta = 1 / (e^2 - 1). The start is below or above this weight."""
     for start in (1e-6, 1e3):
         beta = start
         for _ in range(2000):

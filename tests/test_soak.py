@@ -1,4 +1,4 @@
-"""Short cuts of the soak (tests/soak.py) and of the fuzzer (tests/fuzz.py), which run longer outside the tests."""
+"""Short runs of the soak test (tests/soak.py) and the fuzzer (tests/fuzz.py). Longer runs are not part of the tests."""
 
 import collections
 import os
@@ -29,7 +29,7 @@ print(*faults, fuzz.table(counts), sep="\\n")
 
 
 def output(code, *arguments):
-    """What a process of its own prints: it forks, sets alarms, and has no checks of shapes."""
+    """Return the output of code in a new process, because the code forks, sets alarms and needs no shape checks."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)

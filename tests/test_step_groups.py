@@ -63,7 +63,7 @@ class Layouts(TorchDispatchMode):
 
 @pytest.mark.parametrize("preset", ["handout", "compact"])
 def test_features_stay_channels_last(preset, teacher_forced):
-    """Other layouts are converted in every convolution. Only frames and labels may have another layout."""
+    """Every convolution converts features with another layout. Only frames and labels may have another layout."""
     model = CVAE(ModelConfig.preset(preset)).to(memory_format=torch.channels_last)
     x, p = torch.rand(2, BATCH, STEPS + 1, 3, 16, 16)
     eps = torch.randn(BATCH, STEPS, *model.latent_shape(16, 16))

@@ -1,4 +1,4 @@
-"""The student edition: solutions out, hidden tests apart, and an autograder that tells right from wrong."""
+"""The student edition contains no solutions or hidden tests. The autograder gives points to correct answers only."""
 
 import importlib.util
 import re
@@ -106,7 +106,7 @@ def test_an_installed_package_without_solutions_is_refused(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_the_autograder_gives_full_marks_to_a_correct_submission_only():
-    """Two notebooks, each run for a correct, an empty and a wrong submission."""
+    """Each of two notebooks is graded for a correct, an empty and a wrong submission."""
     if importlib.util.find_spec("nbgrader") is None:
         pytest.skip("nbgrader is not installed: pip install 'cvae-lab[teach]'")
     table = check(["00_start_here", "01_derivation"]).set_index("student")

@@ -1,4 +1,4 @@
-"""A worker process is killed during a sweep: its run is resumed, and every run ends once."""
+"""If a worker process is killed during a sweep, its run is resumed, and every run ends exactly once."""
 
 import os
 import signal

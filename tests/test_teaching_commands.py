@@ -1,4 +1,4 @@
-"""The commands doctor, grade, score, report and notebooks: what they print, what they write, when they refuse."""
+"""Output, files and errors of the commands doctor, grade, score, report and notebooks."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def static(data, tmp_path_factory):
 
 
 def static_psnr(clips):
-    """Mean over clips and frames after the first, by scikit-image."""
+    """Mean PSNR (dB) of the static baseline over clips and over all frames except the first, by scikit-image."""
     means = []
     for clip in clips:
         first, *others = clip.answer.numpy()

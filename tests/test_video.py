@@ -326,10 +326,8 @@ def write_keypoints(folder, kind, points):
 @pytest.mark.parametrize("kind", ["BODY_25", "COCO-18", "COCO-17", "CSV", "mediapipe-33", "npz"])
 def test_every_format_gives_the_same_joints(tmp_path, kind):
     points = person(6)
-    for middle, part in (
-        ("neck", "shoulder"),
-        ("pelvis", "hip"),
-    ):  # as computed for formats without these joints
+    # In formats without neck and pelvis, these joints are computed as means of the left and right joints.
+    for middle, part in (("neck", "shoulder"), ("pelvis", "hip")):
         sides = [points[:, JOINTS.index(f"{part}_{side}")] for side in "lr"]
         points[:, JOINTS.index(middle)] = sum(sides) / 2
     keypoints, crowded = read_keypoints(write_keypoints(tmp_path, kind, points), np.array([1, 4]))
@@ -511,7 +509,7 @@ def test_smoothing_keeps_parabolas_and_reduces_noise():
     np.testing.assert_allclose(clean(sure(true), seconds(60), smooth=7).points, true)
     noisy = true + np.random.default_rng(0).normal(0, 0.5, true.shape)
     error = clean(sure(noisy), seconds(60), smooth=7).points - true
-    # The filter's weights of order 2 and window 7 leave 1/3 of the variance of white noise.
+    # The filter of order 2 and window 7 reduces the variance of white noise to 1/3.
     assert error[5:-5].var() == pytest.approx(0.25 / 3, rel=0.1)
     np.testing.assert_array_equal(clean(sure(noisy), seconds(60), smooth=0).points, noisy)
 
@@ -600,7 +598,7 @@ def test_larger_labels_show_the_same_picture(times):
     large = drawing.draw_limbs(points * times, lost, JOINTS, (32 * times, 64 * times))
     reduced = large.reshape(10, 3, 32, times, 64, times).mean((3, 5))
     assert large.shape == (10, 3, 32 * times, 64 * times)
-    # Grey levels of 255. The differences are due to rounding and to the edges of lines.
+    # The bound is in grey levels from 0 to 255. The differences are due to rounding and to the edges of lines.
     assert np.abs(reduced - small).mean() < 0.5
 
 

@@ -227,7 +227,7 @@ def test_static_content_is_small():
         player.embed(player.html_player(frames[:6], frames[:6])),
     ):
         data = DisplayFormatter().format(part)[0]
-        assert len(data["text/html"].split("<iframe")[0]) < 70_000  # noise compresses worst
+        assert len(data["text/html"].split("<iframe")[0]) < 70_000  # noise is the hardest content to compress
 
 
 def test_page_that_is_not_a_player_can_be_embedded():

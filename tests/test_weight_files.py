@@ -168,7 +168,7 @@ def flipped(path, weights):
 
 
 def compressed(path, weights):
-    """A checkpoint packed again with compression, with which a small file can unpack to any size."""
+    """Compress the archive of a checkpoint. A small compressed file can have a very large unpacked size."""
     torch.save(weights | {"zeros": torch.zeros(10**6)}, path)
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}

@@ -106,7 +106,7 @@ def sweep(options: argparse.Namespace) -> int:
     from cvae_lab.runs.sweep import template
 
     variants = {name: {"kl_strategy": name} for name in options.strategies}
-    # kl_target is reserved: with it, a controller sets the KL weight, and the strategy has no effect.
+    # kl_target is reserved, because a controller would then set the KL weight and the strategy would have no effect.
     given = values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
     return _run_all(template(), options, options.data, variants, options.seeds, given)
 
@@ -139,7 +139,7 @@ def _run_all(
     from cvae_lab.runs.sweep import sweep
 
     jobs = plan(data, options.out, variants, seeds, params)
-    # Load the data once before the workers start. This fills the cache, and stops here if the folder has an error.
+    # Load the data once before the workers start. This fills the cache, and an error in the folder is raised here.
     load(data, required=("train",))
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
@@ -235,7 +235,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """Versions and commit; empty where the package or pandas is not installed, so that `bench --gpu` still runs."""
+    """Versions and commit. Empty if the package or pandas is missing, because `bench --gpu` must run without them."""
     try:
         from cvae_lab.runs.result import provenance
     except ImportError:

@@ -102,12 +102,12 @@ class RunFolder:
     def log(self, state: TrainState, config: RunConfig) -> None:
         """Write config, history and `last.pt` after an epoch, and `best.pt` if the held-out score is the highest."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "result.json").unlink(missing_ok=True)  # not valid any more when a run continues
+        (self.path / "result.json").unlink(missing_ok=True)  # invalid after further training
         write_text(self.path / "config.json", config.to_json())
         scores = [record["heldout_psnr"] for record in state.history]
         if np.isfinite(scores[-1]) and scores[-1] >= np.nanmax(scores):
             checkpoint.save(self.path / "best.pt", state, config)
-        # best.pt is written first: a run that is interrupted before last.pt repeats the epoch and writes both again.
+        # best.pt is written before last.pt. If the run is interrupted in between, the epoch is repeated.
         checkpoint.save(self.path / "last.pt", state, config)
         write_text(self.path / "history.csv", pd.DataFrame(state.history).to_csv(index=False))
 
@@ -120,7 +120,7 @@ class RunFolder:
         weights after the last epoch are used. At the end, the folder is unlocked.
 
         Args:
-            seed: of z.
+            seed: seed of the samples of z.
             pictures: also write a GIF of all test clips and a player of the first one. They take most of the time.
 
         Raises RunError if the run has no checkpoint or a required score is not finite.

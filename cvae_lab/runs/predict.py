@@ -46,13 +46,13 @@ def predict_run(
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
-    The printed table has two scores per clip: of the plain prediction, as in the result of the run, and of the
-    prediction with test-time corrections (`evaluation.corrections`). Predictions of several checkpoints are averaged.
-    If no test clip has true frames, the validation clips are predicted and scored, too.
+    The printed table has two scores per clip. The first is that of the plain prediction, as in the result of the run.
+    The second is that of the prediction with test-time corrections (`evaluation.corrections`). Predictions of several
+    checkpoints are averaged. If no test clip has true frames, the validation clips are predicted and scored, too.
 
     Args:
         runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
-        seed: of z.
+        seed: seed of the samples of z.
         form: file format of the course: `later` is one CSV of all clips (later years), `2023` is one file per clip.
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
@@ -85,7 +85,7 @@ def _predict_all(
     output: Output,
     log: Log,
 ) -> dict[str, Videos]:
-    """Mean predictions of the checkpoints, by kind: plain, or corrected at test time."""
+    """Predictions averaged over the checkpoints, by kind: plain, or corrected at test time."""
     device = pick_device()
     videos: dict[str, list[Videos]] = {kind: [] for kind in kinds}
     for file, _, reason in chosen:
@@ -110,7 +110,7 @@ def _choose(run: Path) -> _Chosen:
 
 
 def _default_folder(chosen: Sequence[_Chosen], plain: bool) -> Path:
-    """The folder of the first checkpoint. A suffix distinguishes mean and plain predictions from others."""
+    """The default folder of the first checkpoint. A suffix is added for averaged and for plain predictions."""
     folder = chosen[0].out
     suffix = (f"-mean-of-{len(chosen)}" if len(chosen) > 1 else "") + ("-plain" if plain else "")
     return folder.with_name(folder.name + suffix)
@@ -124,7 +124,7 @@ def _check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
         if is_new:
-            folder.rmdir()  # it is created again when there are files to write
+            folder.rmdir()  # the folder is created again before files are written
     except OSError as error:
         raise RunError(
             f"{folder} cannot be written to ({error.strerror}); give another folder with --out."

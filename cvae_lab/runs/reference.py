@@ -36,9 +36,9 @@ def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
     """Copy the small files of a run to a folder of the same name in `out`; return that folder.
 
     Args:
-        pictures: also write `draws.csv` (see `draws`) and predicted frames. `excerpt.png` contains the frames without
-            loss, and `excerpt.csv` gives clip and frame number of each. The frames are every sixth frame of the first
-            test clip, and the four best, the four worst and every 64th frame of every test clip.
+        pictures: also write `draws.csv` (see `draws`) and predicted frames. `excerpt.png` contains the frames with
+            lossless compression, and `excerpt.csv` gives the clip and frame number of each. These are every
+            sixth frame of the first test clip, and the four best, four worst and every 64th frame of every test clip.
 
     Raises RunError if `out` already contains a run of this name.
     """
@@ -85,7 +85,7 @@ def draws(run: RunFolder) -> pd.DataFrame:
 
     The table has one row per frame, from 1, and DRAWS columns. The clip is the first test clip with true frames, or the
     validation clip if no test clip has true frames. The values are computed with best.pt, or read from draws.csv in an
-    exported copy. Raises RunError if there is neither.
+    exported copy. Raises RunError if both files are missing.
     """
     if (run.path / "draws.csv").exists():
         return pd.read_csv(run.path / "draws.csv", index_col="frame")
@@ -103,7 +103,7 @@ def draws(run: RunFolder) -> pd.DataFrame:
 def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
     """Return predicted frames by clip and frame number, uint8 of shape (3, h, w).
 
-    These are all frames of a run, or the frames of `excerpt.png` in an exported copy.
+    For a run, all frames are returned; for an exported copy, the frames in `excerpt.png`.
     """
     if (run.path / "predictions.npz").exists():
         return {clip: dict(enumerate(frames, 1)) for clip, frames in run.predictions().items()}
@@ -119,7 +119,7 @@ def excerpt(run: RunFolder) -> dict[str, dict[int, np.ndarray]]:
 
 
 def moves_picture(columns: int = 6) -> Figure:
-    """Draw every move of the synthetic figure at evenly spaced moments, with the pose labels below the frames."""
+    """Draw every move of the synthetic figure at evenly spaced times, with the pose labels below the frames."""
     rows: dict[str, UInt8[Tensor, "n 3 h w"]] = {}
     for name, (frames, labels) in moves_gallery().items():
         moments = torch.linspace(0, len(frames) - 1, columns).long()
@@ -133,7 +133,7 @@ def moves_picture(columns: int = 6) -> Figure:
 
 
 def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
-    """Draw label, true frame and prediction of the first test clip at evenly spaced moments."""
+    """Draw label, true frame and prediction of the first test clip at evenly spaced times."""
     predicted = excerpt(run)
     clip = load(run.config.data, progress=False).tests[0]
     known = sorted(predicted[clip.name])
@@ -238,8 +238,8 @@ def _minutes(root: Path, name: str, study: Study) -> float:
 def reproduce(todo: Sequence[Step], root: Path, log: Callable[[str], None] = print) -> None:
     """Run every step and write its record below `root`/figures.
 
-    Finished runs are skipped, so this can be interrupted and called again. Raises RunError if a run fails. The records
-    of earlier steps are then already written.
+    Finished runs are skipped, so this function can be interrupted and called again. Raises RunError if a run fails.
+    The records of earlier steps are kept.
     """
     for step in todo:
         log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do")

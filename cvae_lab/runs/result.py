@@ -89,7 +89,7 @@ def checked(text: str, file: Path) -> dict[str, Any]:
 
 
 def read_scores(text: str, file: Path) -> pd.DataFrame:
-    """Return the content of `psnr_per_frame.csv`. Raises RunError where it is cut off or a column is not readable."""
+    """Return the content of `psnr_per_frame.csv`. Raises RunError if it is truncated or a column is not readable."""
     kinds = {"clip": str, "frame": int, "psnr": float, "baseline_static": float, "ssim": float}
     try:
         table = pd.read_csv(io.StringIO(text), dtype=kinds)
@@ -101,7 +101,7 @@ def read_scores(text: str, file: Path) -> pd.DataFrame:
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file, whose checksums are verified. Raises RunError where it is damaged."""
+    """Return the arrays of an .npz file after its checksums are verified. Raises RunError if the file is damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
@@ -166,7 +166,8 @@ def summarise(
 def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Means per scored clip, and the kind of clips that was scored.
 
-    These are the test clips; if they have no true frames, the validation clip; without it, the held-out segments.
+    The test clips are scored if their true frames are known. Otherwise the validation clip is scored. If there is no
+    validation clip, the held-out segments are scored.
     """
     means = scores.groupby("clip", sort=False)[["psnr", "baseline_static", "ssim"]].mean().astype(float)
     is_validation = means.index.str.startswith("val") if len(means) else np.zeros(0, bool)

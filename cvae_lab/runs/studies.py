@@ -40,10 +40,10 @@ def plan(
     seeds: Sequence[int],
     options: dict[str, Any],
 ) -> list[Job]:
-    """Return a job for every variant and seed. Raises ConfigError for an unknown name or an impossible value.
+    """Return a job for every variant and seed. Raises ConfigError for an unknown parameter name or an invalid value.
 
     Names are checked here, before the first run, because papermill only warns about an unknown name and continues.
-    Seeds are the outer loop, so an interrupted sweep has finished all variants of the first seeds.
+    The outer loop is over seeds, so an interrupted sweep has finished all variants of the first seeds.
     """
     source = data if data in SYNTHETIC else str(Path(data).resolve())
     jobs = []

@@ -32,8 +32,8 @@ QUIET_KERNEL = ["--log-level=ERROR"]
 """Arguments of a notebook kernel that keep its start-up messages out of a sweep's output."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-STATUS_SECONDS = 60.0  # between two status lines of a sweep
-RETRY_SECONDS = 2.0  # between two attempts to start a run that another process is training
+STATUS_SECONDS = 60.0  # seconds between two status lines of a sweep
+RETRY_SECONDS = 2.0  # seconds between two attempts to start a run that another process is training
 
 
 def template() -> Path:
@@ -77,7 +77,10 @@ class _Queue:
             self.running[client.submit(execute, notebook, job, threads, key=key, retries=2)] = job
 
     def finished(self, seconds: float) -> list[Outcome]:
-        """Wait at most `seconds`; return the outcomes of runs that ended, without runs that another process trains."""
+        """Wait at most `seconds`; return the outcomes of runs that ended.
+
+        Runs that another process is training are left out.
+        """
         try:
             done = wait(list(self.running), timeout=seconds, return_when="FIRST_COMPLETED").done
         except TimeoutError:
@@ -151,8 +154,8 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             client.wait_for_workers(1)
             yield client
         return
-    # Without the dashboard, which would accept connections without a password. Dask starts a small HTTP server anyway.
-    # It gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
+    # The dashboard is off, because it accepts connections without a password. Dask still starts a small HTTP server.
+    # It uses a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
@@ -168,7 +171,7 @@ def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
     """Execute one run in this process. A finished run is skipped, and an interrupted run is resumed.
 
     Args:
-        threads: CPU threads of this process and of the kernel of the notebook; 0: unchanged. They are set here, in the
+        threads: CPU threads of this process and of the kernel of the notebook; 0: unchanged. The number is set in the
             worker, because OMP_NUM_THREADS of the user overrides the value that Dask sets for its workers.
     """
     if threads:
@@ -194,7 +197,7 @@ def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
 
 
 def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
-    """A run that was finished before counts only if its configuration is the one asked for."""
+    """Return the outcome of a run that is already finished. Raises RunError if its configuration is another one."""
     run.check()
     difference = run.config.difference(RunConfig.from_params(job.data, **job.params), ignore=("threads",))
     if difference:
@@ -210,7 +213,7 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
     run.lock()  # raises an error if another process is training the run; the kernel locks it again
     run.unlock()
     run.path.mkdir(parents=True, exist_ok=True)
-    # A temporary name, so that the next process removes the file of a killed one.
+    # The name is temporary, so that the next process removes the file if this process is killed.
     unfinished, failed = temporary_path(run.path / "notebook.ipynb"), run.path / "failed.ipynb"
     try:
         papermill.execute_notebook(
@@ -232,9 +235,10 @@ def _escaped(path: Path | str) -> str:
 
 
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
-    """Return the parameters of a job for the notebook. Those that are not in its parameters cell are in `extra`."""
+    """Return the parameters of a job for the notebook. Those that its parameters cell does not have are in `extra`."""
     own = set(papermill.inspect_notebook(_escaped(template)))
-    params = json.loads(json.dumps(job.params))  # lists instead of tuples, which papermill writes as text
+    # Tuples become lists, because papermill would write a tuple as text.
+    params = json.loads(json.dumps(job.params))
     direct = {name: value for name, value in params.items() if name in own}
     extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}

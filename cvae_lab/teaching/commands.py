@@ -1,4 +1,4 @@
-"""The commands for students and teachers. Bodies import what they need, so that help appears at once."""
+"""The commands for students and teachers. Each function imports the modules it needs, so that help is shown quickly."""
 
 import argparse
 from collections.abc import Callable
@@ -13,7 +13,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands to the command line.
 
     Args:
-        add: makes a command from its name, one sentence and examples (`__main__._command`).
+        add: function that creates a command from a name, a sentence and examples (`__main__._command`).
     """
     doctor = add(
         "doctor", "report common mistakes in a trainer's source, which is read and never run", "trainer.py", "lab4.zip"
@@ -94,9 +94,8 @@ def grade(options: argparse.Namespace) -> None:
 
     data = load(options.data, parts=("val", "test"), required=("test",), answers=options.answers)
     table = grade_class(options.folders, data, log=_log_line)
-    shown = table[
-        ["submission", "mean PSNR", "static baseline", "grade", "similar to"]
-    ]  # faults are printed above
+    # The error messages were printed by `grade_class`.
+    shown = table[["submission", "mean PSNR", "static baseline", "grade", "similar to"]]
     print("", shown.to_string(index=False, float_format="%.2f", na_rep="-"), sep="\n")
     if options.out:
         _write_table(options.out, table)

@@ -41,7 +41,7 @@ def check_00_1(answer: Callable) -> None:
 
 @exercise("the mean colour minimises the squared error; the remaining error is the variance of each channel.")
 def check_00_2(answer: Callable) -> None:
-    """Check `flat(truth)`: PSNR in dB of the best single colour on all frames except the first, from the mean error."""
+    """Check `flat(truth)`: PSNR in dB of the best single colour, from the mean error over frames 1, 2, ..."""
     brightness = torch.linspace(0.1, 0.9, 6)[:, None, None, None]
     channels = torch.tensor([0.9, 0.5, 0.2])[:, None, None]
     truth = brightness * channels * torch.rand(6, 3, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def check_00_2(answer: Callable) -> None:
 
 
 def _flat_psnr(truth: Tensor, skip: bool = True, colour: bool = True, pool: bool = True) -> float:
-    """Return the PSNR of a single colour; each argument that is False introduces one typical mistake."""
+    """Return the PSNR of a single colour. Each argument set to False introduces one typical mistake."""
     frames = truth[1:] if skip else truth
     flat = frames.mean(dim=(0, 2, 3), keepdim=True) if colour else frames.mean()
     error = (frames - flat).square().mean(dim=(1, 2, 3))

@@ -58,7 +58,7 @@ def check_05_2(answer: Callable) -> None:
 
 @exercise("the squares add up to v (1 - g^2t) / (1 - g^2), or v t at gain 1, where the error never fades.")
 def check_05_3(answer: Callable) -> None:
-    """Check `mean_square(v, g, t)`: the mean of e_t^2 for e_t = delta_t + g e_(t-1) and e_0 = 0."""
+    """Check `mean_square(v, g, t)`: the mean of e_t^2 for e_t = delta_t + g * e_(t-1) and e_0 = 0."""
     v, steps = 4.0, 10
     generator = torch.Generator().manual_seed(2)
     for g in (0.0, 0.5, 1.0, 1.1):
@@ -95,7 +95,7 @@ def check_06_1(answer: Callable) -> None:
 def check_06_2(answer: Callable) -> None:
     """Check `drift_of_rollout(rollout, one_step)`: the slope of the difference in dB per 100 frames."""
     t = np.arange(1.0, 501.0)
-    both = 3 * np.sin(t / 40) - 0.004 * t  # frames that are hard for both
+    both = 3 * np.sin(t / 40) - 0.004 * t  # frames that are hard to predict for both
     mistakes = {
         "a constant difference is not drift; fit the difference, not the rollout alone.": _slope(both)
     }

@@ -1,4 +1,4 @@
-"""A template of the lab report: figures and tables of finished runs, and questions for the student's text.
+"""Write a template of the lab report: figures and tables of finished runs, and questions that the student answers.
 
 The sections have the order of the assignment. The HTML page needs no other file and no network. The notebook has the
 same sections, with code that draws the figures from the run folders.
@@ -164,7 +164,7 @@ def _psnr(runs: Sequence[RunFolder], best: RunFolder) -> str:
 
 
 def _video(runs: Sequence[RunFolder], run: RunFolder) -> str:
-    """The GIF and the player of a run as HTML, or a sentence if the run has neither."""
+    """The GIF and the player of a run as HTML, or a sentence if both are missing."""
     gif, player = run.path / "predictions.gif", run.path / "player.html"
     parts = []
     if gif.exists():

@@ -1,9 +1,10 @@
-"""A student edition of the notebooks, and its grading, by nbgrader (`pip install 'cvae-lab[teach]'`).
+"""Make and grade a student edition of the notebooks with nbgrader (`pip install 'cvae-lab[teach]'`).
 
-The committed notebooks and their solutions are the one source. `build` merges them into a course folder of nbgrader:
-`source/` with solutions and hidden tests for the teacher, `release/` without them for the students. Submissions go to
-`submitted/STUDENT/lab4/`, and `autograde` runs them: their code is executed, so grade in a container or on a machine
-that holds nothing else. `build` needs a clone of the project, because an installed wheel holds no solutions.
+`build` merges the committed notebooks and their solutions into a course folder of nbgrader. `source/` is for the
+teacher and contains solutions and hidden tests. `release/` is for the students and does not contain them.
+
+Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes their code, so run it in a container or on a machine
+without other data. `build` needs a clone of the project, because an installed wheel contains no solutions.
 """
 
 import importlib.util
@@ -27,8 +28,8 @@ ASSIGNMENT = "lab4"
 CHECK = re.compile(r"exercises\.(?P<check>check_\d+_\d+)\((?P<answer>\w+)(?P<data>.*)\)")
 STUB = re.compile(r"def (?P<answer>\w+)\(.*\):\n    return None")
 SOLUTIONS_LINK = re.compile(r"Solutions: \[solutions/\d+\]\(solutions/\w+\.ipynb\)\.\s*")
-RECORDS = ("reference", "studies", "bench.json")  # in figures/: what the notebooks read
-TIMEOUT = 600  # seconds: of one cell of a submission
+RECORDS = ("reference", "studies", "bench.json")  # files and folders in figures/ that the notebooks read
+TIMEOUT = 600  # time limit of one cell of a submission in seconds
 
 CONFIG = f"""c = get_config()
 c.CourseDirectory.course_id = "{ASSIGNMENT}"
@@ -49,21 +50,21 @@ SOLUTION = """{head}
 
 
 class StudentEditionError(RuntimeError):
-    """The student edition cannot be built or graded; the message says why."""
+    """The student edition cannot be built or graded. The message gives the reason."""
 
 
 def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> NotebookNode:
-    """Merge a notebook and its solutions: nbgrader's metadata, marked solutions, a hidden test behind every check.
+    """Merge a notebook and its solutions to a source notebook of nbgrader.
 
-    Raises StudentEditionError where an exercise has no solution or no check.
+    Solutions are marked, a hidden test is added to every check, and cells get the metadata of nbgrader. Raises
+    StudentEditionError if an exercise has no solution or no check.
     """
     answers = _answers(solutions)
     merged = nbformat.from_dict(notebook)
     stubs, checked = set(), set()
     for cell in merged.cells:
-        cell.source = cell.source.replace(
-            "../figures/", "figures/"
-        )  # nbgrader copies what lies beside a notebook
+        # nbgrader copies only files in the folder of a notebook.
+        cell.source = cell.source.replace("../figures/", "figures/")
         source = cell.source.strip()
         if cell.cell_type == "markdown":
             cell.source = SOLUTIONS_LINK.sub("", cell.source)
@@ -90,14 +91,14 @@ def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> Noteboo
 
 
 def _metadata(grade_id: str, grade: bool) -> dict[str, object]:
-    """Metadata of nbgrader's schema 3: a check is locked and has one point, an answer is the student's."""
+    """Metadata of nbgrader's schema 3. A check is locked and gives one point; students can edit an answer."""
     points = {"points": 1} if grade else {}
     kind = {"grade": grade, "solution": not grade, "locked": grade, "task": False}
     return {"schema_version": 3, "grade_id": grade_id, "cell_type": "code", **kind, **points}
 
 
 def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
-    """First line and body of every function in a notebook of solutions; the body imports what it needs."""
+    """First line and body of every function in a notebook of solutions. The body includes the imports that it needs."""
     codes = [cell.source for cell in solutions.cells if cell.cell_type == "code"]
     imports = [line for code in codes for line in code.splitlines() if re.match("(import|from) ", line)]
     found = {}
@@ -116,13 +117,13 @@ def _names(line: str) -> set[str]:
 
 
 def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -> list[Path]:
-    """Write the teacher's notebooks to `folder`/source and the students' to `folder`/release; return the latter.
+    """Write notebooks for the teacher to `folder`/source and for students to `folder`/release.
 
-    Earlier versions of both are replaced, and notebooks that are not in `names` removed. Submissions and the gradebook
-    stay.
+    Earlier versions in both folders are replaced, and notebooks that are not in `names` are removed. Submissions and
+    the gradebook stay unchanged. Returns the files in `folder`/release.
 
     Args:
-        names: of the notebooks, such as 00_start_here; default: all.
+        names: names of the notebooks, such as 00_start_here; default: all notebooks.
         source: folder of the committed notebooks and their solutions.
     """
     if importlib.util.find_spec("nbgrader") is None:
@@ -150,7 +151,7 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Copy a file or a folder where it exists, in place of an earlier copy."""
+    """Copy a file or a folder if it exists, and replace an earlier copy."""
     if origin.is_dir():
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(origin, target)
@@ -168,9 +169,9 @@ def autograde(folder: Path) -> pd.DataFrame:
 
 
 def check(names: Sequence[str] = (), source: Path | None = None) -> pd.DataFrame:
-    """Grade a correct, an empty and a wrong submission in a temporary folder; return their scores.
+    """Test the grading: grade a correct, an empty and a wrong submission in a temporary folder; return their scores.
 
-    Raises StudentEditionError unless the correct one has full marks and the others have none.
+    Raises StudentEditionError unless the correct submission gets all points and the others get none.
     """
     kinds: dict[str, Callable[[str, str], str]] = {
         "correct": lambda stub, solution: solution,
@@ -200,7 +201,7 @@ def check(names: Sequence[str] = (), source: Path | None = None) -> pd.DataFrame
 
 
 def _nbgrader(folder: Path, *arguments: str) -> None:
-    """Run nbgrader in a course folder. It calls the program alembic, which lies beside Python."""
+    """Run nbgrader in a course folder. PATH includes the folder of Python, because nbgrader calls alembic."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     command = [sys.executable, "-m", "nbgrader", *arguments]
     done = subprocess.run(

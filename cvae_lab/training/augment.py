@@ -61,8 +61,8 @@ def flip(batch: ClipBatch, generator: torch.Generator, mirror: Mirror = mirror_l
 def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> ClipBatch:
     """Paste a rectangle of another clip into a `fraction` of the clips, at the same place in frames and labels.
 
-    CutMix (Yun et al. 2019) pastes rectangles of images and mixes their class labels. Here nothing is mixed, because
-    the label frame is pasted together with the frame.
+    CutMix (Yun et al. 2019) pastes rectangles of images and mixes their class labels. Here, labels are pictures, so
+    the same rectangle of the label is pasted and no mixing is needed.
     """
     count, (height, width), device = len(batch.x), batch.x.shape[-2:], batch.x.device
     chosen = torch.rand(count, generator=generator) < fraction
@@ -74,7 +74,7 @@ def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> Clip
 
 
 def _intervals(count: int, size: int, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Masks of `count` random intervals. Their length is 0.3 to 0.8 of `size`, and their centre is anywhere."""
+    """Masks of `count` random intervals. Their length is 0.3 to 0.8 of `size`, and their centre is uniform."""
     length, middle = torch.rand(2, count, 1, generator=generator)
     return (torch.arange(size) + 0.5 - size * middle).abs() < size * (0.3 + 0.5 * length) / 2
 
@@ -82,7 +82,7 @@ def _intervals(count: int, size: int, generator: torch.Generator) -> Bool[Tensor
 def shift(batch: ClipBatch, pixels: int, generator: torch.Generator) -> ClipBatch:
     """Shift half of the clips horizontally by up to `pixels`. Frames and labels are shifted by the same amount.
 
-    Edge pixels fill the columns that become free. Shifts are whole pixels, because interpolation would blur.
+    Empty columns are filled with the nearest edge pixels. Shifts are whole pixels, because interpolation would blur.
     """
     count, width, device = len(batch.x), batch.x.shape[-1], batch.x.device
     moves = torch.randint(-pixels, pixels + 1, (count,), generator=generator)

@@ -155,8 +155,8 @@ def load_model(
     Args:
         average: use the averaged weights if the run has them.
         output: last activation of a network that another trainer saved, because such a file does not record it. `auto`
-            compares both activations on `clips` (`evaluation.output_activation`). Without clips, `auto` means linear,
-            as in the course's code.
+            compares the linear and the sigmoid activation on `clips` (`evaluation.output_activation`). Without clips,
+            `auto` means linear, as in the course's code.
         clips: clips with true frames, or with a first frame only.
         log: called with one line about each removed name prefix and about the chosen activation.
 
@@ -190,7 +190,7 @@ def train_config(path: Path) -> TrainConfig:
 
 
 def _is_own(raw: dict[str, Any]) -> bool:
-    """Whether a run of this project wrote the file. Other trainers may also use the key `config`, but for a dict."""
+    """Whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
     return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)
 
 

@@ -2,8 +2,8 @@
 
 Every rank draws the same clips, teacher-forcing mask and augmentation, and then trains on its own shard of the batch.
 Only the noise differs between ranks. Gradients are averaged over ranks, so a step equals a step of one process on the
-whole batch. There are two exceptions, which each rank computes over its own shard: the batch-norm statistics of
-`handout`, and the means that free bits clamp. With one process, the functions of this module have no effect.
+whole batch. There are two exceptions, which each rank computes from its own shard: the batch-norm statistics of
+`handout`, and the mean KL that is clamped for free bits. With one process, the functions of this module have no effect.
 """
 
 import os
@@ -22,7 +22,7 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Index of this process, from 0. Only rank 0 writes files and prints."""
+    """Index of this process, starting at 0. Only rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -94,7 +94,8 @@ def fit(
     mirror = mirroring(data) if config.flip else None
     sampler = _sampler(train, config, state.generators["clips"], device)
     clock = Clock(config, state, len(sampler))
-    every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # adaptive needs each epoch's score
+    # The strategy `adaptive` needs the score of every epoch.
+    every = 1 if config.tf_strategy == "adaptive" else config.eval_every
     last = clock.over()
     while not last:
         with _seeded(config.seed, state, device):
@@ -103,7 +104,7 @@ def fit(
         if last or state.epoch % every == 0:
             with reduced_precision(config, device):
                 record |= _scores(state.evaluation_model(), validation, heldout)
-            last = last or clock.over()  # the time of the evaluation counts, too
+            last = last or clock.over()  # the time of the evaluation is included
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
         state.history.append(record)
@@ -237,7 +238,7 @@ def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) ->
 
 
 def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
-    """Update the KL weight of the controller from the KL of a step, averaged over ranks."""
+    """Update the KL weight of the controller. Its input is the KL of a step, averaged over ranks."""
     kl = float(distributed.summed(torch.tensor(kl))) / distributed.world()
     bounds = (config.beta_max / CONTROL_RANGE, config.beta_max * CONTROL_RANGE)
     state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target, bounds=bounds)
@@ -264,7 +265,7 @@ def _augmented_shard(
     epoch_is_forced: bool,
     generators: dict[str, torch.Generator],
 ) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
-    """Augment the whole batch and draw its mask, equally on every rank; return this rank's shard of both."""
+    """Augment the batch and sample its mask, with equal results on all ranks; return this rank's shard of both."""
     batch = augment(batch, config, generators["augment"], mirror)
     mask = sample_teacher_forcing(
         ratio,
@@ -297,6 +298,6 @@ def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) ->
 
 
 def _score(record: Record) -> float:
-    """The PSNR that controls the adaptive teacher-forcing ratio: of the validation clips, else of held-out segments."""
+    """PSNR for the adaptive teacher-forcing ratio: of the validation clips or, without them, of held-out segments."""
     validation = record["val_psnr_prior"]
     return record["heldout_psnr"] if math.isnan(validation) else validation

@@ -17,7 +17,7 @@ class TrainingDivergedError(RuntimeError):
 
 
 class EpochMeter:
-    """Mean loss, squared error and KL over the clips of an epoch, without the clips of skipped steps."""
+    """Mean loss, squared error and KL over the clips of an epoch. The clips of skipped steps are left out."""
 
     def __init__(self, state: TrainState) -> None:
         self.state = state

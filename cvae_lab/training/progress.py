@@ -102,7 +102,7 @@ class RunStatus(NamedTuple):
     name: str
     epoch: int  # epochs that have ended
     heldout: float  # latest held-out PSNR in dB; nan before the first evaluation
-    seconds: float  # of training
+    seconds: float  # training time in seconds
     config: TrainConfig
 
     @property

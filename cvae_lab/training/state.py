@@ -34,10 +34,10 @@ Record = dict[str, float | int]
 def stream_seed(seed: int, stream: str, *key: int) -> int:
     """Return the seed of a random stream.
 
-    It is the seed of the child of `SeedSequence(seed)` that `spawn` would create at this index.
+    A child of `SeedSequence(seed)` generates the seed. The index of the child is the position in STREAMS, then `key`.
 
     Args:
-        key: for noise and dropout, the epoch and the rank.
+        key: further indices of the child; for noise and dropout, the epoch and the rank.
     """
     sequence = np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), *key))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)  # torch accepts seeds up to 2^63 - 1
@@ -50,7 +50,7 @@ class StepResult(NamedTuple):
     mse: float
     kl: float  # nats per frame
     is_finite: bool  # whether loss and gradient are finite on all ranks; if not, the step was skipped
-    kl_weight: float = math.nan  # factor of the KL in the loss: beta, converted to the loss's scale
+    kl_weight: float = math.nan  # factor of the KL in the loss: beta, converted to the scale of the loss
 
     @property
     def values(self) -> Float[Tensor, "3"]:
@@ -82,10 +82,10 @@ class TrainState:
     average: AveragedModel | None = None  # exponential moving average of the weights
     epoch: int = 0
     step: int = 0
-    elapsed: float = 0.0  # seconds of training, including those before a resume
+    elapsed: float = 0.0  # duration of training in seconds, including the time before a resume
     history: list[Record] = field(default_factory=list)
     skipped_in_a_row: int = 0
-    kl_weight: float = 1.0  # beta, if a controller sets it (`kl_target`)
+    kl_weight: float = 1.0  # beta of the controller; used only with `kl_target`
 
     @classmethod
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
@@ -200,7 +200,7 @@ class Clock:
         self.step_in_epoch = 0
 
     def elapsed(self) -> float:
-        """Seconds of training, including those before a resume."""
+        """Duration of training in seconds, including the time before a resume."""
         return time.monotonic() - self.started
 
     def progress(self) -> float | Fraction:

@@ -22,13 +22,13 @@ FASTEST = 50  # frames per second; browsers play a GIF more slowly if its frames
 CAPTION = 20  # height of a line of text in a GIF, pixels
 FONT_SIZE = 13  # pixels
 MARGIN = 4  # pixels between the panels of a GIF
-BACKGROUND, BLANK = (235,) * 3, 205  # grey around the panels, and grey of a panel without a picture
+BACKGROUND, BLANK = (235,) * 3, 205  # grey of the background, and of a panel without a picture
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
-    """Write a GIF that repeats forever. It is as long as the video, with an error of at most 1/100 s.
+    """Write a GIF that repeats forever. Its duration equals that of the video, with an error of at most 1/100 s.
 
-    A GIF stores durations in hundredths of a second. The rounding error is added to the next frame, so the frames of a
+    A GIF stores durations in hundredths of a second. Each rounding error is added to the next duration, so frames of a
     video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
     out. Equal neighbours become one frame that lasts as long as both. All frames have the same palette of 256 colours,
     so a constant background does not flicker and adds no bytes.
@@ -60,10 +60,10 @@ def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
 def write_grid_gif(
     path: Path, clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int = 2
 ) -> None:
-    """Write one GIF with a row per clip: label, true frame if known, prediction.
+    """Write one GIF with one row per clip: label, true frame (if known) and prediction.
 
-    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips and
-    columns and the frame number.
+    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips
+    and columns and the frame number.
     """
     length = min(len(frames) for frames in predictions)
     frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
@@ -78,7 +78,7 @@ def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> 
 def _captioned(
     clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
 ) -> Pictures:
-    """Pictures with one row per clip, the names of rows and columns, and the frame number."""
+    """Pictures with one row per clip. Captions give the names of rows and columns and the frame number."""
     font = _font()
     known = any(clip.answer is not None for clip in clips)
     names = ["pose label", *["truth"] * known, "prediction"]

@@ -72,7 +72,7 @@ def frame_strip(
 
 @plt.rc_context(STYLE)
 def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> Figure:
-    """Draw step curves with one value per epoch. Later curves are thinner, so that equal curves stay visible."""
+    """Draw step curves with one value per epoch. Later curves are thinner, so that equal curves are all visible."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained", FigureClass=DescribedFigure)
     for i, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
@@ -96,7 +96,7 @@ def histories(
 
     Epochs without a value are skipped. If a name has several histories (seeds), a line shows their mean and a band
     their range, over the fraction of training. For 12 names or more, one band shows the range of all runs, and lines
-    show the best and the worst run by the last column (highest PSNR, or lowest value of another column).
+    show the best and the worst run. The last column decides (highest PSNR, or lowest value of another column).
 
     Args:
         histories: by name, one history or a sequence of histories with one per seed.
@@ -146,7 +146,7 @@ def _legend_below(figure: Figure, columns: int) -> None:
 
 
 def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str, list[pd.DataFrame]]:
-    """Three groups: all histories, the best group and the worst group by the last value of `column`."""
+    """Return three groups of histories: all, the best group and the worst group by the last value of `column`."""
     last = {name: np.mean([h[column].dropna().iloc[-1] for h in group]) for name, group in groups.items()}
     ranked = sorted(last, key=last.__getitem__, reverse="psnr" in column)
     everything = [history for group in groups.values() for history in group]

@@ -23,7 +23,7 @@ from cvae_lab.views.sprites import (
     sprite_sheets,
 )
 
-COLOURS = 256  # per panel of the page
+COLOURS = 256  # maximum number of colours per panel
 STATIC = re.compile(r'<template data-static="">(.*?)</template>', re.DOTALL)
 
 
@@ -41,9 +41,9 @@ def html_player(
 ) -> str:
     """Return an HTML page that plays the clip. Arguments, keys and buttons are those of `scrubber`.
 
-    Each panel is reduced to 256 colours, so the pixels are approximate. Their PSNR to the original frames is 44 dB for
-    the true frames of the first test clip of `small` (629 frames) and 49 dB for real frames. A page of 629 frames with
-    true frames has 1 to 2 MB.
+    Each panel is reduced to 256 colours, so the pixels are approximate. Compared with the original frames, their PSNR
+    is 44 dB for the true frames of the first test clip of `small` (629 frames) and 49 dB for real frames. The size of a
+    page is 1 to 2 MB for 629 frames if true frames are shown.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title or "Predicted clip", fps, horizon, numbers)
@@ -79,9 +79,9 @@ class EmbeddedPage:
         self._height = height
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        """HTML that shows the page, or its static strip of frames if a viewer removes styles, iframes and scripts.
+        """HTML that shows the page. If a viewer removes styles, iframes and scripts, a static strip of frames is shown.
 
-        The iframe is sandboxed, so its scripts have no access to the notebook. The page sends its height as a message.
+        The iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
         """
         text = html.escape(self._page, quote=True)
         resize = (

@@ -30,7 +30,7 @@ class Part:
     shapes: tuple[tuple[int, ...], ...]
     sources: tuple[str, ...] = ()
     parameters: int = 0
-    flops: int = 0  # a multiplication and an addition count as two operations
+    flops: int = 0  # one multiplication and one addition are counted as two operations
 
     @property
     def once(self) -> bool:
@@ -41,7 +41,7 @@ class Part:
 def trace(model: CVAE, height: int = 32, width: int = 64) -> dict[str, Part]:
     """Record every module call of one training step with its inputs, output shapes, parameters and operations.
 
-    The name of a call is the name of the module. If the call has one input, it is added: `RGB_Encoder(x_t)`. The
+    The name of a call is the name of the module. A single input is added to the name: `RGB_Encoder(x_t)`. The
     sources of a call are found in the autograd graph of its inputs, so every drawn connection exists in the model.
     """
     parts: dict[str, Part] = {}

@@ -31,7 +31,7 @@ class Scrubber(anywidget.AnyWidget):
     _css = source("player.css")
     clip = traitlets.Dict().tag(sync=True)
     sheets = traitlets.List().tag(sync=True)
-    # The kernel does not send values of the browser back, because a late reply would undo a newer change.
+    # The kernel does not echo values to the browser, because a late reply would overwrite a newer value.
     frame = traitlets.Int(1).tag(sync=True, echo_update=False)
     playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
     speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
@@ -69,7 +69,7 @@ def scrubber(
         psnr, baseline: PSNR in dB per frame, of the prediction and of the static baseline.
         horizon: number of frames of the training unroll; they are shaded in the plot of the curve.
         name: caption of `prediction`.
-        numbers: number of each frame in its clip; give it if not all frames of the clip are shown.
+        numbers: number of each frame in its clip. It is needed only if some frames of the clip are not shown.
         fps: frames per second at speed 1.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)

@@ -1,6 +1,6 @@
 """Data of a clip for the players: panels of pictures, sprite sheets, PSNR curves, and a static strip of frames.
 
-In all functions, `labels`, `prediction` and `truth` have the same length, and index i is the same frame number in each.
+In all functions, `labels`, `prediction` and `truth` have the same length, and index i of all three is the same frame.
 The first frame of a clip is not predicted and is left out, so index 0 is frame 1.
 """
 

@@ -11,14 +11,14 @@ from PIL import Image
 from cvae_lab.data.synthetic import drawing, motion, skeleton
 from cvae_lab.data.video.keypoints import JOINTS
 
-ENLARGED = 8  # times the 32 x 64 pixels of the synthetic set
+ENLARGED = 8  # factor by which the 32 x 64 pixels of the synthetic data set are enlarged
 FPS = 25
 
 
 def write_sample_video(folder: str | Path, frames: int = 450, seed: int = 0) -> tuple[Path, Path]:
     """Write `clip.mp4` and `clip.npz` to a folder: a video of the synthetic figure, and its joints in pixels.
 
-    A joint outside the picture is missing, as it is for a pose estimator.
+    A joint outside the picture is missing, as in the output of a pose estimator.
     """
     places = _places(frames, seed)
     pictures = drawing.frames(places, np.zeros(frames), np.ones(frames)).transpose(0, 2, 3, 1)
@@ -49,7 +49,7 @@ def _size() -> tuple[int, int]:
 def exchange_sides(
     keypoints: Float[np.ndarray, "n joints c"], first: int, last: int
 ) -> Float[np.ndarray, "n joints c"]:
-    """Return the keypoints with left and right exchanged in the frames `first` to `last`, as an estimator errs."""
+    """Exchange left and right keypoints in frames `first` to `last`, which is a typical error of pose estimators."""
     other = [
         JOINTS.index(f"{n[:-1]}{'rl'['lr'.index(n[-1])]}" if n[-2:] in ("_l", "_r") else n) for n in JOINTS
     ]

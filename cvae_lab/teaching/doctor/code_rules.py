@@ -1,4 +1,4 @@
-"""Rules about noise, training, checkpoints and output. Each yields the line numbers of its mistake."""
+"""Rules about noise, training, checkpoints and output. Each function yields the lines with its mistake."""
 
 import ast
 import re
@@ -106,7 +106,7 @@ def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
 
 
 def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
-    """Frames become uint8 without a clamp, so values outside [0, 1] wrap around."""
+    """Frames are converted to uint8 without a clamp, so values outside [0, 1] wrap around."""
     bounded = re.compile(r"clamp|clip|sigmoid|save_image|make_grid")
     roles = {name for name, role in roles_of(tree).items() if role == "Generator"}
     for node in ast.walk(tree):
@@ -135,7 +135,7 @@ def _to_bytes(node: ast.Call) -> bool:
 
 
 def optimizer_not_saved(tree: ast.Module) -> Iterator[int]:
-    """A checkpoint has no optimizer state, or has the weights of the model instead of it."""
+    """A checkpoint contains no optimizer state, or contains the weights of the model in its place."""
     for node in ast.walk(tree):
         if not (
             isinstance(node, ast.Call) and name_of(node.func) == "save" and "torch" in names_in(node.func)
@@ -188,7 +188,7 @@ def optimizer_not_restored(tree: ast.Module) -> Iterator[int]:
 
 
 def _resuming(tree: ast.Module) -> Iterator[tuple[Function, list[str]]]:
-    """Yield functions that load a checkpoint to continue training, and the names whose state they restore."""
+    """Yield each function that resumes training from a checkpoint, and the names of the objects that it restores."""
     for function in functions(tree):
         calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
         loads = any(name_of(n.func) == "load" and "torch" in names_in(n.func) for n in calls)
@@ -200,7 +200,7 @@ def _resuming(tree: ast.Module) -> Iterator[tuple[Function, list[str]]]:
 
 
 def short_mean(tree: ast.Module) -> Iterator[int]:
-    """The mean PSNR divides by one less than the number of frames."""
+    """The mean PSNR is a sum divided by the number of frames minus one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.BinOp):
             divisor = node.right

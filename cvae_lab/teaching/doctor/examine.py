@@ -92,7 +92,7 @@ def _from_zip(path: Path) -> Iterator[tuple[str, str]]:
         for item in archive.infolist():
             if item.filename.endswith((".py", ".ipynb")) and not item.filename.startswith("__MACOSX"):
                 with archive.open(item) as file:
-                    content = file.read(MAX_BYTES + 1)  # the size that the archive states may be wrong
+                    content = file.read(MAX_BYTES + 1)  # the size given in the archive may be wrong
                 if len(content) > MAX_BYTES:
                     raise DataError(
                         f"{path}: {item.filename} is larger than {MAX_BYTES // 1_000_000} MB; remove it from the zip"

@@ -1,8 +1,8 @@
 """Data-flow analysis of a student's trainer on its syntax tree: which kinds of values a variable may have.
 
-The analysis goes through the statements of one function in order, and records frames, labels, features, predictions,
-noise and z. The values of both branches of an `if` are merged. A loop over frames is analysed twice, so that values
-from the previous iteration are known. No code is run.
+The analysis visits the statements of one function in order. It records which variables contain frames, labels,
+features, predictions, noise or z. The values of both branches of an `if` are merged. A loop over frames is analysed
+twice, so that values from the previous iteration are known. No code is executed.
 """
 
 import ast
@@ -139,7 +139,7 @@ class Flow:
         self.loop = outer
 
     def _targets_from_loader(self, target: ast.expr) -> None:
-        """In `for img, label in loader`, derive the content of the variables from their names."""
+        """For a loop such as `for img, label in loader`, derive the content of the variables from their names."""
         for part in ast.walk(target):
             for pattern, kind in ((FRAMES, "frames"), (LABELS, "labels")):
                 if isinstance(part, ast.Name) and isinstance(target, ast.Tuple) and pattern.match(part.id):

@@ -66,7 +66,7 @@ def label_off_by_one(tree: ast.Module) -> Iterator[int]:
 
 
 def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
-    """Validation or test decodes a z from the posterior, whose input is the true frame."""
+    """In validation or test, z is sampled from the posterior, whose input is the true frame."""
     for function, flow in _flows(tree):
         if not EVALUATION.search(function.name):
             continue
@@ -88,7 +88,7 @@ def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def loss_of_last_frame(tree: ast.Module) -> Iterator[int]:
-    """A loss is computed after the frame loop from its last iteration, or is computed in the loop but not summed."""
+    """A loss is computed after the loop over frames, from the last frame only, or in the loop but is not summed."""
     roles = set(roles_of(tree).items())
     decoders = {name for name, role in roles if role in ("Generator", "Decoder_Fusion")}
     for function in functions(tree):

@@ -1,4 +1,4 @@
-"""The list of mistakes that `doctor` finds: name, function, reason, correction."""
+"""The list of mistakes that `doctor` finds. Each has a name, a function, a reason and a correction."""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from cvae_lab.teaching.doctor import code_rules, frame_rules
 
 
 class Rule(NamedTuple):
-    """A mistake: the function that finds it, the reason, the correction. `note` marks a choice that is not wrong."""
+    """A mistake: the function that finds it, the reason and the correction. `note` means that the code is not wrong."""
 
     name: str
     find: Callable[[ast.Module], Iterator[int]]

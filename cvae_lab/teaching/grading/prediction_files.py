@@ -1,7 +1,7 @@
-"""Predicted or true clips in any file format that people hand in, as uint8 frames.
+"""Read predicted or true clips, in every file format that students hand in, as uint8 frames.
 
-These files come from other people. A file that claims more pixels than a prediction can have is refused before they
-are decoded, and nothing in a file is executed or unpickled.
+Files of other people may be harmful. If the header of a file gives more pixels than a prediction can have, the file is
+refused before its pixels are decoded. Nothing in a file is executed or unpickled.
 """
 
 import re
@@ -23,7 +23,8 @@ Clips = list[UInt8[Tensor, "_ 3 _ _"]]
 Lengths = int | Sequence[int]
 """Frames per clip in the text formats, frame 0 included: one number for all clips, or one per clip."""
 
-MAX_VALUES = 1_000_000_000  # pixel values (bytes) of one prediction; six clips of the course have 23 million
+# Maximum number of pixel values (bytes) in one prediction. Six clips of the course have 23 million.
+MAX_VALUES = 1_000_000_000
 CLIP_FRAMES = 630  # frames of a test clip of the course, frame 0 included
 VIDEO_FORMATS = {
     ".mp4": "mp4",
@@ -39,9 +40,14 @@ PICTURES, TEXTS = r"\.(png|jpg|jpeg)$", r"\.(csv|txt)$"
 def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     """Read the clips of a prediction or an answer, in order of their numbers.
 
-    Accepted: the later years' CSV, a text file of 2023 (one clip) or a folder of them, a folder of PNGs (one clip) or
-    a folder of such folders, a GIF or a video (one clip), an npz of uint8 arrays (t, 3, h, w) or (t, h, w, 3). In a
-    run's predictions.npz, validation clips are left out. Raises DataError for anything else.
+    These formats are accepted:
+    - the CSV of the later years;
+    - a text file of 2023 (one clip), or a folder of such files;
+    - a folder of PNGs (one clip), or a folder of such folders;
+    - a GIF or a video (one clip);
+    - an npz of uint8 arrays of shape (t, 3, h, w) or (t, h, w, 3).
+
+    If the file is the predictions.npz of a run, its validation clips are left out. Raises DataError for other formats.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; correct the name")
@@ -67,10 +73,13 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
 
 
 def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tuple[Clips, Clips]:
-    """Read a prediction and its answers. A text format on one side has as many frames per clip as the other side.
+    """Read a prediction and its answers.
+
+    Text formats do not give the number of frames per clip. It is therefore taken from the other file.
 
     Args:
-        frames: frames per clip in text formats; None takes them from the other side, or 630 where both are texts.
+        frames: frames per clip in text formats. With None, the number is that of the other file, or 630 if both
+            are texts.
     """
     if frames is not None or _is_text(prediction) == _is_text(answers):
         lengths = frames or CLIP_FRAMES
@@ -83,19 +92,22 @@ def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tup
 
 
 def is_later_csv(file: Path) -> bool:
-    """Whether a text file is the later years' CSV; the text files of 2023 have no commas."""
+    """Whether a text file has the CSV format of the later years. The text files of 2023 contain no commas."""
     with file.open("rb") as opened:
         return b"," in opened.read(64)
 
 
 def is_prose(file: Path) -> bool:
-    """Whether a text file begins with a letter, and not with the number `nan` or `inf`."""
+    """Whether a text file begins with a word. The numbers `nan` and `inf` are not words."""
     with file.open("rb") as opened:
         return re.match(rb"\s*(?!nan|inf)[a-z]", opened.read(64), re.IGNORECASE) is not None
 
 
 def numbered(folder: Path, pattern: str = "") -> list[Path]:
-    """Return the files (with a pattern) or folders (without) whose names end in a number, in order of these numbers."""
+    """Return the entries whose names end in a number, in order of these numbers.
+
+    With a `pattern`, these are the files whose names match it. Without a pattern, these are the folders.
+    """
     entries = [
         entry for entry in folder.iterdir()
         if entry.name[0] not in "._" and (entry.is_file() if pattern else entry.is_dir())
@@ -105,12 +117,12 @@ def numbered(folder: Path, pattern: str = "") -> list[Path]:
 
 
 def picture_folders(folder: Path) -> list[Path]:
-    """Return the folders of pictures directly in a folder, in order of their numbers."""
+    """Return the subfolders that contain pictures, in order of their numbers."""
     return [inner for inner in numbered(folder) if numbered(inner, PICTURES)]
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Return the text files of 2023 directly in a folder, in order of their numbers."""
+    """Return the files in a folder that have the text format of 2023, in order of their numbers."""
     return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and not is_prose(file)]
 
 
@@ -147,7 +159,7 @@ def _folder(path: Path, frames: Lengths) -> Clips:
 
 
 def _bounded(path: Path, clips: Iterable[UInt8[Tensor, "t 3 h w"]]) -> Clips:
-    """The clips as a list. Raises DataError as soon as they hold more than MAX_VALUES together."""
+    """The clips as a list. Raises DataError as soon as all clips together have more than MAX_VALUES values."""
     found, total = [], 0
     for clip in clips:
         total += clip.numel()
@@ -162,7 +174,7 @@ def _check_total(path: Path, total: int) -> None:
 
 
 def _joined(path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "t 3 h w"]:
-    """One clip of pictures of one size, collected in one buffer, so that no second copy is needed."""
+    """Join pictures of equal size to one clip. They are copied into one buffer, so no second copy is needed."""
     pixels, shape = bytearray(), None
     for number, picture in enumerate(pictures):
         shape = shape or picture.shape
@@ -196,7 +208,7 @@ def _gif_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode a video. The suffix decides the format, because FFmpeg reads some text files as lists of other files."""
+    """Decode a video. The suffix decides the format, because FFmpeg would open the files that a text file lists."""
     try:
         with av.open(str(path), format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
@@ -238,7 +250,7 @@ def _array_order(name: str) -> tuple[int, str]:
 
 
 def _claimed_bytes(archive: zipfile.ZipFile, name: str) -> int:
-    """Bytes of an array by the shape in its header, which decides how much NumPy would read."""
+    """Size of an array in bytes, computed from the shape in its header. NumPy would allocate this number of bytes."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         readers: dict[tuple[int, int], Callable] = {

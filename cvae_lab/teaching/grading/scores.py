@@ -1,4 +1,4 @@
-"""Score predicted frames against true ones: a row per frame, and the averages by name."""
+"""Compare predicted frames with true frames: scores of every frame, and several averages of them."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,16 +13,17 @@ from cvae_lab.evaluation import metrics
 from cvae_lab.teaching.grading.prediction_files import Clips
 
 CHUNK = 50_000_000  # values that are converted to float at once: 200 MB
-SSIM_SIDE = 11  # pixels: the window of SSIM; smaller frames have no SSIM
+SSIM_SIDE = 11  # width and height of the SSIM window in pixels; for smaller frames, SSIM is not defined
 Frames = UInt8[Tensor, "_ 3 _ _"]
 
 
 def score(prediction: Clips, truth: Clips) -> pd.DataFrame:
-    """Return PSNR (dB) and SSIM of every predicted frame, with the PSNR of repeating frame 0 beside it.
+    """Return PSNR (dB) and SSIM of every predicted frame, and the PSNR of the static baseline, which repeats frame 0.
 
-    Columns: clip, frame, psnr, ssim, baseline_static. Frame 0 of a clip is an input and is not scored. Where one side
-    has one frame less than the other, it lacks frame 0. Where the truth lacks frame 0, the baseline is NaN; where
-    frames are smaller than 11 pixels, the SSIM is. Raises DataError where clips or frames do not correspond.
+    Columns: clip, frame, psnr, ssim, baseline_static. Frame 0 of a clip is an input and is not scored. If prediction
+    or truth has one frame less than the other, frame 0 is assumed to be missing. If the truth has no frame 0, the
+    baseline is NaN. If frames are smaller than 11 pixels, SSIM is NaN. Raises DataError if the numbers
+    of clips or the frame sizes differ, or if the numbers of frames differ by more than one.
     """
     if len(prediction) != len(truth):
         raise DataError(
@@ -67,17 +68,17 @@ def _score_clip(predicted: Frames, true: Frames, number: int) -> pd.DataFrame:
 def _in_chunks(
     measure: Callable[[Tensor, Tensor], Float[Tensor, " n"]], frames: Frames, true: Frames
 ) -> Float[Tensor, " n"]:
-    """Apply a measure to a few frames at a time, so that large frames do not fill the memory as floats."""
+    """Apply a metric to a few frames at a time, because all frames as floats might need too much memory."""
     size = max(1, CHUNK // true[0].numel())
     pairs = zip(frames.split(size), true.split(size), strict=True)
     return torch.cat([measure(to_float(a), to_float(b)) for a, b in pairs])
 
 
 def averages(scores: pd.DataFrame) -> dict[str, float]:
-    """Return the averages of `score`'s table by name, each a mean over clips; PSNRs are in dB.
+    """Return the averages of the table of `score` by name. Each is a mean over clips; PSNR is in dB.
 
-    The two averages of the course leave out other frames than the mean over all predicted frames does, or divide by
-    another number; see `metrics.average_2023` and `metrics.average_later`.
+    The course defines two averages that differ from the mean over all predicted frames: they leave out other frames,
+    or divide by another number. See `metrics.average_2023` and `metrics.average_later`.
     """
     clips = [clip for _, clip in scores.groupby("clip")]
     curves = [torch.tensor(clip["psnr"].to_numpy()) for clip in clips]

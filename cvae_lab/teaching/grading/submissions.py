@@ -1,4 +1,4 @@
-"""Grade the submissions of a class, one at a time; a broken one is reported and the others are graded."""
+"""Grade the submissions of a class. An error in one submission is reported and does not stop the others."""
 
 import tempfile
 import zipfile
@@ -32,24 +32,25 @@ from cvae_lab.training import checkpoint
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 FILES = (".csv", ".txt", ".npz", ".gif", ".zip", *VIDEO_FORMATS, *CHECKPOINTS)
-MAX_BYTES = 2_000_000_000  # of a checkpoint, or of all files in a zip archive, when unpacked
-MAX_MEMBERS = 20_000  # files in a zip archive
-SIMILAR = 45.0  # dB between two submissions from which one is probably a copy of the other
+MAX_BYTES = 2_000_000_000  # maximum size of a checkpoint, or of all unpacked files of a zip archive together
+MAX_MEMBERS = 20_000  # maximum number of files in a zip archive
+SIMILAR = 45.0  # PSNR in dB between two submissions; from this value on, one is probably a copy of the other
 SAMPLES = 8  # frames per clip that are kept to compare submissions with each other
 
 
 def grade_class(
     folders: Path | Sequence[Path], data: Dataset, log: Callable[[str], None] = lambda line: None
 ) -> pd.DataFrame:
-    """Return one row per submission: its scores, grade, static baseline and similar submissions, or its fault.
+    """Return one row per submission: scores, grade, static baseline and similar submissions, or an error message.
 
-    A submission is a file of predictions or a folder of such files (`read_clips`), a checkpoint, which predicts the
-    test clips of `data`, or a zip archive of one of them. The grade follows from the mean PSNR by the assignment's
-    table; a submission with a fault has no grade. Rows are sorted by mean PSNR.
+    A submission is a file or folder of predictions (see `read_clips`), a checkpoint, or a zip archive that contains
+    one of these. A checkpoint is used to predict the test clips of `data`. The grade is computed from the mean PSNR
+    with the table of the assignment. If a submission cannot be read, its row has an error message and no grade.
+    Rows are sorted by mean PSNR.
 
     Args:
-        folders: of the class, or of single students.
-        data: with the true frames of its test clips.
+        folders: folder of the class, or folders of single students.
+        data: data set with the true frames of its test clips.
         log: called with one line per submission.
     """
     tests = [clip for clip in data.tests if clip.answer is not None]
@@ -68,7 +69,7 @@ def grade_class(
             samples[name] = _sample(clips, tests)
             rows[name] = row | found | {"grade": grade(found["mean PSNR"])}
             log(f"{name}: {found['mean PSNR']:.2f} dB")
-        except Exception as error:  # whatever is wrong with a submission, the others are graded
+        except Exception as error:  # no error in a submission may stop the grading of the others
             kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
             rows[name] = row | {"fault": kind + (str(error).splitlines() or ["unreadable"])[0]}
             log(f"{name}: {rows[name]['fault']}")
@@ -83,7 +84,11 @@ def grade_class(
 
 
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
-    """Every submission with its name: the path below its folder, after the folder's name where there are several."""
+    """Every submission with its name.
+
+    The name is the path of the submission relative to its folder. If there are several folders, the folder is added
+    in front.
+    """
     roots = [folders] if isinstance(folders, Path) else list(folders)
     found = []
     for root in roots:
@@ -103,10 +108,12 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
 
 
 def submissions(folder: Path, n_clips: int) -> list[Path]:
-    """Return the submissions at or below a path, sorted: files by their suffix, folders of pictures or of text files.
+    """Return the submissions at or below a path, in sorted order.
+
+    Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: of the test. With several clips, a folder of picture folders is one submission.
+        n_clips: number of test clips. If there are several, a folder of picture folders is one submission.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
@@ -121,7 +128,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
 
 
 def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """The predicted clips of a submission. Raises an error of any type where they cannot be read."""
+    """The predicted clips of a submission. If they cannot be read, an error of any type may be raised."""
     linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
     if linked:
         raise DataError(f"{linked}: a link to another file, which is not followed; hand in the file itself")
@@ -134,14 +141,14 @@ def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[
 
 def _from_checkpoint(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
     _check_size(path)
-    # The activation of the last layer is chosen by validation frames where there are some.
+    # The activation of the last layer is chosen with validation frames; without them, with the test clips.
     known = data.val.as_clips()[:1] or tests
     model = checkpoint.load_model(path, pick_device(), clips=known, log=log)
     return [to_uint8(frames) for frames in predict_clips(model, tests, checkpoint.train_config(path))]
 
 
 def _check_size(path: Path) -> None:
-    """Refuse a file that is too large, or an archive that claims too many bytes, before anything is unpacked."""
+    """Refuse a file that is too large, or an archive that lists too many files or bytes, before it is unpacked."""
     size = path.stat().st_size
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -156,12 +163,12 @@ def _check_size(path: Path) -> None:
 
 
 def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """The prediction in a zip archive, unpacked to a temporary folder. It must hold exactly one submission."""
+    """Unpack a zip archive to a temporary folder and read its prediction. It must contain exactly one submission."""
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not a zip archive, or incomplete; hand it in again")
     _check_size(path)
     with tempfile.TemporaryDirectory() as temporary:
-        # zipfile writes no more bytes than a member claims, no links, and nothing outside the folder.
+        # zipfile creates no links, writes no file outside the folder, and writes at most the size given for each file.
         with zipfile.ZipFile(path) as archive:
             archive.extractall(temporary)
         found = submissions(Path(temporary), len(tests))
@@ -175,7 +182,7 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
 
 
 def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
-    """A few predicted frames of every clip, frame 0 left out, at the same moments in every submission."""
+    """A few predicted frames of every clip, without frame 0. The frame numbers are the same for all submissions."""
     kept = []
     for number, (predicted, clip) in enumerate(zip(clips, tests, strict=True)):
         frames, _ = aligned(predicted, clip.answer, number)
@@ -184,7 +191,7 @@ def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
-    """The other submissions that a submission equals or nearly equals, with the PSNR between the two."""
+    """For each submission, the other submissions that are equal or nearly equal to it, with the PSNR between them."""
     found: dict[str, list[str]] = {name: [] for name in samples}
     names = list(samples)
     for index, name in enumerate(names):
