@@ -226,7 +226,7 @@ class Soak:
             shutil.rmtree(folder)
 
     def random_cycle(self, name, kills):
-        """Kill an activity one to three times at random times, then run it to its end; return the number before its end."""
+        """Kill an activity one to three times at random times, then run it to its end; count the kills before that."""
         self.reference(name)
         folder = prepared(name, self.out, f"random-{next(self.number)}")
         count = 0
