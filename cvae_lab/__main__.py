@@ -26,7 +26,7 @@ WORKERS = "number of parallel processes; 0: one per core"
 SCHEDULER = (
     "address of a running Dask scheduler, for example tcp://10.0.0.1:8786; default: processes on this machine"
 )
-CONTINUE = "run the command again to continue (train: with --resume)."
+CONTINUE = "to continue, run the same command again; for `train`, add --resume."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -291,7 +291,9 @@ def test_sigterm_ends_a_training_with_one_line_and_status_143(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert error == "cvae-lab: terminated; run the command again to continue (train: with --resume).\n"
+    assert (
+        error == "cvae-lab: terminated; to continue, run the same command again; for `train`, add --resume.\n"
+    )
     assert {f.name for f in run.iterdir()} <= {
         "config.json",
         "history.csv",

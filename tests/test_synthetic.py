@@ -195,7 +195,10 @@ def test_brightness_follows_the_recorded_flicker(small_tests):
 
 
 def test_the_hem_sways_by_the_documented_number_of_metres():
-    """In the row of the hem, the centre of the figure moves with the hem. The arms are raised out of this row."""
+    """In the image row of the skirt's hem, the centre of the figure's pixels moves with the hem.
+
+    The arms are raised, so they are not in this row.
+    """
     row = math.floor(drawing.HORIZON - (0.70 - drawing.EYE) * drawing.FOCAL / 5.0)
     place = standing(out_l=100.0, out_r=100.0).repeat(2, axis=0)
     rows = drawing.frames(place, np.array([0.0, synthetic.SWAY]), np.ones(2))[:, :, row].astype(float)

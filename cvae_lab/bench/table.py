@@ -206,9 +206,9 @@ def compare(
     """Time the fast path and the reference loop. If one of them fails, its error is part of the result.
 
     Args:
-        make: function that returns the work of the fast path for True, and of the reference loop for False.
-        counted: like `make`, for smaller work, whose operations and bytes per frame are counted.
-        ends: time limit, as a value of `time.time`. If all repeats would end later, only one is run.
+        make: function of one boolean that returns the workload: the fast path if True, else the reference loop.
+        counted: like `make`, with a smaller workload, used to count operations and bytes per frame.
+        ends: deadline, as a value of `time.time()`. If all repeats would end later, only one is run.
         limits: result of `machine`.
     """
     row: dict[str, Any] = {}

@@ -113,7 +113,7 @@ class TrainConfig:
         0.0,
         ge=0.0,
         le=1.0,
-        description="learned prior: fraction of the KL gradient that trains the prior; 0: plain KL",
+        description="KL balancing: fraction of the KL gradient that trains a learned prior; 0: no balancing",
     )
     beta_max: float = Field(1.0, ge=0.0, le=10**6, description="largest KL weight")
     kl_strategy: KLStrategy = Field("constant", description="schedule of the KL weight")
@@ -166,8 +166,8 @@ class TrainConfig:
             in_range = 0 < length <= 10**6 and 0 < n_cycles <= 10**6
             if strategy not in KL_STRATEGIES or not in_range:
                 raise ConfigError(
-                    f"stages: {shortened(stage)} is not (strategy, length, n_cycles) with a strategy of cyclical, "
-                    "monotonic, none or constant, and two numbers above 0 and up to 1000000."
+                    f"stages: {shortened(stage)} is not valid; write (strategy, length, n_cycles). The strategy is one of "
+                    f"{', '.join(KL_STRATEGIES)}. The two numbers are above 0 and at most 1000000."
                 )
         if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
             raise ConfigError(

@@ -97,7 +97,7 @@ def checksum(value: Any, start: int = 0) -> int:  # noqa: ANN401
 
 
 def content_key(root: Path, files: Sequence[Path], *options: object) -> str:
-    """Return a hash of the options and of each file's name, size and times of change. Any edit changes the hash."""
+    """Return a hash of the options and of each file's name, size and timestamps (mtime, ctime)."""
     digest = hashlib.sha256(f"format {FORMAT} {options}".encode())
     for file in files:
         # st_ctime changes even if a program restores the modification time after an edit.

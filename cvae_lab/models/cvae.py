@@ -78,7 +78,7 @@ class CVAE(nn.Module):
         z: Float[Tensor, "b z hz wz"],
         anchor: Float[Tensor, "b a hf wf"] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Predict the current frame from the previous frame, features of the current label, z and the anchor."""
+        """Predict the current frame from the previous frame, label features, z and the anchor (frame-0 features)."""
         features = self.frame_transformation(previous)
         return self.decode_features(features, label, z, anchor)
 

@@ -188,7 +188,7 @@ class Flow:
         return joined
 
     def _sequence(self, value: Value) -> Value:
-        """Content of a list after `append(value)` in a loop: all frames, if the loop begins at frame 0."""
+        """Return what a list contains after `append(value)` in a loop: all frames if the loop begins at frame 0."""
         start = first_value(self.loop) if self.loop else None
         whole = {"frame": "frames", "label": "labels"}
         return frozenset(
