@@ -89,7 +89,7 @@ def test_a_clip_needs_two_labels_and_an_answer_that_begins_with_its_first_frame(
     v = numbered(5)
     with pytest.raises(ValueError, match="two labels or more"):
         Clip("3", v.frames[0], v.labels[:1])
-    with pytest.raises(ValueError, match="begin with the first frame"):
+    with pytest.raises(ValueError, match="must begin with the first frame"):
         Clip("3", v.frames[1], v.labels, v.frames)
 
 

@@ -166,8 +166,8 @@ class TrainConfig:
             in_range = 0 < length <= 10**6 and 0 < n_cycles <= 10**6
             if strategy not in KL_STRATEGIES or not in_range:
                 raise ConfigError(
-                    f"stages: {shortened(stage)} is not valid; write (strategy, length, n_cycles). The strategy is one of "
-                    f"{', '.join(KL_STRATEGIES)}. The two numbers are above 0 and at most 1000000."
+                    f"stages: {shortened(stage)} is not valid; write (strategy, length, n_cycles). "
+                    f"The strategy is one of {', '.join(KL_STRATEGIES)}. The two numbers are above 0 and at most 1000000."
                 )
         if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
             raise ConfigError(

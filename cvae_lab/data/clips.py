@@ -123,8 +123,8 @@ class Clip:
         _check_pictures(self.name, answer=(self.answer, 4))
         if self.answer.shape != self.labels.shape or not torch.equal(self.answer[0], self.first):
             raise ValueError(
-                f"clip {self.name!r}: the true frames (shape {tuple(self.answer.shape)}) must begin with the first frame "
-                f"and contain one frame per label (labels: shape {tuple(self.labels.shape)})"
+                f"clip {self.name!r}: the true frames (shape {tuple(self.answer.shape)}) must begin with the first "
+                f"frame and contain one frame per label (labels: shape {tuple(self.labels.shape)})"
             )
 
     def __len__(self) -> int:
