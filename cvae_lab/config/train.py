@@ -167,7 +167,8 @@ class TrainConfig:
             if strategy not in KL_STRATEGIES or not in_range:
                 raise ConfigError(
                     f"stages: {shortened(stage)} is not valid; write (strategy, length, n_cycles). "
-                    f"The strategy is one of {', '.join(KL_STRATEGIES)}. The two numbers are above 0 and at most 1000000."
+                    f"The strategy is one of {', '.join(KL_STRATEGIES)}. "
+                    "The two numbers are above 0 and at most 1000000."
                 )
         if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
             raise ConfigError(
