@@ -56,7 +56,7 @@ def grade_class(
     tests = [clip for clip in data.tests if clip.answer is not None]
     if not tests:
         raise DataError(
-            f"{data.name}: no test clip has true frames, so nothing can be graded; give the answers"
+            f"{data.name}: no test clip has true frames, so nothing can be graded; give --answers"
         )
     baseline = float(np.mean([float(static_baseline(to_float(clip.answer)).mean()) for clip in tests]))
     rows: dict[str, dict[str, Any]] = {}
