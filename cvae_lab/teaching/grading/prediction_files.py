@@ -67,7 +67,8 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     if suffix in VIDEO_FORMATS:
         return [_joined(path, _video_frames(path))]
     raise DataError(
-        f"{path}: unknown kind of file; give a submission CSV, a text file in the 2023 format, a GIF, a video, an npz or a "
+        f"{path}: unknown kind of file; give a submission CSV, a text file in the 2023 format, a GIF, a video, "
+        "an npz or a "
         "folder of PNGs"
     )
 
