@@ -406,7 +406,7 @@ def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, conte
     torch.save(content | {"threads": threads}, path)
     resume(path, config_of())
     expected = ["The run used 2 CPU threads and resumes with 1"] if threads == 2 else []
-    assert [message.split(":")[0] for message in caplog.messages] == expected
+    assert [message.split(". ")[0] for message in caplog.messages] == expected
 
 
 # -- a full disk ---------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def run_until(page, shown):
     kernel_is_ready(page)
     for _ in range(4):
         menu(page, "Run", "Run All Cells")
-        for _ in range(90):
+        for _ in range(200):
             if shown.is_visible():
                 return
             page.wait_for_timeout(1000)

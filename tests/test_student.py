@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from cvae_lab.__main__ import main
-from cvae_lab.teaching import exercises, exercises_05_09  # noqa: F401  # both register their checks
+from cvae_lab.teaching import exercises, exercises_05_09, exercises_10  # noqa: F401  # they register their checks
 from cvae_lab.teaching.check import CHECKS
 from cvae_lab.teaching.student import StudentEditionError, build, check, teacher_notebook
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from cvae_lab.data import load
 from cvae_lab.data.pixels import to_float
 from cvae_lab.data.synthetic.dataset import moves_gallery
-from cvae_lab.evaluation import metrics, predict_clips
-from cvae_lab.models.device import pick_device
+from cvae_lab.evaluation import metrics
+from cvae_lab.evaluation.samples import samples
+from cvae_lab.models.device import pick_device, reduced_precision
 from cvae_lab.runs import tables
 from cvae_lab.runs.folder import RunFolder, best_run, find_runs
 from cvae_lab.runs.result import RunError
@@ -94,7 +95,10 @@ def draws(run: RunFolder) -> pd.DataFrame:
     data = load(run.config.data, progress=False)
     clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
-    videos = torch.stack(predict_clips(model, [clip] * DRAWS, run.config.train))
+    device = next(model.parameters()).device
+    first, labels = to_float(clip.first[None].to(device)), to_float(clip.labels[None].to(device))
+    with reduced_precision(run.config.train, device):
+        videos = samples(model, first, labels, DRAWS, torch.Generator().manual_seed(0))[:, 0].cpu()
     scores = metrics.psnr(videos, to_float(clip.answer[1:]).expand_as(videos))
     frame = pd.RangeIndex(1, len(clip), name="frame")
     return pd.DataFrame(scores.T.numpy(), index=frame, columns=map(str, range(DRAWS)))

@@ -245,7 +245,8 @@ def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
     """Gradients are never set to zero between steps."""
     calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     backward = [n.lineno for n in calls if name_of(n.func) == "backward"]
-    if backward and not any(name_of(n.func) == "zero_grad" for n in calls):
+    names = {name_of(n.func) for n in calls}
+    if backward and "step" in names and "zero_grad" not in names:
         yield backward[0]
 
 
