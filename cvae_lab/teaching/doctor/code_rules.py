@@ -243,11 +243,13 @@ def hidden_eval(tree: ast.Module) -> Iterator[int]:
 
 def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
     """Gradients are never set to zero between steps."""
-    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
-    backward = [n.lineno for n in calls if name_of(n.func) == "backward"]
-    names = {name_of(n.func) for n in calls}
-    if backward and "step" in names and "zero_grad" not in names:
-        yield backward[0]
+    if any(isinstance(n, ast.Call) and name_of(n.func) == "zero_grad" for n in ast.walk(tree)):
+        return
+    for function in functions(tree):
+        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
+        backward = [n.lineno for n in calls if name_of(n.func) == "backward"]
+        if backward and any(name_of(n.func).endswith("step") for n in calls):
+            yield backward[0]
 
 
 def averaged_kl(tree: ast.Module) -> Iterator[int]:
