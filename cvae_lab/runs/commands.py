@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cvae_lab.config import ConfigError, RunConfig, parameters
+from cvae_lab.config import PROTOCOL, ConfigError, RunConfig, parameters
 
 
 def values(pairs: Sequence[Sequence[str]], reserved: Sequence[str] = ("data",)) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def _literal(text: str) -> Any:  # noqa: ANN401
 def params(options: argparse.Namespace) -> None:
     """Print the parameters of `config` as text of 80 columns. Raises ValueError for an unknown name."""
     found = [p._replace(name="preset") if p.name == "name" else p for p in parameters()]
+    found.insert(1, PROTOCOL)
     if unknown := sorted(set(options.names) - {p.name for p in found}):
         raise ValueError(f"There is no parameter {unknown[0]!r}; `cvae-lab params` lists all parameters.")
     for p in found:
@@ -107,7 +108,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     variants = {name: {"kl_strategy": name} for name in options.strategies}
     # kl_target is reserved, because a controller would then set the KL weight and the strategy would have no effect.
-    given = values(options.params, ("data", "seed", "kl_strategy", "kl_target"))
+    given = values(options.params, ("data", "seed", "kl_strategy", "kl_target", "protocol"))
     return _run_all(template(), options, options.data, variants, options.seeds, given)
 
 

@@ -29,6 +29,8 @@ __all__ = ["CheckpointError", "create_state", "load_model", "read_history", "res
 FORMAT = 2
 """Version of the file format. Files without a version number have version 1, which has the same content."""
 
+_MAY_DIFFER = ("epochs", "minutes", "stop_after", "threads")
+
 _Content = TypeVar("_Content", bound="_ModelContent")
 _log = logging.getLogger(__name__)
 _Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -111,8 +113,8 @@ def _options(wanted: ModelConfig, present: ModelConfig) -> str:
 def resume(path: Path, config: RunConfig) -> TrainState:
     """Return the state of an interrupted run.
 
-    `epochs`, `minutes` and `threads` may differ from the interrupted run. Raises CheckpointError if any other parameter
-    differs, because the resumed run would then use different schedules or data than the interrupted run.
+    `epochs`, `minutes`, `stop_after` and `threads` may differ from the interrupted run. Raises CheckpointError if any
+    other parameter differs, because the resumed run would then use different schedules or data than that run.
     """
     raw = read_file(path)
     if not _is_own(raw):
@@ -120,7 +122,7 @@ def resume(path: Path, config: RunConfig) -> TrainState:
             f"{path} is not a checkpoint of a run of cvae_lab, so it cannot be resumed; give the last.pt of a run."
         )
     content = _validated(path, raw, _RunContent)
-    if difference := content.run_config(path).difference(config, ignore=("epochs", "minutes", "threads")):
+    if difference := content.run_config(path).difference(config, ignore=_MAY_DIFFER):
         raise CheckpointError(
             f"{path} was trained with {difference}; "
             "give the same value to resume, or another run folder to start a new run."

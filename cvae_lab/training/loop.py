@@ -212,7 +212,7 @@ def _train_epoch(
         settings["frames_per_s"] = meter.clips_per_second * (config.n_frames - 1)
         if on_step:
             on_step({"loss": meter.loss, **settings}, float(progress))
-        if config.minutes and clock.over():
+        if clock.out_of_time():
             break
     loss, mse, kl = meter.means()
     clock.step_in_epoch = 0
@@ -245,12 +245,14 @@ def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
 
 
 def _set_lr(state: TrainState, config: TrainConfig, progress: float | Fraction) -> float:
+    epochs = config.lr_milestone_epochs
     factor = lr_factor_at(
         progress,
         config.lr_schedule,
         warmup=config.lr_warmup,
-        milestones=config.lr_milestones,
+        milestones=epochs or config.lr_milestones,
         gamma=config.lr_gamma,
+        position=state.epoch if epochs else None,
     )
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * factor
