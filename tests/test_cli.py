@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvae_lab.__main__ import PRESETS, main, parser
-from cvae_lab.__main__ import STUDIES as STUDY_NAMES
+from cvae_lab.__main__ import main, parser
 from cvae_lab.config import RunConfig, parameters
 from cvae_lab.data import load, read_folder, write_folder
 from cvae_lab.data.course_csv import read_2023, read_submission
@@ -23,6 +22,8 @@ from cvae_lab.evaluation import predict_clips
 from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.runs import predict as predicting
 from cvae_lab.runs.commands import values
+from cvae_lab.runs.commands.benchmark import PRESETS
+from cvae_lab.runs.commands.training import STUDIES as STUDY_NAMES
 from cvae_lab.runs.folder import RunFolder
 from cvae_lab.runs.studies import STUDIES
 from cvae_lab.schedules import KL_STRATEGIES

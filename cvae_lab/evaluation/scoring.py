@@ -1,5 +1,6 @@
 """Predict and score the clips of a data set."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -68,6 +69,25 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
             for index, curve in zip(places, curves, strict=True):
                 scores[kind][index] = curve
     return scores
+
+
+def mean_scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> dict[str, float]:
+    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
+
+    `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
+    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
+    """
+    scores = evaluate(model, [*validation, *heldout])
+    count = len(validation)
+    mean = {
+        kind: sum(float(curve.mean()) for curve in curves[:count]) / count if count else math.nan
+        for kind, curves in scores.items()
+    }
+    return {
+        "val_psnr_prior": mean["prior"],
+        "val_psnr_posterior": mean["posterior"],
+        "heldout_psnr": float(torch.cat(scores["prior"][count:]).mean()) if heldout else mean["prior"],
+    }
 
 
 def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:

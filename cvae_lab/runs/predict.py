@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import load
+from cvae_lab.data import Dataset, load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.pixels import to_float
@@ -23,6 +23,9 @@ Output = Literal["auto", "linear", "sigmoid"]
 Form = Literal["later", "2023"]
 Log = Callable[[str], None]
 Videos = list[Float[Tensor, "_ 3 _ _"]]
+
+KINDS = ("plain", "corrected")
+"""Kinds of prediction: without and with the test-time corrections."""
 
 
 class _Chosen(NamedTuple):
@@ -57,7 +60,7 @@ def predict_run(
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
-        answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
+        answers: file or folder with the true frames of the test clips (`data.answers.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
 
     Raises RunError if the folder cannot be written to. This is checked before the prediction.
@@ -67,14 +70,21 @@ def predict_run(
     _check_writable(out)
     source = load(data, parts=("val", "test"), required=("test",), answers=answers)
     has_answers = any(clip.answer is not None for clip in source.tests)
-    # One validation clip is added, as in `RunFolder.finish`: z of a clip may depend on the other clips of its batch.
-    clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
-    kinds = ("plain",) if plain else ("plain", "corrected")
-    videos = _predict_all(chosen, clips, kinds, seed, output, log)
+    clips = _clips_to_predict(source, has_answers)
+    videos = _predict_all(chosen, clips, KINDS[: 2 - plain], seed, output, log)
     for line in score_lines(source.tests if has_answers else clips, videos):
         log(line)
-    _write(out, form, source.tests, videos[kinds[-1]][: len(source.tests)], log)
+    _write(out, form, source.tests, videos[KINDS[1 - plain]][: len(source.tests)], log)
     return out
+
+
+def _clips_to_predict(source: Dataset, has_answers: bool) -> list[Clip]:
+    """Return the test clips, and one validation clip (all of them if no test clip has true frames).
+
+    The validation clip is added because z of a clip may depend on the other clips of its batch; `RunFolder.finish`
+    predicts the same batch.
+    """
+    return [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
 
 
 def _predict_all(

@@ -107,10 +107,9 @@ def histories(
     if len(groups) >= MANY:
         groups = _extremes(groups, columns[-1])
     several = any(len(group) > 1 for group in groups.values())
-    rows, across = math.ceil(len(columns) / 3), min(3, len(columns))
+    rows, cols = math.ceil(len(columns) / 3), min(3, len(columns))
     figure, axes = plt.subplots(
-        rows, across, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False,
-        FigureClass=DescribedFigure,
+        rows, cols, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False, FigureClass=DescribedFigure
     )  # fmt: skip
     for ax in axes.flat[len(columns) :]:
         ax.remove()
