@@ -40,9 +40,13 @@ LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 
 @plt.rc_context(STYLE)
 def frame_strip(
-    rows: Mapping[str, Frames], indices: Sequence[int], title: str = "", pixels: int | None = None
+    rows: Mapping[str, Frames],
+    indices: Sequence[int],
+    title: str = "",
+    pixels: int | None = None,
+    first: int = 1,
 ) -> Figure:
-    """Draw the frames at `indices`: one row per clip with its name, one column per frame number (index + 1).
+    """Draw the frames at `indices`: one row per clip with its name, one column per frame number (`first` + index).
 
     `pixels` is the number of screen pixels per frame pixel at 100 dpi. By default the strip fills the width.
     """
@@ -57,17 +61,17 @@ def frame_strip(
     figure = plt.figure(figsize=tuple(size / DPI), FigureClass=DescribedFigure)
     ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
     ax.imshow(_mosaic(grid, gap), interpolation="nearest", aspect="auto")
-    ax.set_xticks([width * i + (width - gap) / 2 - 0.5 for i in range(len(indices))])
-    ax.set_xticklabels(
-        [f"frame {index + 1}" if i == 0 else str(index + 1) for i, index in enumerate(indices)]
-    )
+    numbers = [str(first + index) for index in indices]
+    middles = [width * i + (width - gap) / 2 - 0.5 for i in range(len(indices))]
+    ax.set_xticks(middles, [f"frame {numbers[0]}", *numbers[1:]])
     ax.set_yticks([height * i + (height - gap) / 2 - 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_color(str(GUTTER / 255))
     ax.set_title(title)
-    numbers = ", ".join(str(index + 1) for index in indices)
-    return described(figure, f"{title or 'Strip of frames'}. Rows: {', '.join(rows)}. Frames: {numbers}.")
+    return described(
+        figure, f"{title or 'Strip of frames'}. Rows: {', '.join(rows)}. Frames: {', '.join(numbers)}."
+    )
 
 
 @plt.rc_context(STYLE)
