@@ -169,6 +169,7 @@ def predict(options: argparse.Namespace) -> None:
         plain=options.plain,
         answers=options.answers,
         output=options.output,
+        batch_statistics=options.batch_statistics,
     )
 
 
