@@ -24,7 +24,16 @@ from cvae_lab.models.weight_files import CheckpointError, read_file
 from cvae_lab.models.weights import build, check_weights, course_config, find_weights
 from cvae_lab.training.state import Record, TrainState
 
-__all__ = ["CheckpointError", "create_state", "load_model", "read_history", "resume", "save", "train_config"]
+__all__ = [
+    "CheckpointError",
+    "create_state",
+    "is_course",
+    "load_model",
+    "read_history",
+    "resume",
+    "save",
+    "train_config",
+]
 
 FORMAT = 2
 """Version of the file format. Files without a version number have version 1, which has the same content."""
@@ -184,11 +193,19 @@ def load_model(
 
 
 def train_config(path: Path) -> TrainConfig:
-    """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`."""
+    """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`.
+
+    Course checkpoints are evaluated in float32, as by the course's code, so that its scores are reproduced.
+    """
     raw = read_file(path)
     if not _is_own(raw):
-        return RunConfig.from_params("", "handout").train
+        return RunConfig.from_params("", "handout", precision="float32").train
     return _validated(path, raw, _ModelContent).run_config(path).train
+
+
+def is_course(path: Path) -> bool:
+    """Whether a checkpoint was saved by another trainer of the course's network, not by a run of this project."""
+    return not _is_own(read_file(path))
 
 
 def _is_own(raw: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def _summary_writer(run_dir: Path | None) -> Any:  # noqa: ANN401
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
-            "TensorBoard is not installed; run pip install tensorboard, or omit the option."
+            "TensorBoard is not installed; run pip install 'cvae-lab[tensorboard]', or omit the option."
         ) from error
     return SummaryWriter(run_dir)
 

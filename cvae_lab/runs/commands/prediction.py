@@ -32,6 +32,11 @@ def add_commands(add: Add) -> None:
     )  # fmt: skip
     predict.add_argument("--plain", action="store_true", help="do not apply the test-time corrections")
     predict.add_argument(
+        "--batch-statistics", action="store_true",
+        help="keep batch norm in training mode, as the course's code does in validation and test; only to reproduce "
+        "scores of that code",
+    )  # fmt: skip
+    predict.add_argument(
         "--csv", choices=("later", "2023"), default="later",
         help="file format of the course: one CSV (later years), or one text file per clip (2023)",
     )  # fmt: skip
@@ -50,4 +55,5 @@ def predict(options: argparse.Namespace) -> None:
         plain=options.plain,
         answers=options.answers,
         output=options.output,
+        batch_statistics=options.batch_statistics,
     )
