@@ -53,7 +53,9 @@ class Recording(NamedTuple):
         return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(3))
 
 
-def render(size: str = "small", seed: int = 0, progress: bool = False, height: int = drawing.HEIGHT) -> Dataset:
+def render(
+    size: str = "small", seed: int = 0, progress: bool = False, height: int = drawing.HEIGHT
+) -> Dataset:
     """Render the data set. On one machine, the same seed gives the same bytes with any number of processes.
 
     `small` and `full` have the same validation video and test clips. A short training recording equals the beginning

@@ -12,6 +12,7 @@ from cvae_lab.data.synthetic.skeleton import JOINTS
 HEIGHT, WIDTH = 32, 64
 # Supersampling: a pixel is the mean of FINE x FINE drawn pixels, and of COARSE x COARSE in the shadow.
 FINE, COARSE = 6, 3
+LARGE = 8  # frames that are at least this many times as high have 2 x 2 drawn pixels per pixel, to save time
 # Camera: focal length in pixels, row of the horizon, height in metres, distance of the wall in metres.
 FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0
 SHADOW = 0.55  # fraction of the light that a shadow removes
@@ -89,7 +90,7 @@ def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 def labels(
     places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"], height: int = HEIGHT
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw pose labels from joint positions in metres. Limbs with a lost joint are not drawn. `height`: as in `frames`."""
+    """Draw pose labels of `height` from joint positions in metres. Limbs with a lost joint are not drawn."""
     return draw_limbs(_times(height) * project(places)[..., :2], lost, size=(height, 2 * height))
 
 
@@ -144,11 +145,12 @@ def frames(
     times = _times(height)
     dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
     seen, fallen = times * project(dressed), times * project(_cast(dressed))
-    room = _room(times)
+    fine = 2 if times >= LARGE else FINE
+    room = _room(times, fine)
     drawn = np.empty((len(places), 3, height, 2 * height), np.uint8)
     for i, depth in enumerate(dressed[..., 2]):
         dark = _shadow(fallen[i].tolist(), times)
-        colour, cover = _figure(seen[i].tolist(), depth, times)
+        colour, cover = _figure(seen[i].tolist(), depth, times, fine)
         picture = light[i] * (room * (1 - SHADOW * dark) * (1 - cover) + colour * cover)
         drawn[i] = np.rint(np.clip(picture, 0, 255)).transpose(2, 0, 1)
     return drawn
@@ -175,10 +177,10 @@ def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n point
     return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
 
 
-def _room(times: int = 1) -> Float[np.ndarray, "h w 3"]:
+def _room(times: int = 1, fine: int = FINE) -> Float[np.ndarray, "h w 3"]:
     """Draw the empty room (0 to 255): a wall with the light of two lamps, and a floor with a bright centre."""
     height, width = times * HEIGHT, times * WIDTH
-    v, u = (np.mgrid[: height * FINE, : width * FINE] + 0.5) / (times * FINE)
+    v, u = (np.mgrid[: height * fine, : width * fine] + 0.5) / (times * fine)
     corner = HORIZON + FOCAL * EYE / WALL
     lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
     wall = (0.58 + 0.34 * lamps)[..., None] * np.array([236, 240, 236])
@@ -186,7 +188,7 @@ def _room(times: int = 1) -> Float[np.ndarray, "h w 3"]:
     pool = np.exp(-(((u - 30) / 26) ** 2) - ((v - 28) / 7) ** 2)
     floor = (0.62 + 0.2 * pool + 0.008 * (v - corner))[..., None] * np.array([236, 218, 194])
     room = np.where((v < corner)[..., None], wall, floor)
-    return room.reshape(height, FINE, width, FINE, 3).mean(axis=(1, 3))
+    return room.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
 
 
 def _shadow(points: list[list[float]], times: int) -> Float[np.ndarray, "h w 1"]:
@@ -200,19 +202,19 @@ def _shadow(points: list[list[float]], times: int) -> Float[np.ndarray, "h w 1"]
 
 
 def _figure(
-    points: list[list[float]], depth: Float[np.ndarray, " points"], times: int
+    points: list[list[float]], depth: Float[np.ndarray, " points"], times: int, fine: int
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
     """Draw the figure, and return its colour (0 to 255) and coverage (0 to 1). Parts are drawn from far to near."""
-    canvas = Image.new("RGBA", (times * WIDTH * FINE, times * HEIGHT * FINE))
+    canvas = Image.new("RGBA", (times * WIDTH * fine, times * HEIGHT * fine))
     draw = ImageDraw.Draw(canvas)
     distance = [sum(depth[i] for i, _ in ends) / len(ends) - nearer for ends, _, nearer in _PARTS]
     for k in sorted(range(len(_PARTS)), key=distance.__getitem__, reverse=True):
         ends, colour, _ = _PARTS[k]
-        circles = _circles(points, ends, FINE)
+        circles = _circles(points, ends, fine)
         _hull(draw, circles, tuple(round(0.72 * value) for value in colour))
         lit = [(u, v - 0.28 * r, 0.68 * r) for u, v, r in circles]
         _hull(draw, lit, tuple(min(255, round(1.12 * value)) for value in colour))
-    small = np.asarray(canvas.reduce(FINE), np.float64)
+    small = np.asarray(canvas.reduce(fine), np.float64)
     return small[..., :3], small[..., 3:] / 255
 
 
