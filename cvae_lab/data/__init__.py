@@ -34,6 +34,7 @@ def load(
     fit: Fit = "stretch",
     answers: str | Path | None = None,
     min_frames: int = 2,
+    height: int | None = 32,
 ) -> Dataset:
     """Return a data set: a synthetic one if `data` is tiny, small or full, otherwise the one in the folder `data`.
 
@@ -48,6 +49,9 @@ def load(
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
+        height: height of the frames in pixels; the width is twice the height. Synthetic frames are rendered in this
+            size. Larger pictures of a folder are reduced to it, and smaller ones are refused above 32. None keeps the
+            size of the pictures if their height is 32, 64 or 128, and otherwise means 32.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -55,19 +59,22 @@ def load(
             progress=progress,
             parts=parts,
             min_frames=min_frames,
+            size=height and (height, 2 * height),
             required=required,
             fit=fit,
             answers=answers,
         )
+    height = height or 32
+    name = f"synthetic-{data}-{seed}" + (f"-height-{height}" if height != 32 else "")
     return _from_plain(
-        cached(cache_dir(), f"synthetic-{data}-{seed}", _source_key(), lambda: _render(data, seed, progress))
+        cached(cache_dir(), name, _source_key(), lambda: _render(data, seed, progress, height))
     )
 
 
-def _render(size: str, seed: int, progress: bool) -> dict[str, Any]:
+def _render(size: str, seed: int, progress: bool, height: int) -> dict[str, Any]:
     from cvae_lab.data.synthetic.dataset import render
 
-    dataset = render(size, seed, progress)
+    dataset = render(size, seed, progress, height)
     videos = {"train": dataset.train, "val": dataset.val}
     plain = {key: (v.frames, v.labels, v.boundaries, v.name) for key, v in videos.items()}
     return plain | {"name": dataset.name, "tests": [(c.name, c.labels, c.answer) for c in dataset.tests]}

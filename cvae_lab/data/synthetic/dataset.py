@@ -53,14 +53,17 @@ class Recording(NamedTuple):
         return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(3))
 
 
-def render(size: str = "small", seed: int = 0, progress: bool = False) -> Dataset:
+def render(
+    size: str = "small", seed: int = 0, progress: bool = False, height: int = drawing.HEIGHT
+) -> Dataset:
     """Render the data set. On one machine, the same seed gives the same bytes with any number of processes.
 
     `small` and `full` have the same validation video and test clips. A short training recording equals the beginning
-    of a longer one with the same number. Raises ValueError for an unknown size.
+    of a longer one with the same number. Frames of every `height` in pixels show the same scene; the width is twice the
+    height. Raises ValueError for an unknown size.
     """
     recordings = _recordings(size, seed)
-    rendered = _render_recordings(recordings, workers=2 if size == "full" else 1, progress=progress)
+    rendered = _render_recordings(recordings, 2 if size == "full" else 1, progress, height)
     n = len(SIZES[size].train)
     boundaries = tuple(accumulate(SIZES[size].train[:-1]))
     train = Video(
@@ -68,7 +71,8 @@ def render(size: str = "small", seed: int = 0, progress: bool = False) -> Datase
     )
     val = Video(*rendered[n], name="val")
     tests = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(rendered[n + 1 :]))
-    return Dataset(f"synthetic {size}, seed {seed}", train, val, tests)
+    name = f"synthetic {size}, seed {seed}" + (f", height {height}" if height != drawing.HEIGHT else "")
+    return Dataset(name, train, val, tests)
 
 
 def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.ndarray, "n 2"]]:
@@ -110,40 +114,44 @@ def _recordings(size: str, seed: int) -> list[Recording]:
 
 
 def _render_recordings(
-    recordings: list[Recording], workers: int, progress: bool = False
+    recordings: list[Recording], workers: int, progress: bool = False, height: int = drawing.HEIGHT
 ) -> list[tuple[Tensor, Tensor]]:
     """Return frames and labels of each recording, in order. A daemonic process may not start others, so it uses one."""
     bar = partial(
         tqdm, total=len(recordings), desc="rendering recordings", disable=None if progress else True
     )
     if workers == 1 or current_process().daemon:
-        return list(bar(map(_render_recording, recordings)))
+        return list(bar(map(partial(_render_recording, height=height), recordings)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rendered = list(bar(pool.map(_render_arrays, recordings)))
+        rendered = list(bar(pool.map(partial(_render_arrays, height=height), recordings)))
     return [(torch.from_numpy(frames), torch.from_numpy(labels)) for frames, labels in rendered]
 
 
-def _render_arrays(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+def _render_arrays(recording: Recording, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a recording as NumPy arrays. Between processes, each tensor would need an open file, but arrays do not."""
-    frames, labels = _render_recording(recording)
+    frames, labels = _render_recording(recording, height=height)
     return frames.numpy(), labels.numpy()
 
 
 def _render_recording(
-    recording: Recording, hidden: bool = True
+    recording: Recording, hidden: bool = True, height: int = drawing.HEIGHT
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     """Return frames and labels of a recording. If `hidden` is false, sway and flicker are zero."""
-    return _render_poses(recording, motion.routine(recording.frames, recording.generators()[0]), hidden)
+    poses = motion.routine(recording.frames, recording.generators()[0])
+    return _render_poses(recording, poses, hidden, height)
 
 
 def _render_poses(
-    recording: Recording, poses: Float[np.ndarray, "n dof"], hidden: bool = True
+    recording: Recording,
+    poses: Float[np.ndarray, "n dof"],
+    hidden: bool = True,
+    height: int = drawing.HEIGHT,
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     places = skeleton.joints(poses)
     sway, flicker = (_factors(recording) * hidden).T
     lost = _lost(drawing.project(places), recording.generators()[2])
-    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker)
-    labels = drawing.labels(places, lost)
+    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker, height)
+    labels = drawing.labels(places, lost, height)
     return torch.from_numpy(frames), torch.from_numpy(labels)
 
 

@@ -12,6 +12,7 @@ from cvae_lab.data.synthetic.skeleton import JOINTS
 HEIGHT, WIDTH = 32, 64
 # Supersampling: a pixel is the mean of FINE x FINE drawn pixels, and of COARSE x COARSE in the shadow.
 FINE, COARSE = 6, 3
+LARGE = 8  # frames that are at least this many times as high have 2 x 2 drawn pixels per pixel, to save time
 # Camera: focal length in pixels, row of the horizon, height in metres, distance of the wall in metres.
 FOCAL, HORIZON, EYE, WALL = 70.0, 11.5, 1.1, 7.0
 SHADOW = 0.55  # fraction of the light that a shadow removes
@@ -87,10 +88,17 @@ def project(places: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
 
 
 def labels(
-    places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"]
+    places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"], height: int = HEIGHT
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw pose labels from joint positions in metres. Limbs with a lost joint are not drawn."""
-    return draw_limbs(project(places)[..., :2], lost)
+    """Draw pose labels of `height` from joint positions in metres. Limbs with a lost joint are not drawn."""
+    return draw_limbs(_times(height) * project(places)[..., :2], lost, size=(height, 2 * height))
+
+
+def _times(height: int) -> int:
+    """Return the factor from a frame of 32 rows, whose pixels all constants of this module refer to, to `height`."""
+    if height < HEIGHT or height % HEIGHT:
+        raise ValueError(f"height is {height}; give a multiple of {HEIGHT}")
+    return height // HEIGHT
 
 
 def draw_limbs(
@@ -123,16 +131,26 @@ def draw_limbs(
 
 
 def frames(
-    places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"], light: Float[np.ndarray, " n"]
+    places: Float[np.ndarray, "n joints 3"],
+    sway: Float[np.ndarray, " n"],
+    light: Float[np.ndarray, " n"],
+    height: int = HEIGHT,
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw frames of the figure in the room. `sway` moves hair and hem (metres), and `light` scales the brightness."""
+    """Draw frames of the figure in the room. `sway` moves hair and hem (metres), and `light` scales the brightness.
+
+    Args:
+        height: height of the frames in pixels, a multiple of 32; the width is twice the height. Every size is drawn,
+            not enlarged, and shows the same scene.
+    """
+    times = _times(height)
     dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
-    seen, fallen = project(dressed), project(_cast(dressed))
-    room = _room()
-    drawn = np.empty((len(places), 3, HEIGHT, WIDTH), np.uint8)
+    seen, fallen = times * project(dressed), times * project(_cast(dressed))
+    fine = 2 if times >= LARGE else FINE
+    room = _room(times, fine)
+    drawn = np.empty((len(places), 3, height, 2 * height), np.uint8)
     for i, depth in enumerate(dressed[..., 2]):
-        dark = _shadow(fallen[i].tolist())
-        colour, cover = _figure(seen[i].tolist(), depth)
+        dark = _shadow(fallen[i].tolist(), times)
+        colour, cover = _figure(seen[i].tolist(), depth, times, fine)
         picture = light[i] * (room * (1 - SHADOW * dark) * (1 - cover) + colour * cover)
         drawn[i] = np.rint(np.clip(picture, 0, 255)).transpose(2, 0, 1)
     return drawn
@@ -159,9 +177,10 @@ def _cast(places: Float[np.ndarray, "n points 3"]) -> Float[np.ndarray, "n point
     return np.stack([x, 0 * y, np.minimum(z + CAST * y, WALL)], axis=-1)
 
 
-def _room() -> Float[np.ndarray, "h w 3"]:
+def _room(times: int = 1, fine: int = FINE) -> Float[np.ndarray, "h w 3"]:
     """Draw the empty room (0 to 255): a wall with the light of two lamps, and a floor with a bright centre."""
-    v, u = (np.mgrid[: HEIGHT * FINE, : WIDTH * FINE] + 0.5) / FINE
+    height, width = times * HEIGHT, times * WIDTH
+    v, u = (np.mgrid[: height * fine, : width * fine] + 0.5) / (times * fine)
     corner = HORIZON + FOCAL * EYE / WALL
     lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
     wall = (0.58 + 0.34 * lamps)[..., None] * np.array([236, 240, 236])
@@ -169,33 +188,33 @@ def _room() -> Float[np.ndarray, "h w 3"]:
     pool = np.exp(-(((u - 30) / 26) ** 2) - ((v - 28) / 7) ** 2)
     floor = (0.62 + 0.2 * pool + 0.008 * (v - corner))[..., None] * np.array([236, 218, 194])
     room = np.where((v < corner)[..., None], wall, floor)
-    return room.reshape(HEIGHT, FINE, WIDTH, FINE, 3).mean(axis=(1, 3))
+    return room.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
 
 
-def _shadow(points: list[list[float]]) -> Float[np.ndarray, "h w 1"]:
+def _shadow(points: list[list[float]], times: int) -> Float[np.ndarray, "h w 1"]:
     """Return the shadow of each pixel, from 0 (none) to 1 (full), with soft edges."""
-    canvas = Image.new("L", (WIDTH * COARSE, HEIGHT * COARSE))
+    canvas = Image.new("L", (times * WIDTH * COARSE, times * HEIGHT * COARSE))
     draw = ImageDraw.Draw(canvas)
     for ends, _, _ in _PARTS:
         _hull(draw, _circles(points, ends, COARSE), 255, flat=0.35)
-    soft = canvas.reduce(COARSE).filter(ImageFilter.GaussianBlur(0.8))
+    soft = canvas.reduce(COARSE).filter(ImageFilter.GaussianBlur(0.8 * times))
     return np.asarray(soft, np.float64)[..., None] / 255
 
 
 def _figure(
-    points: list[list[float]], depth: Float[np.ndarray, " points"]
+    points: list[list[float]], depth: Float[np.ndarray, " points"], times: int, fine: int
 ) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
     """Draw the figure, and return its colour (0 to 255) and coverage (0 to 1). Parts are drawn from far to near."""
-    canvas = Image.new("RGBA", (WIDTH * FINE, HEIGHT * FINE))
+    canvas = Image.new("RGBA", (times * WIDTH * fine, times * HEIGHT * fine))
     draw = ImageDraw.Draw(canvas)
     distance = [sum(depth[i] for i, _ in ends) / len(ends) - nearer for ends, _, nearer in _PARTS]
     for k in sorted(range(len(_PARTS)), key=distance.__getitem__, reverse=True):
         ends, colour, _ = _PARTS[k]
-        circles = _circles(points, ends, FINE)
+        circles = _circles(points, ends, fine)
         _hull(draw, circles, tuple(round(0.72 * value) for value in colour))
         lit = [(u, v - 0.28 * r, 0.68 * r) for u, v, r in circles]
         _hull(draw, lit, tuple(min(255, round(1.12 * value)) for value in colour))
-    small = np.asarray(canvas.reduce(FINE), np.float64)
+    small = np.asarray(canvas.reduce(fine), np.float64)
     return small[..., :3], small[..., 3:] / 255
 
 

@@ -16,10 +16,15 @@ def add_commands(add: Add) -> None:
     sizes = ["tiny", "small", "full"]
     synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
+    heights = (32, 64, 128)
+    text = "frame height in pixels; the width is twice the height"
+    synthetic.add_argument("--height", type=int, choices=heights, default=32, help=text)
 
     about = "report the content of a data folder, or why it cannot be used"
     check = add("check", about, "data/LAB4_Dataset", "tiny")
     check.add_argument("data", metavar="DATA", help=DATA)
+    text = f"{text}; default: height of the pictures, or 32 if the pictures have another size"
+    check.add_argument("--height", type=int, choices=heights, help=text)
 
     params = add(
         "params", "list the parameters that -p sets, with type, range, default and meaning",
@@ -31,8 +36,9 @@ def add_commands(add: Add) -> None:
 def synthetic(options: argparse.Namespace) -> None:
     from cvae_lab.data import load, write_folder
 
-    write_folder(load(options.size, options.seed), options.out)
-    print(f"Wrote the synthetic data set ({options.size}, seed {options.seed}) to {options.out}.")
+    write_folder(load(options.size, options.seed, height=options.height), options.out)
+    size = f"{options.height} x {2 * options.height} pixels"
+    print(f"Wrote the synthetic data set ({options.size}, seed {options.seed}, {size}) to {options.out}.")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -40,7 +46,8 @@ def check(options: argparse.Namespace) -> None:
     from cvae_lab.data.check import report
     from cvae_lab.data.video.report import read_report
 
-    print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
+    table = report(load(options.data, height=options.height))
+    print(table.to_string(index=False, float_format="%.2f", na_rep="-"))
     print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions without a model.")
     if video_report := read_report(options.data):
         print("\nThis data set was made from a video:", *video_report.lines, sep="\n")

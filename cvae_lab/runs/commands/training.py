@@ -117,7 +117,7 @@ def _run_all(
 
     jobs = plan(data, options.out, variants, seeds, params)
     # Load the data once before the workers start. This fills the cache, and an error in the folder is raised here.
-    load(data, required=("train",))
+    load(data, required=("train",), height=params.get("height", 32))
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
     log = log_line
