@@ -6,6 +6,7 @@ Exit status: 0 success, 1 error with an explanation in one line, 2 wrong usage, 
 import argparse
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         "cvae-lab", description="Pose-conditioned video prediction with a conditional VAE.", formatter_class=_Help,
         epilog="examples:\n  cvae-lab sweep --out runs/first -p minutes 4\n  cvae-lab predict runs/first\n\n"
-        "`cvae-lab COMMAND --help` explains a command. `cvae-lab params` lists all parameters.",
+        "`cvae-lab COMMAND --help` explains a command.\n`cvae-lab params` lists all parameters.",
     )  # fmt: skip
     commands = root.add_subparsers(required=True, metavar="command")
     _data_commands(commands)
@@ -109,7 +110,7 @@ def _command(
     """Add a command. It imports `module` and calls the function of the same name, in which _ replaces -."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
+        name, help=text, description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78), formatter_class=_Help, aliases=aliases,
         epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
     )  # fmt: skip
     command.set_defaults(function=name.replace("-", "_"), module=module)
@@ -140,7 +141,7 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
 def _video_commands(commands: Any) -> None:  # noqa: ANN401
     video = _command(
         commands, "video", "make a data set from a video of one person, recorded with a fixed camera",
-        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
+        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
     text = "an empty or new folder; required, no default"
@@ -297,7 +298,7 @@ def _record_commands(commands: Any) -> None:  # noqa: ANN401
     again = _command(
         commands, "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
-        "--root /tmp/copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
+        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
     again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")

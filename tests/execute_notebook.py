@@ -58,7 +58,9 @@ def without_view(output: NotebookNode, widgets: dict) -> None:
     view = output.data.pop(VIEW)
     if "image/png" not in output.data:
         drawings = drawings_of(view["model_id"], widgets)
-        output.data["image/png"] = screenshot("".join(drawings) + f"<p><em>{output.data['text/plain']}</em></p>")
+        output.data["image/png"] = screenshot(
+            "".join(drawings) + f"<p><em>{output.data['text/plain']}</em></p>"
+        )
         output.metadata["image/png"] = {"alt": text_of(drawings)}
 
 
@@ -73,8 +75,12 @@ def drawings_of(model_id: str, widgets: dict) -> list[str]:
 
 def text_of(drawings: list[str]) -> str:
     """Return the text of drawings and the names of their SVGs, as alternative text of a picture."""
-    names = [html.unescape(name) for d in drawings for name in re.findall(r'<svg[^>]*aria-label="([^"]*)"', d)]
-    lines = re.sub(r"<(br|div)[^>]*>", "\n", re.sub(r"<text.*?</text>", "", "\n".join(drawings), flags=re.DOTALL))
+    names = [
+        html.unescape(name) for d in drawings for name in re.findall(r'<svg[^>]*aria-label="([^"]*)"', d)
+    ]
+    lines = re.sub(
+        r"<(br|div)[^>]*>", "\n", re.sub(r"<text.*?</text>", "", "\n".join(drawings), flags=re.DOTALL)
+    )
     texts = [html.unescape(re.sub(r"<[^>]+>", "", line)).strip(" ▮") for line in lines.splitlines()]
     return "; ".join(part for part in [*names, *texts] if part)
 
@@ -83,8 +89,12 @@ def screenshot(body: str) -> str:
     """Draw HTML in headless Chromium, 660 pixels wide, without empty borders. Return a PNG in base64."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        raise FileNotFoundError("Chromium draws the pictures of sliders and is not installed: install chromium.")
-    style = "body { margin: 8px; width: 644px; font: 14px/1.5 sans-serif; background: white } p { margin: 6px 0 }"
+        raise FileNotFoundError(
+            "Chromium draws the pictures of sliders and is not installed: install chromium."
+        )
+    style = (
+        "body { margin: 8px; width: 644px; font: 14px/1.5 sans-serif; background: white } p { margin: 6px 0 }"
+    )
     with tempfile.TemporaryDirectory() as folder:
         page, picture = Path(folder) / "page.html", Path(folder) / "page.png"
         page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}", encoding="utf-8")
@@ -94,7 +104,9 @@ def screenshot(body: str) -> str:
         image = Image.open(picture).convert("RGB")
     right, bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()[2:]
     small = io.BytesIO()
-    image.crop((0, 0, right + 8, bottom + 8)).quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    image.crop((0, 0, right + 8, bottom + 8)).quantize(256, dither=Image.Dither.NONE).save(
+        small, "png", optimize=True
+    )
     return base64.b64encode(small.getvalue()).decode()
 
 

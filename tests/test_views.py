@@ -197,7 +197,9 @@ def outputs(clips):
     return [formatter.format(item) for item in (widget, page)]
 
 
-STRIP = "Strip of frames. Rows from the top: pose label, truth, prediction. Frames from the left: 1, 2, 3, 4, 5."
+STRIP = (
+    "Strip of frames. Rows from the top: pose label, truth, prediction. Frames from the left: 1, 2, 3, 4, 5."
+)
 STRIP_SHAPE = (12 * (3 * (H + 1) - 1), 12 * (T * (W + 1) - 1), 3)
 
 
