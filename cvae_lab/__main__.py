@@ -6,6 +6,7 @@ Exit status: 0 success, 1 error with an explanation in one line, 2 wrong usage, 
 import argparse
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         "cvae-lab", description="Pose-conditioned video prediction with a conditional VAE.", formatter_class=_Help,
         epilog="examples:\n  cvae-lab sweep --out runs/first -p minutes 4\n  cvae-lab predict runs/first\n\n"
-        "`cvae-lab COMMAND --help` explains a command. `cvae-lab params` lists all parameters.",
+        "`cvae-lab COMMAND --help` explains a command.\n`cvae-lab params` lists all parameters.",
     )  # fmt: skip
     commands = root.add_subparsers(required=True, metavar="command")
     for module in COMMANDS:
@@ -98,7 +99,8 @@ def _command(
     """Add a command. It imports `module` and calls the function of the same name, in which _ replaces -."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_Help, aliases=aliases,
+        name, help=text, description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78),
+        formatter_class=_Help, aliases=aliases,
         epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
     )  # fmt: skip
     command.set_defaults(function=name.replace("-", "_"), module=module)

@@ -152,6 +152,16 @@ def test_params_lists_every_parameter_with_range_default_and_meaning(capsys):
     assert meaning.strip() == "learning rate after warm-up"
 
 
+def test_every_help_text_fits_into_80_columns_and_has_an_example(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    root = parser()
+    commands = next(action.choices for action in root._actions if action.choices)
+    for name, command in {"": root, **commands}.items():
+        text = command.format_help()
+        assert max(map(len, text.splitlines())) <= 80, name
+        assert re.search(r"^examples?:\n  cvae-lab", text, re.MULTILINE), name
+
+
 def test_help_loads_neither_torch_nor_pandas():
     code = (
         "import sys\nfrom cvae_lab.__main__ import main\n"

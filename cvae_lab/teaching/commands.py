@@ -47,7 +47,7 @@ def _add_grading(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     score = add(
         "score", "score predicted frames against true ones, in any of the accepted file formats",
-        "prediction/submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
+        "submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
     )  # fmt: skip
     formats = "a submission CSV, text file(s) of 2023, folder(s) of PNGs, GIF, video or npz"
     score.add_argument("prediction", type=Path, metavar="PREDICTION", help=formats)

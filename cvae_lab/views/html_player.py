@@ -84,7 +84,8 @@ class EmbeddedPage:
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
         """HTML that shows the page. If a viewer removes styles, iframes and scripts, a static strip of frames is shown.
 
-        A viewer that shows no HTML at all, such as VS Code in a folder that it does not trust, shows the strip as PNG. The iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
+        A viewer that shows no HTML, such as VS Code in a folder that it does not trust, shows the strip as a PNG. The
+        iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
         """
         text = html.escape(self._page, quote=True)
         resize = (

@@ -10,7 +10,7 @@ from cvae_lab.runs.commands import Add
 def add_commands(add: Add) -> None:
     video = add(
         "video", "make a data set from a video of one person, recorded with a fixed camera",
-        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --size 64x128 --fit crop",
+        "clip.mp4 --out data/mine", "clip.mp4 --out data/mine --pose openpose/ --fps 25 --fit crop",
     )  # fmt: skip
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
     text = "an empty or new folder; required, no default"
