@@ -199,7 +199,9 @@ def test_replayed_training_steps_have_the_gradients_of_the_reference_loop(
     wanted = train(same, partial(reference_unroll, same), forced, noise)
     assert ours.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(ours[name], value, atol=1e-10, rtol=1e-7, msg=name)
+        torch.testing.assert_close(
+            ours[name], value, atol=1e-7, rtol=1e-4, msg=name
+        )  # batch norm is in float32
 
 
 def test_autocast_is_part_of_the_recording(emulated_training):
