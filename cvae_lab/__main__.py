@@ -21,7 +21,7 @@ STUDIES = ["reference", "strategies", "ablation", "minutes", "latent"]
 PRESETS = ["handout", "compact"]
 GPU_PARTS = ["machine", "checks", "training", "rollout", "score"]
 
-DATA = "tiny, small or full (synthetic), or a folder with the layout of the course data"
+DATA = "tiny, small, full or varied (synthetic), or a folder with the layout of the course data"
 WORKERS = "number of parallel processes; 0: one per core"
 SCHEDULER = (
     "address of a running Dask scheduler, for example tcp://10.0.0.1:8786; default: processes on this machine"
@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     _data_commands(commands)
     _video_commands(commands)
     _training_commands(commands)
+    _pretraining_commands(commands)
     _predict_command(commands)
     _comparison_commands(commands)
     _record_commands(commands)
@@ -122,7 +123,7 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
         "data/small", "data/tiny --size tiny --seed 1", aliases=["stage"],
     )  # fmt: skip
     synthetic.add_argument("out", type=Path, metavar="OUT", help="an empty or new folder")
-    sizes = ["tiny", "small", "full"]
+    sizes = ["tiny", "small", "full", "varied"]
     synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
 
@@ -206,6 +207,24 @@ def _training_commands(commands: Any) -> None:  # noqa: ANN401
     study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: seeds of the study")
     study.add_argument("--variants", nargs="+", metavar="VARIANT", help="default: all variants of the study")
     _parameters(study)
+
+
+def _pretraining_commands(commands: Any) -> None:  # noqa: ANN401
+    pretrain = _command(
+        commands, "pretrain", "train initial weights on synthetic recordings with different people and rooms",
+        "--out weights.safetensors --minutes 30", "--out tiny.safetensors --minutes 0.1 --recordings 4",
+        module="cvae_lab.runs.pretraining",
+    )  # fmt: skip
+    text = "file of the weights (.safetensors); the record of the training is written beside it; required"
+    pretrain.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
+    pretrain.add_argument("--minutes", type=float, default=30.0, help="training time, without the rendering")
+    pretrain.add_argument("--device", default="auto", help="auto, cpu, mps, cuda, or one GPU such as cuda:1")
+    pretrain.add_argument(
+        "--height", type=int, default=32, choices=(32, 64, 128), help="height of frames in pixels"
+    )
+    pretrain.add_argument("--recordings", type=int, default=400, help="number of training recordings")
+    pretrain.add_argument("--seed", type=int, default=0, help="seed of initial weights and training clips")
+    _parameters(pretrain)
 
 
 def _predict_command(commands: Any) -> None:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ __all__ = [
     "Dataset",
     "Video",
     "load",
+    "load_varied",
     "read_folder",
     "write_folder",
 ]
 
-SYNTHETIC = ("tiny", "small", "full")
+SYNTHETIC = tuple(
+    size + suffix for size in ("tiny", "small", "full", "varied") for suffix in ("", "-64x128", "-128x256")
+)
+"""Names of the synthetic data sets. Those without a suffix have frames of 32 x 64 pixels."""
 
 
 def load(
@@ -35,13 +40,13 @@ def load(
     answers: str | Path | None = None,
     min_frames: int = 2,
 ) -> Dataset:
-    """Return a data set: a synthetic one if `data` is tiny, small or full, otherwise the one in the folder `data`.
+    """Return a data set: a synthetic one if `data` is in `SYNTHETIC`, otherwise the one in the folder `data`.
 
     A synthetic data set is rendered once per size, seed and version of its code, and kept in the cache. A folder must
     have the assignment's layout (`read_folder`).
 
     Args:
-        data: size of the synthetic data set, or a folder.
+        data: name of a synthetic data set (`SYNTHETIC`), or a folder.
         seed: seed of the synthetic data set.
         parts: splits to read from a folder (train, val, test). A missing split is empty in the result.
         required: splits that must exist, such as `("train",)` for training. A missing one raises DataError.
@@ -59,15 +64,29 @@ def load(
             fit=fit,
             answers=answers,
         )
-    return _from_plain(
-        cached(cache_dir(), f"synthetic-{data}-{seed}", _source_key(), lambda: _render(data, seed, progress))
-    )
+    name = str(data)
+    render = partial(_render, name.partition("-")[0], seed, progress, frame_height(name))
+    return _from_plain(cached(cache_dir(), f"synthetic-{name}-{seed}", _source_key(), render))
 
 
-def _render(size: str, seed: int, progress: bool) -> dict[str, Any]:
+def load_varied(recordings: int, height: int, seed: int = 0, progress: bool = True) -> Dataset:
+    """Return the data set `varied` with another number of training recordings, rendered once like those of `load`."""
+    name = f"synthetic-varied-{height}-{recordings}-{seed}"
+    render = partial(_render, "varied", seed, progress, height, recordings)
+    return _from_plain(cached(cache_dir(), name, _source_key(), render))
+
+
+def frame_height(name: str) -> int:
+    """Return the height in pixels of the frames of the synthetic data set with this name."""
+    return int(name.partition("-")[2].partition("x")[0] or 32)
+
+
+def _render(
+    size: str, seed: int, progress: bool, height: int, recordings: int | None = None
+) -> dict[str, Any]:
     from cvae_lab.data.synthetic.dataset import render
 
-    dataset = render(size, seed, progress)
+    dataset = render(size, seed, progress, height, recordings)
     videos = {"train": dataset.train, "val": dataset.val}
     plain = {key: (v.frames, v.labels, v.boundaries, v.name) for key, v in videos.items()}
     return plain | {"name": dataset.name, "tests": [(c.name, c.labels, c.answer) for c in dataset.tests]}

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -185,16 +185,24 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 def provenance() -> dict[str, str]:
     """Return hardware, Python, torch and package versions, and the git commit.
 
-    The commit ends in "+changes" if the package differs from the commit. It is empty outside a checkout.
+    The commit ends in "+changes" if the package differs from the commit. It is empty outside a checkout, unless the
+    environment variable CVAE_LAB_COMMIT is set to the commit of the copied files.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    commit = _git("rev-parse", "--short", "HEAD")
+    commit = os.environ.get("CVAE_LAB_COMMIT") or _git("rev-parse", "--short", "HEAD")
     if commit and _git("status", "--porcelain", "--", "."):
         commit += "+changes"
     return {
         "hardware": f"{device}, {os.cpu_count()} CPU cores", "python": platform.python_version(),
-        "torch": torch.__version__, "cvae_lab": version("cvae-lab"), "commit": commit,
+        "torch": torch.__version__, "cvae_lab": _version(), "commit": commit,
     }  # fmt: skip
+
+
+def _version() -> str:
+    try:
+        return version("cvae-lab")
+    except PackageNotFoundError:  # the files were copied and not installed
+        return ""
 
 
 def commit_to_reproduce() -> str:

@@ -158,7 +158,7 @@ def frames(
 def _cloth(
     places: Float[np.ndarray, "n joints 3"], sway: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, "n 3 3"]:
-    """Return the positions of the points in `figure.EXTRA`, the ends of hem and hair. They depend on thighs, head and sway."""
+    """Return the ends of hem and hair (`figure.EXTRA`). They depend on thighs, head and sway."""
     at = {name: places[:, i] for i, name in enumerate(JOINTS)}
     aside = np.stack([sway, 0 * sway, 0 * sway], axis=1)
     flare = 0.35 * (at["hip_l"] - at["hip_r"])
