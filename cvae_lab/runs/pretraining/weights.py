@@ -33,7 +33,13 @@ LONG_PART, LONG_FRAMES, LONG_LR = 0.25, 12, 1e-3
 
 
 def pretrain(
-    out: Path, minutes: float, height: int, recordings: int, seed: int, params: dict[str, Any]
+    out: Path,
+    minutes: float,
+    height: int,
+    recordings: int,
+    seed: int,
+    params: dict[str, Any],
+    command: str = "",
 ) -> dict[str, Any]:
     """Train on `recordings` recordings of `varied`, write `out` and the JSON record beside it, and return the record.
 
@@ -57,7 +63,7 @@ def pretrain(
     write_weights(out, second.evaluation_model().state_dict(), config)
     seconds = {"training": first.elapsed + second.elapsed, "rendering": rendered}
     record = {
-        "data": config.data, "recordings": recordings, "frames": len(data.train),
+        "command": command, "data": config.data, "recordings": recordings, "frames": len(data.train),
         "hours": {name: round(value / 3600, 4) for name, value in seconds.items()},
         "steps": [first.step, second.step], "bytes": out.stat().st_size, "scores": _scores(out, config, data),
         "model": asdict(config.model), "stages": [asdict(short), asdict(long)], **provenance(),
