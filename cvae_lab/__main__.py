@@ -126,10 +126,15 @@ def _data_commands(commands: Any) -> None:  # noqa: ANN401
     sizes = ["tiny", "small", "full", "varied"]
     synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
+    heights = (32, 64, 128)
+    text = "frame height in pixels; the width is twice the height"
+    synthetic.add_argument("--height", type=int, choices=heights, default=32, help=text)
 
     about = "report the content of a data folder, or why it cannot be used"
     check = _command(commands, "check", about, "data/LAB4_Dataset", "tiny")
     check.add_argument("data", metavar="DATA", help=DATA)
+    text = f"{text}; default: that of the pictures, or 32 if theirs is another size"
+    check.add_argument("--height", type=int, choices=heights, help=text)
 
     params = _command(
         commands, "params", "list the parameters that -p sets, with type, range, default and meaning",

@@ -170,8 +170,9 @@ def machine(device: torch.device, tiny: bool = False) -> dict[str, float | str]:
 def flops_per_frame(model: CVAE) -> float:
     """Return the number of operations per training frame in the forward pass. A multiply-add counts as two."""
     device = next(model.parameters()).device
-    x = torch.rand(1, 2, 3, 32, 64, device=device)
-    eps = torch.zeros(1, 1, *model.latent_shape(32, 64), device=device)
+    size = model.config.height, 2 * model.config.height
+    x = torch.rand(1, 2, 3, *size, device=device)
+    eps = torch.zeros(1, 1, *model.latent_shape(*size), device=device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         reference_unroll(model, x, x, eps, Feedback(torch.ones(1, 1, dtype=torch.bool)))
     return counter.get_total_flops()

@@ -8,6 +8,8 @@ from pydantic.dataclasses import dataclass
 from cvae_lab.config.checks import STRICT, ConfigError, one_sentence
 
 Preset = Literal["handout", "compact"]
+HEIGHTS = (32, 64, 128)
+"""Heights of a frame in pixels that `compact` has a network for. The width is twice the height."""
 
 
 @one_sentence
@@ -23,7 +25,8 @@ class ModelConfig:
     name: Preset = Field("compact", description="network: handout (the course's) or compact (smaller)")
     height: Literal[32, 64, 128] = Field(
         32,
-        description="frame height in pixels; each doubling adds a level to `compact`, so z keeps its size",
+        description="frame height in pixels; the width is twice the height. Data are read or rendered in this size; "
+        "each doubling adds a level to `compact`, so z keeps its size",
     )
     width: int = Field(
         32,

@@ -24,10 +24,7 @@ __all__ = [
     "write_folder",
 ]
 
-SYNTHETIC = tuple(
-    size + suffix for size in ("tiny", "small", "full", "varied") for suffix in ("", "-64x128", "-128x256")
-)
-"""Names of the synthetic data sets. Those without a suffix have frames of 32 x 64 pixels."""
+SYNTHETIC = ("tiny", "small", "full", "varied")
 
 
 def load(
@@ -39,6 +36,7 @@ def load(
     fit: Fit = "stretch",
     answers: str | Path | None = None,
     min_frames: int = 2,
+    height: int | None = 32,
 ) -> Dataset:
     """Return a data set: a synthetic one if `data` is in `SYNTHETIC`, otherwise the one in the folder `data`.
 
@@ -64,26 +62,22 @@ def load(
             fit=fit,
             answers=answers,
         )
-    name = str(data)
-    render = partial(_render, name.partition("-")[0], seed, progress, frame_height(name))
-    return _from_plain(cached(cache_dir(), f"synthetic-{name}-{seed}", _source_key(), render))
+    return _synthetic(str(data), seed, progress, height or 32)
 
 
-def load_varied(recordings: int, height: int, seed: int = 0, progress: bool = True) -> Dataset:
+def load_varied(recordings: int, height: int, progress: bool = True) -> Dataset:
     """Return the data set `varied` with another number of training recordings, rendered once like those of `load`."""
-    name = f"synthetic-varied-{height}-{recordings}-{seed}"
-    render = partial(_render, "varied", seed, progress, height, recordings)
+    return _synthetic("varied", 0, progress, height, recordings)
+
+
+def _synthetic(size: str, seed: int, progress: bool, height: int, recordings: int | None = None) -> Dataset:
+    name = f"synthetic-{size}-{seed}" + (f"-height-{height}" if height != 32 else "")
+    name += f"-recordings-{recordings}" if recordings else ""
+    render = partial(_render, size, seed, progress, height, recordings)
     return _from_plain(cached(cache_dir(), name, _source_key(), render))
 
 
-def frame_height(name: str) -> int:
-    """Return the height in pixels of the frames of the synthetic data set with this name."""
-    return int(name.partition("-")[2].partition("x")[0] or 32)
-
-
-def _render(
-    size: str, seed: int, progress: bool, height: int, recordings: int | None = None
-) -> dict[str, Any]:
+def _render(size: str, seed: int, progress: bool, height: int, recordings: int | None) -> dict[str, Any]:
     from cvae_lab.data.synthetic.dataset import render
 
     dataset = render(size, seed, progress, height, recordings)

@@ -3,7 +3,7 @@
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,8 +14,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from cvae_lab.config.model import HEIGHTS
+
 MAX_PIXELS = 40_000_000  # limit for one picture; an 8K video frame has 33 million pixels
 BLOCK = 2**20  # bytes of a file that are checked at once
+SIZES = tuple((height, 2 * height) for height in HEIGHTS)  # height and width of the frames of a data set
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -103,6 +106,26 @@ def decode(
                 bar.update()
             sources.append(source)
     return Decoded(torch.from_numpy(pixels), sources, dict(conversions))
+
+
+def chosen_size(groups: Mapping[str, Sequence[Group]], size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return `size` (height, width), or the size of the first picture if `size` is None and that is one of `SIZES`.
+
+    Raises DataError if `size` is larger than 32 x 64 and larger than the first picture of a group.
+    """
+    files = [group.files[0] for part in groups.values() for group in part if group.files]
+    if size == SIZES[0]:
+        return size
+    for file in files:
+        width, height = open_picture(file).size
+        if size is None:
+            return (height, width) if (height, width) in SIZES else SIZES[0]
+        if height < size[0] or width < size[1]:
+            raise DataError(
+                f"{file}: {height} x {width} pixels (height x width) are too small for frames of {size[0]} x "
+                f"{size[1]}; use height {SIZES[0][0]}, or larger pictures"
+            )
+    return size or SIZES[0]
 
 
 def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> None:

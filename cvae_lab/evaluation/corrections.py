@@ -16,6 +16,7 @@ from cvae_lab.rollout.predict import Labels
 
 SETTLING_STEPS = 4  # number of steps with label 0 after which the predicted first frame no longer changes
 FRAMES_PER_CALL = 64  # frames corrected in one batch; limits memory on long clips
+COURSE_HEIGHT = 32  # rows of the course's labels, for which LABEL_DISTANCE was chosen
 LABEL_DISTANCE = 0.002  # label distance at which the weight of the correction is 1/e
 
 
@@ -54,8 +55,10 @@ def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
 
     The distance is measured between a label and label 0, and is 0 if they are equal. It is the largest absolute
     difference over channels, averaged over pixels, in [0, 1]. Labels are first blurred over 5 x 5 pixels, because the
-    joint positions of pose detectors have an error of about one pixel.
+    joint positions of pose detectors have an error of about one pixel. Labels with more than 32 rows are reduced first,
+    so the same poses have about the same distance in every size.
     """
+    labels = F.avg_pool2d(labels, max(1, labels.shape[-2] // COURSE_HEIGHT))
     blurred = F.avg_pool2d(labels, 5, stride=1, padding=2, count_include_pad=False)
     distance = (blurred[1:] - blurred[:1]).abs().amax(1).mean((1, 2))
     return torch.exp(-distance / LABEL_DISTANCE)

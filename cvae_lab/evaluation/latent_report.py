@@ -23,7 +23,8 @@ def latent_row(model: CVAE, source: str, seed: int = 0) -> dict[str, Any]:
     The row contains probes of the hidden factors only for synthetic data, because the factors of other data are
     unknown. Raises DataError if no test clip has true frames.
     """
-    clips = [clip for clip in load(source, progress=False).tests if clip.answer is not None]
+    tests = load(source, progress=False, height=model.config.height).tests
+    clips = [clip for clip in tests if clip.answer is not None]
     if not clips:
         raise DataError(f"{source}: no test clip has true frames, so the latent cannot be diagnosed")
     length = min(FRAMES + 1, *map(len, clips))

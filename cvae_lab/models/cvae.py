@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cvae_lab.config import ModelConfig
+from cvae_lab.config.model import HEIGHTS
 from cvae_lab.models import compact, modules
 
 
@@ -36,7 +37,16 @@ class CVAE(nn.Module):
         self.Prior_Predictor = _prior(config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return the shape (channels, height, width) of z for a frame of this size in pixels."""
+        """Return the shape (channels, height, width) of z for a frame of this size in pixels.
+
+        Raises ValueError if the frame has a height of `HEIGHTS` other than the configuration's.
+        """
+        own = self.config.height
+        if height in HEIGHTS and height != own:
+            raise ValueError(
+                f"The frames have {height} x {width} pixels (height x width), but the model was built for {own} x "
+                f"{2 * own}; use a model with height = {height}, or read the data with height = {own}."
+            )
         scale = self.config.latent_stride
         return self.config.latents, height // scale, width // scale
 

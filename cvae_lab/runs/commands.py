@@ -52,8 +52,9 @@ def params(options: argparse.Namespace) -> None:
 def synthetic(options: argparse.Namespace) -> None:
     from cvae_lab.data import load, write_folder
 
-    write_folder(load(options.size, options.seed), options.out)
-    print(f"Wrote the synthetic data set ({options.size}, seed {options.seed}) to {options.out}.")
+    write_folder(load(options.size, options.seed, height=options.height), options.out)
+    size = f"{options.height} x {2 * options.height} pixels"
+    print(f"Wrote the synthetic data set ({options.size}, seed {options.seed}, {size}) to {options.out}.")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -61,7 +62,11 @@ def check(options: argparse.Namespace) -> None:
     from cvae_lab.data.check import report
     from cvae_lab.data.video.report import read_report
 
-    print(report(load(options.data)).to_string(index=False, float_format="%.2f", na_rep="-"))
+    print(
+        report(load(options.data, height=options.height)).to_string(
+            index=False, float_format="%.2f", na_rep="-"
+        )
+    )
     print("\nstatic, copy_previous, mean_frame: mean PSNR (dB) of three predictions without a model.")
     if video_report := read_report(options.data):
         print("\nThis data set was made from a video:", *video_report.lines, sep="\n")
@@ -140,7 +145,7 @@ def _run_all(
 
     jobs = plan(data, options.out, variants, seeds, params)
     # Load the data once before the workers start. This fills the cache, and an error in the folder is raised here.
-    load(data, required=("train",))
+    load(data, required=("train",), height=params.get("height", 32))
     print(f"{len(jobs)} runs to {options.out}", flush=True)
     failed = 0
     log = _log_line

@@ -265,9 +265,7 @@ def best_run(root: Path) -> RunFolder:
 def train_run(
     path: Path, config: RunConfig, resume: bool = False, tensorboard: bool = False, pictures: bool = True
 ) -> None:
-    """Train and score a run and write its folder. Under torchrun, several processes train it together.
-
-    Every rank trains, and only rank 0 writes and prints.
+    """Train and score a run and write its folder. Under torchrun, every rank trains, and only rank 0 writes and prints.
 
     Args:
         resume: continue from last.pt.
@@ -280,7 +278,8 @@ def train_run(
         raise RunError(
             f"The run in {path} is finished; give more epochs or minutes to continue it, or another folder."
         )
-    data = load(config.data, progress=distributed.rank() == 0, required=("train",))
+    first = distributed.rank() == 0
+    data = load(config.data, progress=first, required=("train",), height=config.model.height)
     state = run.begin(config)
     try:
         if distributed.rank():

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import load
+from cvae_lab.data import course_csv, load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
-from cvae_lab.data.pixels import to_float
+from cvae_lab.data.files import replacing
+from cvae_lab.data.pixels import to_float, to_uint8
 from cvae_lab.evaluation import metrics, predict_clips
 from cvae_lab.models.device import pick_device
 from cvae_lab.runs.folder import find_runs
@@ -60,12 +62,16 @@ def predict_run(
         answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
 
+    The data are read at the height of the checkpoint's frames. The course's formats have frames of 32 x 64 pixels. For
+    other sizes, predictions.npz is written instead (uint8, one array per clip, with frame 0).
+
     Raises RunError if the folder cannot be written to. This is checked before the prediction.
     """
     chosen = [_choose(run) for run in runs]
     out = out or _default_folder(chosen, plain)
     _check_writable(out)
-    source = load(data, parts=("val", "test"), required=("test",), answers=answers)
+    height = _common_height(chosen)
+    source = load(data, parts=("val", "test"), required=("test",), answers=answers, height=height)
     has_answers = any(clip.answer is not None for clip in source.tests)
     # One validation clip is added, as in `RunFolder.finish`: z of a clip may depend on the other clips of its batch.
     clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
@@ -131,6 +137,17 @@ def _check_writable(folder: Path) -> None:
         ) from None
 
 
+def _common_height(chosen: Sequence[_Chosen]) -> int:
+    """The frame height of all checkpoints. Raises RunError if they differ, because their mean is then not defined."""
+    heights = {one.file: checkpoint.frame_height(one.file) for one in chosen}
+    if len(set(heights.values())) > 1:
+        listed = ", ".join(f"{file}: {height}" for file, height in heights.items())
+        raise RunError(
+            f"These checkpoints predict frames of different heights ({listed}); average checkpoints of one height."
+        )
+    return next(iter(heights.values()))
+
+
 def _averaged(by_model: Sequence[Videos]) -> Videos:
     return [sum(same_clip) / len(same_clip) for same_clip in zip(*by_model, strict=True)]
 
@@ -171,14 +188,26 @@ def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Lo
         torch.cat([to_float(clip.first[None]), frames]) for clip, frames in zip(clips, videos, strict=True)
     ]
     for file in write_course_files(out, form, clips, whole):
-        log(f"To hand in: {file}")
+        if file.suffix == ".npz":
+            height, width = clips[0].first.shape[-2:]
+            log(f"The course's formats have frames of 32 x 64 pixels, not {height} x {width}; wrote {file}.")
+        else:
+            log(f"To hand in: {file}")
     log(f"Open first: {out / f'clip{clips[0].name}.html'}")
 
 
 def write_course_files(
-    out: Path, form: Form, clips: Sequence[Clip], whole: Sequence[Float[Tensor, "_ 3 32 64"]]
+    out: Path, form: Form, clips: Sequence[Clip], whole: Sequence[Float[Tensor, "_ 3 h w"]]
 ) -> list[Path]:
-    """Write submission.csv (`later`) or one predK.csv per clip (`2023`). The clips in `whole` include frame 0."""
+    """Write submission.csv (`later`) or one predK.csv per clip (`2023`). The clips in `whole` include frame 0.
+
+    Frames that do not have the course's 32 x 64 pixels are written to predictions.npz instead.
+    """
+    if whole[0].shape[-2:] != (course_csv.HEIGHT, course_csv.WIDTH):
+        arrays = {clip.name: to_uint8(frames).numpy() for clip, frames in zip(clips, whole, strict=True)}
+        with replacing(out / "predictions.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+        return [out / "predictions.npz"]
     if form == "later":
         write_submission(out / "submission.csv", whole)
         return [out / "submission.csv"]

@@ -92,7 +92,7 @@ def draws(run: RunFolder) -> pd.DataFrame:
         return pd.read_csv(run.path / "draws.csv", index_col="frame")
     if not (run.path / "best.pt").exists():
         raise RunError(f"{run.path} has neither best.pt nor draws.csv; use a run with best.pt.")
-    data = load(run.config.data, progress=False)
+    data = load(run.config.data, progress=False, height=run.config.model.height)
     clip = next(clip for clip in (*data.tests, *data.val.as_clips()) if clip.answer is not None)
     model = checkpoint.load_model(run.path / "best.pt", pick_device(run.config.train.device))
     device = next(model.parameters()).device
@@ -139,7 +139,7 @@ def moves_picture(columns: int = 6) -> Figure:
 def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
     """Draw label, true frame and prediction of the first test clip at evenly spaced times."""
     predicted = excerpt(run)
-    clip = load(run.config.data, progress=False).tests[0]
+    clip = load(run.config.data, progress=False, height=run.config.model.height).tests[0]
     known = sorted(predicted[clip.name])
     moments = [known[int(i)] for i in np.linspace(0, len(known) - 1, columns)]
     rows = {

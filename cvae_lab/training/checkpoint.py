@@ -204,6 +204,12 @@ def train_config(path: Path) -> TrainConfig:
     return _validated(path, raw, _ModelContent).run_config(path).train
 
 
+def frame_height(path: Path) -> int:
+    """Return the height in pixels of the frames that the model in a checkpoint predicts."""
+    raw = read_file(path)
+    return _validated(path, raw, _ModelContent).run_config(path).model.height if _is_own(raw) else 32
+
+
 def _is_own(raw: dict[str, Any]) -> bool:
     """Whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
     return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)

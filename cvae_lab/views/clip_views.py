@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.files import replacing
@@ -21,6 +22,7 @@ from cvae_lab.views.sprites import SCALE, Pictures
 FASTEST = 50  # frames per second; browsers play a GIF more slowly if its frames last less than 2/100 s
 CAPTION = 20  # height of a line of text in a GIF, pixels
 FONT_SIZE = 13  # pixels
+COURSE_WIDTH = 64  # width of a frame of the course in pixels
 MARGIN = 4  # pixels between the panels of a GIF
 BACKGROUND, BLANK = (235,) * 3, 205  # grey of the background, and of a panel without a picture
 
@@ -78,11 +80,18 @@ def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> 
 def _captioned(
     clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
 ) -> Pictures:
-    """Pictures with one row per clip. Captions give the names of rows and columns and the frame number."""
+    """Pictures with one row per clip. Captions give the names of rows and columns and the frame number.
+
+    Frames are enlarged by `scale`. Frames wider than the course's are enlarged less or reduced, so that a panel is at
+    most `scale` times as wide as a frame of the course.
+    """
     font = _font()
     known = any(clip.answer is not None for clip in clips)
     names = ["pose label", *["truth"] * known, "prediction"]
-    height, width = (scale * size for size in clips[0].labels.shape[-2:])
+    high, wide = clips[0].labels.shape[-2:]
+    widest = scale * COURSE_WIDTH
+    reduction, scale = max(1, wide // widest), max(1, min(scale, widest // wide))
+    height, width = (scale * (size // reduction) for size in (high, wide))
     words = [f"frame {numbers[-1]}", *(f"clip {clip.name}" for clip in clips)]
     left = int(max(map(font.getlength, words))) + 2 * MARGIN
     base = Image.new(
@@ -105,13 +114,18 @@ def _captioned(
         top = CAPTION + row * (height + MARGIN)
         for column, panel in enumerate(panels):
             x = left + column * (width + MARGIN)
-            frames[:, top : top + height, x : x + width] = BLANK if panel is None else _enlarged(panel, scale)
+            frames[:, top : top + height, x : x + width] = (
+                BLANK if panel is None else _resized(panel, scale, reduction)
+            )
     for frame, number in zip(frames, at, strict=True):
         frame[:CAPTION, :left] = _text(f"frame {number}", left, font)
     return frames
 
 
-def _enlarged(panel: Tensor, scale: int) -> Pictures:
+def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
+    """Return uint8 pictures, enlarged by repeating pixels or reduced by averaging them."""
+    if reduction > 1:
+        panel = avg_pool2d(to_float(to_uint8(panel)), reduction)
     return to_uint8(panel).permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
 
 

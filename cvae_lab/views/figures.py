@@ -44,19 +44,21 @@ def frame_strip(
 ) -> Figure:
     """Draw the frames at `indices`: one row per clip with its name, one column per frame number (index + 1).
 
-    `pixels` is the number of screen pixels per frame pixel at 100 dpi. By default the strip fills the width.
+    `pixels` is the number of screen pixels per frame pixel at 100 dpi. By default the strip fills the width. Frames
+    that are too large for the width are reduced.
     """
     if not rows or not len(indices):
         raise ValueError("There is nothing to show: give at least one row of frames and one index.")
     grid = np.stack([to_uint8(frames[list(indices)]).permute(0, 2, 3, 1).numpy() for frames in rows.values()])
     gap, left, top, bottom = 2, 16 + 8 * max(map(len, rows)), 34 if title else 8, 26
     height, width = grid.shape[2] + gap, grid.shape[3] + gap
-    pixels = pixels or max(1, int((WIDTH * DPI - left - 8) / (width * len(indices))))
+    room = (WIDTH * DPI - left - 8) / (width * len(indices))
+    pixels = min(pixels or math.inf, int(room) or room)
     wide, high = pixels * (width * len(indices) - gap), pixels * (height * len(rows) - gap)
     size = np.array([left + wide + 8, top + high + bottom])
     figure = plt.figure(figsize=tuple(size / DPI), FigureClass=DescribedFigure)
     ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
-    ax.imshow(_mosaic(grid, gap), interpolation="nearest", aspect="auto")
+    ax.imshow(_mosaic(grid, gap), interpolation="nearest" if pixels >= 1 else "antialiased", aspect="auto")
     ax.set_xticks([width * i + (width - gap) / 2 - 0.5 for i in range(len(indices))])
     ax.set_xticklabels(
         [f"frame {index + 1}" if i == 0 else str(index + 1) for i, index in enumerate(indices)]

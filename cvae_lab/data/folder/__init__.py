@@ -20,7 +20,7 @@ from cvae_lab.data.folder.boundaries import BOUNDARIES_FILE, read_boundaries
 from cvae_lab.data.folder.layout import PARTS, find_parts, find_root
 from cvae_lab.data.folder.notices import conversion_notices, palette_of, size_notices
 from cvae_lab.data.folder.writing import write_folder
-from cvae_lab.data.pixels import DataError, Fit, Group, decode
+from cvae_lab.data.pixels import DataError, Fit, Group, chosen_size, decode
 
 __all__ = ["PARTS", "DataError", "read_folder", "write_folder"]
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def read_folder(
     root: str | Path,
     boundaries: tuple[int, ...] | None = None,
-    size: tuple[int, int] = (32, 64),
+    size: tuple[int, int] | None = (32, 64),
     progress: bool = True,
     cache: str | Path | None = None,
     parts: Sequence[str] = PARTS,
@@ -48,7 +48,9 @@ def read_folder(
         root: the folder that holds train, val or test, or a folder with such a folder inside.
         boundaries: index of the first frame of every training recording except the first. By default they are read
             from `train/cuts.txt`. Without this file they are detected from the frames.
-        size: (height, width) of the pictures in the result.
+        size: (height, width) of the pictures in the result. Larger pictures are reduced to it. If it is larger than the
+            course's 32 x 64, smaller pictures are refused, because enlarged pictures contain no more detail. None means
+            the size of the pictures if it is one of `pixels.SIZES`, and otherwise 32 x 64.
         cache: folder for the cache of decoded pictures; the default is `cache_dir()`.
         parts: splits to read. A missing split is empty in the result.
         min_frames: smallest allowed number of training frames, which is the number of frames in a training clip.
@@ -63,6 +65,7 @@ def read_folder(
     pictures = answers if answers and course_csv.is_picture_folder(answers) else None
     groups = find_parts(root, parts, required, pictures)
     _check_lengths(root, groups, min_frames)
+    size = chosen_size(groups, size)
     folder = Path(cache) if cache else cache_dir()
     pixels = _read_parts(root, groups, size, progress, folder, fit)
     return _dataset(root, groups, pixels, size, boundaries, answers, folder)

@@ -49,12 +49,11 @@ VARIED = {"train": 400, "val": 8, "tests": 6}
 
 
 class Recording(NamedTuple):
-    """Length of a recording, the three numbers that seed its random generators, and the kind of its frames."""
+    """Length of a recording, the three numbers that seed its random generators, and its kind."""
 
     frames: int
     # Seed of the data set; split (0 train, 1 val, 2 test; in `varied`, add 4); number of the recording.
     key: tuple[int, int, int]
-    height: int = drawing.HEIGHT  # of the frames in pixels
     is_varied: bool = False  # own random appearance, and the moves of `varied`
 
     def generators(self) -> tuple[Generator, ...]:
@@ -72,19 +71,20 @@ def render(
     """Render the data set. On one machine, the same seed gives the same bytes with any number of processes.
 
     `small` and `full` have the same validation video and test clips. A short training recording equals the beginning
-    of a longer one with the same number. In `varied`, each recording has its own appearance. Raises ValueError for an
-    unknown size.
+    of a longer one with the same number. In `varied`, each recording has its own appearance. Frames of every height
+    show the same scene. Raises ValueError for an unknown size.
 
     Args:
-        height: height of the frames in pixels: 32, 64 or 128.
+        height: height of the frames in pixels; the width is twice the height.
         recordings: `varied`: number of training recordings. The first recordings do not depend on it.
     """
-    splits = _recordings(size, seed, height, recordings)
+    splits = _recordings(size, seed, recordings)
     few = {"tiny": 1, "small": 1, "full": 2} if height == drawing.HEIGHT else {}
     workers = few.get(size, min(os.cpu_count() or 1, MAX_WORKERS))
-    rendered = iter(_render_recordings([one for split in splits for one in split], workers, progress))
+    every = [one for split in splits for one in split]
+    rendered = iter(_render_recordings(every, workers, progress, height))
     train, val, tests = (list(islice(rendered, len(split))) for split in splits)
-    name = f"synthetic {size}, seed {seed}" + (f", {height} x {2 * height}" if height != 32 else "")
+    name = f"synthetic {size}, seed {seed}" + (f", height {height}" if height != drawing.HEIGHT else "")
     clips = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(tests))
     return Dataset(name, _video(train, "train"), _video(val, "val"), clips)
 
@@ -119,9 +119,7 @@ def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "
     return strips
 
 
-def _recordings(
-    size: str, seed: int, height: int = drawing.HEIGHT, count: int | None = None
-) -> tuple[list[Recording], ...]:
+def _recordings(size: str, seed: int, count: int | None = None) -> tuple[list[Recording], ...]:
     """Return the recordings of a data set: those of train, of val and of the tests."""
     is_varied = size == "varied"
     if is_varied:
@@ -136,48 +134,50 @@ def _recordings(
             f"There is no synthetic data set of size {size!r}; choose one of {', '.join(SIZES)}, varied."
         )
     return tuple(
-        [Recording(n, (seed, split + 4 * is_varied, k), height, is_varied) for k, n in enumerate(lengths)]
+        [Recording(n, (seed, split + 4 * is_varied, k), is_varied) for k, n in enumerate(lengths)]
         for split, lengths in enumerate(splits)
     )
 
 
 def _render_recordings(
-    recordings: list[Recording], workers: int, progress: bool = False
+    recordings: list[Recording], workers: int, progress: bool = False, height: int = drawing.HEIGHT
 ) -> list[tuple[Tensor, Tensor]]:
     """Return frames and labels of each recording, in order. A daemonic process may not start others, so it uses one."""
     bar = partial(
         tqdm, total=len(recordings), desc="rendering recordings", disable=None if progress else True
     )
     if workers == 1 or current_process().daemon:
-        return list(bar(map(_render_recording, recordings)))
+        return list(bar(map(partial(_render_recording, height=height), recordings)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rendered = list(bar(pool.map(_render_arrays, recordings, chunksize=1 + len(recordings) // 500)))
+        function = partial(_render_arrays, height=height)
+        rendered = list(bar(pool.map(function, recordings, chunksize=1 + len(recordings) // 500)))
     return [(torch.from_numpy(frames), torch.from_numpy(labels)) for frames, labels in rendered]
 
 
-def _render_arrays(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+def _render_arrays(recording: Recording, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a recording as NumPy arrays. Between processes, each tensor would need an open file, but arrays do not."""
-    frames, labels = _render_recording(recording)
+    frames, labels = _render_recording(recording, height=height)
     return frames.numpy(), labels.numpy()
 
 
 def _render_recording(
-    recording: Recording, hidden: bool = True
+    recording: Recording, hidden: bool = True, height: int = drawing.HEIGHT
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     """Return frames and labels of a recording. If `hidden` is false, sway and flicker are zero."""
     generators = recording.generators()
     if recording.is_varied:
-        scene, places = varied.scene_and_places(
-            recording.frames, generators[3], generators[0], recording.height
-        )
+        scene, places = varied.scene_and_places(recording.frames, generators[3], generators[0], height)
         return _render_places(recording, places, scene, hidden)
-    return _render_poses(recording, motion.routine(recording.frames, generators[0]), hidden)
+    return _render_poses(recording, motion.routine(recording.frames, generators[0]), hidden, height)
 
 
 def _render_poses(
-    recording: Recording, poses: Float[np.ndarray, "n dof"], hidden: bool = True
+    recording: Recording,
+    poses: Float[np.ndarray, "n dof"],
+    hidden: bool = True,
+    height: int = drawing.HEIGHT,
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
-    return _render_places(recording, skeleton.joints(poses), drawing.plain_scene(recording.height), hidden)
+    return _render_places(recording, skeleton.joints(poses), drawing.plain_scene(height), hidden)
 
 
 def _render_places(
@@ -187,10 +187,9 @@ def _render_places(
     _, _, missed, _, errors = recording.generators()
     zoom, seen = scene.camera.zoom, drawing.project(places, scene.camera)
     lost = _lost(seen / zoom, missed)
-    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker, scene)
+    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker, scene=scene)
     points = varied.jittered(seen, errors, zoom) if recording.is_varied else seen[..., :2]
-    size = (recording.height, 2 * recording.height)
-    labels = drawing.draw_limbs(points, lost, size=size, line=scene.line)
+    labels = drawing.draw_limbs(points, lost, size=scene.room.shape[:2], line=scene.line)
     return torch.from_numpy(frames), torch.from_numpy(labels)
 
 

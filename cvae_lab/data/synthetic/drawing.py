@@ -14,6 +14,7 @@ from cvae_lab.data.synthetic.skeleton import JOINTS
 HEIGHT, WIDTH = 32, 64
 # Supersampling: a pixel is the mean of FINE x FINE drawn pixels, and of COARSE x COARSE in the shadow.
 FINE, COARSE = 6, 3
+LARGE = 8  # frames that are at least this many times as high have 2 x 2 drawn pixels per pixel, to save time
 
 
 class Camera(NamedTuple):
@@ -89,15 +90,19 @@ def project(places: Float[np.ndarray, "*n 3"], camera: Camera = CAMERA) -> Float
 
 def plain_scene(height: int = HEIGHT) -> Scene:
     """Return the scene of the data sets with a fixed appearance, for frames of this height."""
+    if height < HEIGHT or height % HEIGHT:
+        raise ValueError(f"height is {height}; give a multiple of {HEIGHT}")
+    fine = 2 if height >= LARGE * HEIGHT else FINE
     camera = CAMERA._replace(height=height)
-    return Scene(camera, _room(camera), parts())
+    return Scene(camera, _room(camera, fine), parts(), fine)
 
 
 def labels(
-    places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"], camera: Camera = CAMERA
+    places: Float[np.ndarray, "n joints 3"], lost: Bool[np.ndarray, "n joints"], height: int = HEIGHT
 ) -> UInt8[np.ndarray, "n 3 h w"]:
-    """Draw pose labels from joint positions in metres. Limbs with a lost joint are not drawn."""
-    return draw_limbs(project(places, camera)[..., :2], lost, size=(camera.height, 2 * camera.height))
+    """Draw pose labels of `height` from joint positions in metres. Limbs with a lost joint are not drawn."""
+    seen = project(places, CAMERA._replace(height=height))
+    return draw_limbs(seen[..., :2], lost, size=(height, 2 * height))
 
 
 def draw_limbs(
@@ -135,14 +140,17 @@ def frames(
     places: Float[np.ndarray, "n joints 3"],
     sway: Float[np.ndarray, " n"],
     light: Float[np.ndarray, " n"],
+    height: int = HEIGHT,
     scene: Scene | None = None,
 ) -> UInt8[np.ndarray, "n 3 h w"]:
     """Draw frames of the figure in the room. `sway` moves hair and hem (metres), and `light` scales the brightness.
 
     Args:
-        scene: camera, room and figure; default: the fixed appearance.
+        height: height of the frames in pixels, a multiple of 32; the width is twice the height. Every size is drawn,
+            not enlarged, and shows the same scene.
+        scene: camera, room and figure, which replace `height`; default: the fixed appearance.
     """
-    scene = scene or plain_scene()
+    scene = scene or plain_scene(height)
     dressed = np.concatenate([places, _cloth(places, sway)], axis=1)
     seen, fallen = project(dressed, scene.camera), project(_cast(dressed, scene), scene.camera)
     height, width, _ = scene.room.shape
@@ -177,10 +185,10 @@ def _cast(places: Float[np.ndarray, "n points 3"], scene: Scene) -> Float[np.nda
     return np.stack([x + right * y, 0 * y, np.minimum(z + back * y, scene.camera.wall)], axis=-1)
 
 
-def _room(camera: Camera = CAMERA) -> Float[np.ndarray, "h w 3"]:
+def _room(camera: Camera = CAMERA, fine: int = FINE) -> Float[np.ndarray, "h w 3"]:
     """Draw the empty room (0 to 255): a wall with the light of two lamps, and a floor with a bright centre."""
     height, width, zoom = camera.height, 2 * camera.height, camera.zoom
-    v, u = (np.mgrid[: height * FINE, : width * FINE] + 0.5) / FINE / zoom
+    v, u = (np.mgrid[: height * fine, : width * fine] + 0.5) / (zoom * fine)
     corner = camera.horizon + camera.focal * camera.eye / camera.wall
     lamps = sum(np.exp(-(((u - at) / (9 + 0.55 * v)) ** 2) - v / 22) for at in (14, 47))
     wall = (0.58 + 0.34 * lamps)[..., None] * np.array([236, 240, 236])
@@ -188,7 +196,7 @@ def _room(camera: Camera = CAMERA) -> Float[np.ndarray, "h w 3"]:
     pool = np.exp(-(((u - 30) / 26) ** 2) - ((v - 28) / 7) ** 2)
     floor = (0.62 + 0.2 * pool + 0.008 * (v - corner))[..., None] * np.array([236, 218, 194])
     room = np.where((v < corner)[..., None], wall, floor)
-    return room.reshape(height, FINE, width, FINE, 3).mean(axis=(1, 3))
+    return room.reshape(height, fine, width, fine, 3).mean(axis=(1, 3))
 
 
 def _shadow(points: list[list[float]], scene: Scene) -> Float[np.ndarray, "h w 1"]:

@@ -14,7 +14,7 @@ import torch
 
 from cvae_lab.data.clips import Clip, Dataset, Video, find_boundaries
 from cvae_lab.data.folder import write_folder
-from cvae_lab.data.pixels import DataError
+from cvae_lab.data.pixels import SIZES, DataError
 from cvae_lab.data.synthetic.drawing import draw_limbs
 from cvae_lab.data.video import decode, estimator
 from cvae_lab.data.video.decode import DecodedVideo
@@ -24,7 +24,6 @@ from cvae_lab.data.video.tracks import MIN_FRAMES, Tracks, clean
 
 __all__ = ["SIZES", "Report", "make_data_set", "read_report"]
 
-SIZES = ((32, 64), (64, 128), (128, 256))  # height, width
 TEST_FRAMES = 630  # as in the course; a test segment has at most a tenth of the frames
 
 

@@ -47,10 +47,7 @@ def pretrain(
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: the name of the file must end in .safetensors.")
-    size = "" if height == 32 else f"-{height}x{2 * height}"
-    config = RunConfig.from_params(
-        f"varied{size}", height=height, minutes=minutes, seed=seed, **(SETTINGS | params)
-    )
+    config = RunConfig.from_params("varied", height=height, minutes=minutes, seed=seed, **(SETTINGS | params))
     begun = time.monotonic()
     data = load_varied(recordings, height)
     rendered = time.monotonic() - begun
@@ -122,12 +119,14 @@ def write_weights(out: Path, weights: dict[str, Tensor], config: RunConfig) -> N
 def _scores(file: Path, config: RunConfig, data: Dataset) -> dict[str, dict[str, float]]:
     """Return PSNR and static baseline of new recordings of `varied`, and of the test clips of `small` (dB)."""
     model = load_model(file, pick_device(config.train.device))
-    size = config.data.removeprefix("varied")
-    sources = {"varied": (*data.val.as_clips(), *data.tests), "small": load(f"small{size}").tests}
+    sources = {
+        "varied": (*data.val.as_clips(), *data.tests),
+        "small": load("small", height=config.model.height).tests,
+    }
     scores = {}
     for name, clips in sources.items():
         predictions = predict_clips(model, clips, replace(config.train, flip=False))
-        scores[f"{name}{size}"] = {
+        scores[name] = {
             "psnr": _mean([psnr(p, _answer(c)[1:]) for c, p in zip(clips, predictions, strict=True)]),
             "baseline_static": _mean([static_baseline(_answer(clip)) for clip in clips]),
         }
