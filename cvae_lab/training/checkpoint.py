@@ -27,8 +27,11 @@ from cvae_lab.training.state import Record, TrainState
 
 __all__ = ["CheckpointError", "create_state", "load_model", "read_history", "resume", "save", "train_config"]
 
-FORMAT = 2
-"""Version of the file format. Files without a version number have version 1, which has the same content."""
+FORMAT = 3
+"""Version of the file format. Files without a version number have version 1.
+
+All versions have the same content, but since version 3 the network `compact` has other layers.
+"""
 
 _Content = TypeVar("_Content", bound="_ModelContent")
 _log = logging.getLogger(__name__)
@@ -48,11 +51,17 @@ class _ModelContent(BaseModel):
     def run_config(self, path: Path) -> RunConfig:
         """Return the configuration of the run that wrote the file."""
         try:
-            return RunConfig.from_json(self.config)
+            config = RunConfig.from_json(self.config)
         except ConfigError as error:
             raise CheckpointError(
                 f"{path} has a configuration that this version cannot use: {error}"
             ) from error
+        if config.model.name == "compact" and self.format < 3:
+            raise CheckpointError(
+                f"{path} holds the network `compact` of an earlier version of cvae_lab, which had other layers "
+                f"(checkpoint format {self.format}); train the run again in a new run folder."
+            )
+        return config
 
 
 class _RunContent(_ModelContent):
