@@ -22,7 +22,7 @@ from cvae_lab.runs.result import provenance
 from cvae_lab.training import TrainState, fit
 from cvae_lab.training.checkpoint import FORMAT, copy_weights, load_model
 
-LIMIT = 2 * 2**20
+LIMIT = 2_000_000
 """Largest size of a file of weights in bytes."""
 
 SETTINGS: dict[str, Any] = {"holdout": 0.0, "eval_every": 10**6, "batch_size": 64}
