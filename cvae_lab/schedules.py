@@ -162,6 +162,7 @@ def lr_factor_at(
     warmup: float = 0.0,
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
+    position: Progress | None = None,
 ) -> float:
     """Return the learning rate as a fraction of its maximum.
 
@@ -170,11 +171,13 @@ def lr_factor_at(
         schedule: schedule after the warm-up. `constant` is 1. `step` starts at 1 and multiplies by `gamma` at each of
             `milestones`. `cosine` is half a period of a cosine, from 1 to 0.
         warmup: fraction of training in which the factor rises linearly from 0 to 1.
+        position: value that is compared with `milestones`, such as the number of finished epochs; None: `progress`.
     """
     if progress < warmup:
         return float(progress / warmup)
     if schedule == "step":
-        return gamma ** sum(progress >= milestone for milestone in milestones)
+        position = progress if position is None else position
+        return gamma ** sum(position >= milestone for milestone in milestones)
     if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * float((progress - warmup) / (1 - warmup)))
     return 1.0

@@ -1,6 +1,6 @@
 """Execute a committed notebook in place. The written file depends on the notebook's code only, not on this machine.
 
-Widget views are replaced by static content, because their ids change in every run and are invalid after it. The
+Widget views are replaced by pictures, because their ids change in every run and are invalid after it. The
 metadata is equal to that of JupyterLab, so opening the file does not change it.
 """
 
@@ -9,18 +9,20 @@ import html
 import io
 import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
+from nbformat import NotebookNode
+from PIL import Image, ImageChops
 
 from cvae_lab.runs.sweep import QUIET_KERNEL
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-INVITATION = "Run this cell for the interactive version."
-SVG_NAMESPACE = 'xmlns="http://www.w3.org/2000/svg"'
 
 
 def main(path: Path) -> None:
@@ -35,8 +37,8 @@ def main(path: Path) -> None:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if VIEW in output.get("data", {}):
-                output.data = without_view(output.data, client.widget_state)
-            if "image/png" in output.get("data", {}):
+                without_view(output, client.widget_state)
+            elif "image/png" in output.get("data", {}):
                 output.data["image/png"] = squeezed(output.data["image/png"])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -48,17 +50,18 @@ def main(path: Path) -> None:
     temporary.replace(path)
 
 
-def without_view(data: dict, widgets: dict) -> dict:
-    """Return the data of an output without its widget view.
+def without_view(output: NotebookNode, widgets: dict) -> None:
+    """Remove the widget view from an output. If the widget brings no picture, its HTML is drawn by Chromium.
 
-    If the widget has no static HTML, its drawings are added as HTML.
+    `strict_nbval` compares only the text of the output, because nbval compares neither PNGs nor widget views.
     """
-    data = dict(data)
-    view = data.pop(VIEW)
-    if "text/html" not in data:
-        drawings = "".join(map(pictured, drawings_of(view["model_id"], widgets)))
-        data |= {"text/html": f"<div>{drawings}<p><em>{INVITATION}</em></p></div>", "text/plain": INVITATION}
-    return data
+    view = output.data.pop(VIEW)
+    if "image/png" not in output.data:
+        drawings = drawings_of(view["model_id"], widgets)
+        output.data["image/png"] = screenshot(
+            "".join(drawings) + f"<p><em>{output.data['text/plain']}</em></p>"
+        )
+        output.metadata["image/png"] = {"alt": text_of(drawings)}
 
 
 def drawings_of(model_id: str, widgets: dict) -> list[str]:
@@ -70,25 +73,52 @@ def drawings_of(model_id: str, widgets: dict) -> list[str]:
     return [drawing for child in children for drawing in drawings_of(child, widgets)]
 
 
-def pictured(drawing: str) -> str:
-    """Return the HTML with its SVG drawings converted to images, because an untrusted notebook removes inline SVG."""
+def text_of(drawings: list[str]) -> str:
+    """Return the text of drawings and the names of their SVGs, as alternative text of a picture."""
+    names = [
+        html.unescape(name) for d in drawings for name in re.findall(r'<svg[^>]*aria-label="([^"]*)"', d)
+    ]
+    lines = re.sub(
+        r"<(br|div)[^>]*>", "\n", re.sub(r"<text.*?</text>", "", "\n".join(drawings), flags=re.DOTALL)
+    )
+    texts = [html.unescape(re.sub(r"<[^>]+>", "", line)).strip(" ▮") for line in lines.splitlines()]
+    return "; ".join(part for part in [*names, *texts] if part)
 
-    def image(match: re.Match) -> str:
-        svg = match[0] if "xmlns=" in match[0] else match[0].replace("<svg", f"<svg {SVG_NAMESPACE}", 1)
-        svg = svg.replace("<svg", '<svg style="background: white"', 1) if "style=" not in svg else svg
-        label = re.search(r'aria-label="([^"]*)"', svg)
-        alt = html.escape(html.unescape(label[1])) if label else "drawing"
-        size = re.search(r'viewBox="\S+ \S+ (\S+) ', svg)
-        width = f'width="{size[1]}" ' if size else ""
-        return f'<img alt="{alt}" {width}src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
 
-    return re.sub(r"<svg.*?</svg>", image, drawing, flags=re.DOTALL)
+def screenshot(body: str) -> str:
+    """Draw HTML in headless Chromium, 660 pixels wide, without empty borders. Return a PNG in base64."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise FileNotFoundError(
+            "Chromium draws the pictures of sliders and is not installed: install chromium."
+        )
+    style = (
+        "body { margin: 8px; width: 644px; font: 14px/1.5 sans-serif; background: white } p { margin: 6px 0 }"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        page, picture = Path(folder) / "page.html", Path(folder) / "page.png"
+        page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style>{body}", encoding="utf-8")
+        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=660,1200"]
+        command += [f"--user-data-dir={folder}/profile", f"--screenshot={picture}", page.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        image = Image.open(picture).convert("RGB")
+    right, bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()[2:]
+    small = io.BytesIO()
+    image.crop((0, 0, right + 8, bottom + 8)).quantize(256, dither=Image.Dither.NONE).save(
+        small, "png", optimize=True
+    )
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def squeezed(png: str) -> str:
-    """Return the same picture as an opaque PNG with the best compression. The file is about 12 % smaller."""
-    small = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(small, "png", optimize=True)
+    """Return the same picture as an opaque PNG with the best compression. The file is about 12 % smaller.
+
+    A GIF under the name of a PNG stays as it is, because it may be animated.
+    """
+    small, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png)))
+    if picture.format != "PNG":
+        return png
+    picture.convert("RGB").save(small, "png", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvae_lab.__main__ import GPU_PARTS, main
+from cvae_lab.__main__ import main
 from cvae_lab.bench import gpu, gpu_checks, table
 from cvae_lab.bench.gpu_checks import Check
 from cvae_lab.bench.measure import Work
 from cvae_lab.config import ConfigError, ModelConfig
+from cvae_lab.runs.commands.benchmark import GPU_PARTS
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvae_lab.__main__ import PRESETS, main, parser
-from cvae_lab.__main__ import STUDIES as STUDY_NAMES
+from cvae_lab.__main__ import main, parser
 from cvae_lab.config import RunConfig, parameters
 from cvae_lab.data import load, read_folder, write_folder
 from cvae_lab.data.course_csv import read_2023, read_submission
@@ -23,6 +22,8 @@ from cvae_lab.evaluation import predict_clips
 from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.runs import predict as predicting
 from cvae_lab.runs.commands import values
+from cvae_lab.runs.commands.benchmark import PRESETS
+from cvae_lab.runs.commands.training import STUDIES as STUDY_NAMES
 from cvae_lab.runs.folder import RunFolder
 from cvae_lab.runs.studies import STUDIES
 from cvae_lab.schedules import KL_STRATEGIES
@@ -149,6 +150,16 @@ def test_params_lists_every_parameter_with_range_default_and_meaning(capsys):
     line, meaning = capsys.readouterr().out.splitlines()
     assert line == "lr: float, 1e-08 to 1; default 0.004"
     assert meaning.strip() == "learning rate after warm-up"
+
+
+def test_every_help_text_fits_into_80_columns_and_has_an_example(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    root = parser()
+    commands = next(action.choices for action in root._actions if action.choices)
+    for name, command in {"": root, **commands}.items():
+        text = command.format_help()
+        assert max(map(len, text.splitlines())) <= 80, name
+        assert re.search(r"^examples?:\n  cvae-lab", text, re.MULTILINE), name
 
 
 def test_help_loads_neither_torch_nor_pandas():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cvae_lab.data import Clip, DataError, course_csv
+from cvae_lab.data.answers import read_answers
 
 
 def random_clip(frames, seed=0):
@@ -204,9 +205,9 @@ def test_answers_of_2023_are_one_file_per_clip(tmp_path, caplog):
     clips, truths = two_clips()
     for k, truth in enumerate(truths):
         (tmp_path / f"GT{k}.csv").write_text(" ".join(f"{v / 255:.6f}" for v in truth.flatten().tolist()))
-    answered = course_csv.read_answers(tmp_path, clips)
+    answered = read_answers(tmp_path, clips)
     assert all(torch.equal(clip.answer, truth) for clip, truth in zip(answered, truths, strict=True))
-    one = course_csv.read_answers(tmp_path / "GT1.csv", clips)
+    one = read_answers(tmp_path / "GT1.csv", clips)
     assert one[0].answer is None
     assert torch.equal(one[1].answer, truths[1])
     assert not caplog.records
@@ -216,14 +217,14 @@ def test_answers_of_later_years_are_one_table_with_a_usage_column(tmp_path):
     clips, truths = two_clips()
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths), usage=True)))
     for path in (tmp_path, tmp_path / "gt.csv"):
-        answered = course_csv.read_answers(path, clips)
+        answered = read_answers(path, clips)
         assert all(torch.equal(clip.answer, truth) for clip, truth in zip(answered, truths, strict=True))
 
 
 def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
     clips, truths = two_clips()
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths).flip(-1), usage=True)))
-    answered = course_csv.read_answers(tmp_path, clips)
+    answered = read_answers(tmp_path, clips)
     assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known and is never scored
     assert "first frame of clip 1 differs from the one in test_img" in caplog.text
 
@@ -231,7 +232,7 @@ def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
 def test_missing_or_incomplete_answers_are_refused(tmp_path):
     clips, truths = two_clips()
     with pytest.raises(DataError, match=r"no true frames found; give GT0\.csv"):
-        course_csv.read_answers(tmp_path, clips)
+        read_answers(tmp_path, clips)
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(truths[0])))
     with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 8 rows"):
-        course_csv.read_answers(tmp_path, clips)
+        read_answers(tmp_path, clips)

@@ -101,6 +101,10 @@ def test_alternative_text_is_stored_in_the_notebook(name):
 def test_alternative_text_names_rows_frames_and_values():
     made = every_figure()
     assert made["frame_strip"]().alt == "A strip. Rows: label, truth. Frames: 1, 4."
+    frames = torch.zeros(4, 3, 8, 16)
+    named = figures.frame_strip({"label": frames}, [0, 3], "A strip", names=["best\n30 dB", "worst"])
+    assert named.alt == "A strip. Rows: label. Columns: best, 30 dB; worst."
+    assert [text.get_text() for text in named.axes[0].get_xticklabels()] == ["best\n30 dB", "worst"]
     assert made["schedule"]().alt == "A schedule: KL weight per epoch. none from 0 to 0; ramp from 0 to 1."
     assert "run, mean 29.5 dB" in made["psnr_per_frame"]().alt
     assert "high 25.00 dB; low 20.00 ± 0.50 dB; static baseline 22.00 dB" in made["strategy_bars"]().alt

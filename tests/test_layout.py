@@ -1,6 +1,7 @@
 """The layout of the package: few entries, small subpackages, imports in one direction."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,34 @@ def test_the_package_has_at_most_14_entries_and_each_has_a_level():
 
 
 @pytest.mark.parametrize(
-    "folder", [path for path in PACKAGE.iterdir() if path.is_dir()], ids=lambda path: path.name
+    "folder",
+    [path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__"],
+    ids=lambda path: path.relative_to(PACKAGE).as_posix(),
 )
 def test_a_subpackage_has_at_most_8_modules(folder):
     modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
     assert len(modules) <= 8
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_has_at_most_300_lines_and_a_function_at_most_40(file):
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    functions = (
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+
+
+def test_every_subpackage_is_installed():
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = set(listed["tool"]["setuptools"]["packages"]) - {"cvae_lab.notebooks"}
+    folders = {file.parent.relative_to(PACKAGE.parent) for file in FILES}
+    assert packages == {".".join(folder.parts) for folder in folders}
 
 
 def _imported_entries(file: Path):

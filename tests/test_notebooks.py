@@ -1,11 +1,14 @@
 """Test the numbering, links, parameters, execution order, sizes and exercises of the notebooks."""
 
 import ast
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 SERIES = sorted(FOLDER.glob("*.ipynb"))
@@ -85,6 +88,30 @@ def test_cells_are_short(path):
 @pytest.mark.parametrize("path", SERIES, ids=_name)
 def test_readme_lists_it(path):
     assert f"notebooks/{path.name}" in (FOLDER.parent / "README.md").read_text()
+
+
+def _ignores_output(cell):
+    return "NBVAL_IGNORE_OUTPUT" in cell.source or "nbval-ignore-output" in cell.metadata.get("tags", [])
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_each_cell_whose_output_is_not_compared_has_an_assert(path):
+    for cell in filter(_ignores_output, _cells(path, "code")):
+        statements = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+        assert any(not isinstance(node.test, ast.Constant) for node in statements), cell.source
+
+
+@pytest.mark.parametrize("path", ALL, ids=_name)
+def test_each_interactive_output_has_a_picture_that_every_viewer_shows(path):
+    """GitHub shows PNGs, but no SVG, script or iframe. VS Code shows no HTML in a folder that is not trusted."""
+    for output in (o for c in _cells(path, "code") for o in c.outputs if "data" in o):
+        interactive = output.data.get("text/plain", "").startswith("Run this cell for the interactive")
+        graphic = set(output.data) & {"image/svg+xml", "image/gif", "application/javascript"}
+        html = re.search("<(img|svg|iframe|script|video)", output.data.get("text/html", ""))
+        if interactive or graphic or html:
+            picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+            assert picture.width > 30
+            assert len(output.metadata["image/png"]["alt"]) > 10
 
 
 def _exercises(path):

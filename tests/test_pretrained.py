@@ -11,7 +11,7 @@ from cvae_lab.config import ConfigError
 from cvae_lab.models import pretrained
 from cvae_lab.models.pretrained import weights_file
 from cvae_lab.models.weight_files import CheckpointError
-from cvae_lab.runs.pretraining import weights as making
+from cvae_lab.runs import pretrain as making
 from cvae_lab.training.checkpoint import create_state
 
 SMALL = {"width": 8, "latents": 4}

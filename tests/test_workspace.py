@@ -43,5 +43,21 @@ def test_a_copy_without_changes_is_updated(source, tmp_path):
     assert not (work / "00_start.new.ipynb").exists()
 
 
+def test_an_installed_package_copies_the_results_that_its_notebooks_read(source, tmp_path):
+    """An installed wheel has no folder ../figures, so the copied notebooks read a folder of their own."""
+    (source / "04.ipynb").write_text('runs = "../figures/reference"')
+    records = tmp_path / "figures"
+    (records / "reference/a-seed0").mkdir(parents=True)
+    (records / "reference/a-seed0/result.json").write_text("{}")
+    (records / "bench.json").write_text("{}")
+    (records / "moves.png").write_bytes(b"not read by a notebook")
+    work = tmp_path / "work"
+    for expected in (3, 0):
+        assert len(copy_notebooks(work, source, records)) == expected
+        assert (work / "04.ipynb").read_text() == 'runs = "figures/reference"'
+        copied = sorted(str(f.relative_to(work)) for f in (work / "figures").rglob("*") if f.is_file())
+        assert copied == ["figures/bench.json", "figures/reference/a-seed0/result.json"]
+
+
 def test_the_original_notebooks_are_found():
     assert (originals() / "03_training.ipynb").exists()

@@ -97,10 +97,7 @@ def gpu(
         about: entries that are written to the file before the rows, such as command and commit.
         log: function that is called with each line of progress.
     """
-    if unknown := set(only) - set(FRACTIONS):
-        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
-    device = _device_name(device)
-    parts = [part for part in FRACTIONS if not only or part in only]
+    parts, device = _parts(only), _device_name(device)
     content = {**(about or {}), "budget_s": budget, "rows": []}
     with rendering((TINY if tiny else NORMAL).data if "score" in parts else "") as rendered:
         started = time.monotonic()
@@ -119,6 +116,13 @@ def gpu(
                 log(f"{time.monotonic() - started:5.0f} s  {line(content['rows'][-1])}")
             write_text(out, json.dumps(content, indent=2))
     return content["rows"]
+
+
+def _parts(only: Sequence[str]) -> list[str]:
+    """Return the parts to run, in their order. Raises ConfigError if a name is unknown."""
+    if unknown := set(only) - set(FRACTIONS):
+        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
+    return [part for part in FRACTIONS if not only or part in only]
 
 
 def _device_name(name: str) -> str:

@@ -6,10 +6,13 @@ Parameters are set in the parameters cell of a notebook, or with `-p NAME VALUE`
 
 from cvae_lab.config.checks import ConfigError, Parameter
 from cvae_lab.config.model import ModelConfig, Preset
-from cvae_lab.config.run import RENAMED, RunConfig, current_names, parameters
+from cvae_lab.config.protocols import PROTOCOLS
+from cvae_lab.config.run import PROTOCOL, RENAMED, RunConfig, current_names, parameters
 from cvae_lab.config.train import KLStrategy, TFStrategy, TrainConfig
 
 __all__ = [
+    "PROTOCOL",
+    "PROTOCOLS",
     "RENAMED",
     "ConfigError",
     "KLStrategy",

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from cvae_lab.config.checks import ConfigError, Parameter, one_sentence, parameters_of, shortened
 from cvae_lab.config.model import ModelConfig, Preset
+from cvae_lab.config.protocols import ANY_PRESET, MEANING, PROTOCOLS, with_protocol
 from cvae_lab.config.train import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ RENAMED = {"start": "init_from", "given": "reference_frame", "optimiser": "optim
 def parameters(*classes: type) -> list[Parameter]:
     """Return every parameter of these configuration classes; the default is the model and the training."""
     return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
+
+
+PROTOCOL = Parameter("protocol", "choice", tuple(PROTOCOLS), "", "", MEANING)
+"""Description of the parameter `protocol`, which stands for several parameters."""
 
 
 @one_sentence
@@ -51,16 +56,22 @@ class RunConfig:
             )
 
     @classmethod
-    def from_params(cls, data: str | Path, preset: Any = "compact", **params: Any) -> "RunConfig":  # noqa: ANN401
-        """Build the configuration from parameters. An unknown name raises ConfigError with the most similar name."""
+    def from_params(cls, data: str | Path, preset: Any = ANY_PRESET, **params: Any) -> "RunConfig":  # noqa: ANN401
+        """Build the configuration from parameters. An unknown name raises ConfigError with the most similar name.
+
+        Args:
+            preset: name of the network. By default, it is that of `protocol`, or `compact` without a protocol.
+            params: parameters of model and training, and `protocol`, a name in PROTOCOLS.
+        """
+        params, preset = with_protocol(current_names(params), preset)
+        preset = ModelConfig.name if preset is ANY_PRESET else preset
         if preset not in get_args(Preset):
             raise ConfigError(f"preset = {shortened(preset)} is not one of {get_args(Preset)}.")
         model_names = {f.name for f in fields(ModelConfig)} - {"name"}
         train_names = {f.name for f in fields(TrainConfig)}
-        params = current_names(params)
         for name in params:
             if name not in model_names | train_names:
-                near = difflib.get_close_matches(name, sorted(model_names | train_names | {"preset"}), n=1)
+                near = difflib.get_close_matches(name, sorted(model_names | train_names | _EXTRA), n=1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"There is no parameter {shortened(name)}.{hint}")
         values = {name: _tuples(value) for name, value in params.items()}
@@ -99,16 +110,21 @@ class RunConfig:
         changed = [name for name in mine if mine[name] != theirs[name] and name not in ignore]
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
 
+    def _changes(self, base: dict[str, Any]) -> dict[str, Any]:
+        """The parameters whose values differ from those of `from_params` with the parameters `base`."""
+        mine, usual = (
+            {**asdict(c.model), **asdict(c.train)} for c in (self, self.from_params(self.data, **base))
+        )
+        return {name: value for name, value in mine.items() if value != usual[name]}
+
     def command(self) -> str:
-        """Return the command line that trains this run, with every value that differs from the preset's default.
+        """Return the command line that trains this run, as a preset or a protocol and the values that differ from it.
 
         Only the last component of a path is included.
         """
-        plain = RunConfig.from_params(self.data, self.model.name)
-        mine, usual = ({**asdict(c.model), **asdict(c.train)} for c in (self, plain))
-        changed = {name: value for name, value in mine.items() if value != usual[name]}
-        if self.model.name != ModelConfig.name:
-            changed = {"preset": self.model.name, **changed}
+        bases = [{"preset": self.model.name}] if self.model.name != ModelConfig.name else [{}]
+        bases += [{"protocol": name} for name, p in PROTOCOLS.items() if p["preset"] == self.model.name]
+        changed = min((base | self._changes(base) for base in bases), key=len)
         if "init_from" in changed:
             changed["init_from"] = Path(changed["init_from"]).name
         written = {n: json.dumps(v) if isinstance(v, tuple) else str(v) for n, v in changed.items()}
@@ -135,6 +151,8 @@ def current_names(
             )
     return {RENAMED.get(name, name): value for name, value in params.items()}
 
+
+_EXTRA = {"preset", "protocol"}
 
 # Training values of preset `handout`, as in the course's code: clips of 16 frames, Adam, no noise, no EMA of weights.
 _PRESET_TRAINING: dict[str, dict[str, Any]] = {

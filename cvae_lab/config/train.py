@@ -29,6 +29,16 @@ class TrainConfig:
         le=10**6,
         description="time limit in minutes; above 0 it replaces `epochs` and sets the length of all schedules",
     )
+    stop_after: float = Field(
+        0.0,
+        ge=0.0,
+        le=10**6,
+        description="stop after this time in minutes, and keep the schedules of `epochs`; 0: no limit",
+    )
+    clock: Literal["wall", "cpu"] = Field(
+        "wall",
+        description="time that `minutes` and `stop_after` limit: elapsed time, or CPU time of the process",
+    )
     n_frames: int = Field(4, ge=2, le=512, description="frames in a clip, including the first")
     batch_size: int = Field(10, ge=1, le=65536, description="clips per optimizer step")
     clips_per_epoch: int = Field(
@@ -58,6 +68,12 @@ class TrainConfig:
         (0.5, 0.8),
         max_length=1000,
         description="`step`: fractions of training at which the learning rate is multiplied by lr_gamma",
+    )
+    lr_milestone_epochs: tuple[int, ...] = Field(
+        (),
+        max_length=1000,
+        description="`step`: numbers of epochs after which the learning rate is multiplied by lr_gamma; "
+        "they replace lr_milestones",
     )
     lr_gamma: float = Field(0.1, ge=0.0, le=1.0, description="`step`: factor at each milestone")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="weight decay of the optimizer")
@@ -158,6 +174,8 @@ class TrainConfig:
             raise ConfigError(
                 "kl_target needs beta_max above 0, because beta_max is its first KL weight; try 1e-5."
             )
+        if self.minutes and self.stop_after:
+            raise ConfigError("minutes and stop_after both limit the time; give one of them.")
         if self.kl_strategy == "stages" and not self.stages:
             raise ConfigError(
                 'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'
@@ -171,6 +189,10 @@ class TrainConfig:
                     f"The strategy is one of {', '.join(KL_STRATEGIES)}. "
                     "The two numbers are above 0 and at most 1000000."
                 )
+        if not all(0 < epoch <= 10**6 for epoch in self.lr_milestone_epochs):
+            raise ConfigError(
+                f"lr_milestone_epochs = {shortened(self.lr_milestone_epochs)} must be numbers of epochs, 1 to 1000000."
+            )
         if not all(0 <= milestone <= 1 for milestone in self.lr_milestones):
             raise ConfigError(
                 f"lr_milestones = {shortened(self.lr_milestones)} must be fractions of training, 0 to 1."

@@ -49,7 +49,7 @@ def load(
         parts: splits to read from a folder (train, val, test). A missing split is empty in the result.
         required: splits that must exist, such as `("train",)` for training. A missing one raises DataError.
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
-        answers: file or folder with the true frames of the test clips (`course_csv.read_answers`).
+        answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
     """
     if str(data) not in SYNTHETIC:

@@ -1,5 +1,6 @@
 """Predict and score the clips of a data set."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,12 @@ from cvae_lab.rollout import Latents, evaluating, free_run, posterior_latents, p
 
 
 def predict_clips(
-    model: CVAE, clips: Sequence[Clip], config: TrainConfig, seed: int = 0, corrected: bool = False
+    model: CVAE,
+    clips: Sequence[Clip],
+    config: TrainConfig,
+    seed: int = 0,
+    corrected: bool = False,
+    batch_statistics: bool = False,
 ) -> list[Float[Tensor, "_ 3 _ _"]]:
     """Predict frames 1 to T-1 of every clip in one batch with z from the prior; return them on the CPU, in [0, 1].
 
@@ -30,7 +36,12 @@ def predict_clips(
         seed: seed of z.
         corrected: apply the test-time corrections (`corrections.predict_corrected`), with mirroring only if the model
             was trained with `flip`.
+        batch_statistics: predict as the course's code does (`rollout.evaluating`). Each clip is a batch of its own,
+            because batch norm would otherwise use the labels of all clips together. `corrected` is then ignored.
     """
+    if batch_statistics and len(clips) > 1:
+        single = ([clip] for clip in clips)
+        return [predict_clips(model, clip, config, seed, batch_statistics=True)[0] for clip in single]
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
     padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
@@ -42,10 +53,10 @@ def predict_clips(
     first = to_float(torch.stack([clip.first for clip in clips]).to(device))
     streams = [clip_generator(clip, seed) for clip in clips]
     with reduced_precision(config, device):
-        if corrected:
+        if corrected and not batch_statistics:
             frames = predict_corrected(model, first, labels, streams, mirror=config.flip).cpu()
         else:
-            frames = predict(model, first, labels, streams).cpu()
+            frames = predict(model, first, labels, streams, batch_statistics).cpu()
     return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
 
 
@@ -68,6 +79,25 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
             for index, curve in zip(places, curves, strict=True):
                 scores[kind][index] = curve
     return scores
+
+
+def mean_scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> dict[str, float]:
+    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
+
+    `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
+    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
+    """
+    scores = evaluate(model, [*validation, *heldout])
+    count = len(validation)
+    mean = {
+        kind: sum(float(curve.mean()) for curve in curves[:count]) / count if count else math.nan
+        for kind, curves in scores.items()
+    }
+    return {
+        "val_psnr_prior": mean["prior"],
+        "val_psnr_posterior": mean["posterior"],
+        "heldout_psnr": float(torch.cat(scores["prior"][count:]).mean()) if heldout else mean["prior"],
+    }
 
 
 def _evaluate_equal(clips: Sequence[Clip], model: CVAE, seed: int) -> dict[str, Float[Tensor, "c s"]]:

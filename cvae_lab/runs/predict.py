@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvae_lab.data import course_csv, load
+from cvae_lab.data import Dataset, course_csv, load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.files import replacing
@@ -24,7 +24,17 @@ from cvae_lab.views.clip_views import write_clip_gif, write_clip_player
 Output = Literal["auto", "linear", "sigmoid"]
 Form = Literal["later", "2023"]
 Log = Callable[[str], None]
+BATCH_STATISTICS = "batch statistics"
+"""Name of the prediction in which batch norm uses the statistics of each label, as in the course's code.
+
+The class of that code defines a method `eval`, which hides `nn.Module.eval`. Therefore its batch norm stays in training
+mode in validation and test. A score of that code is only reproduced in this mode. In the other predictions, batch norm
+uses its running statistics, as is usual in evaluation.
+"""
 Videos = list[Float[Tensor, "_ 3 _ _"]]
+
+KINDS = ("plain", "corrected")
+"""Kinds of prediction: without and with the test-time corrections."""
 
 
 class _Chosen(NamedTuple):
@@ -45,12 +55,14 @@ def predict_run(
     plain: bool = False,
     answers: Path | None = None,
     output: Output = "auto",
+    batch_statistics: bool = False,
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
     The printed table has two scores per clip. The first is that of the plain prediction, as in the result of the run.
     The second is that of the prediction with test-time corrections (`evaluation.corrections`). Predictions of several
     checkpoints are averaged. If no test clip has true frames, the validation clips are predicted and scored, too.
+    For checkpoints of the course's code, the table also has the score in the mode of that code (BATCH_STATISTICS).
 
     Args:
         runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
@@ -59,8 +71,9 @@ def predict_run(
         log: called with each line of text.
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
-        answers: file or folder with the true frames of the test clips (`data.course_csv.read_answers`).
+        answers: file or folder with the true frames of the test clips (`data.answers.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
+        batch_statistics: write the prediction in the mode of the course's code, without test-time corrections.
 
     The data are read at the height of the checkpoint's frames. The course's formats have frames of 32 x 64 pixels. For
     other sizes, predictions.npz is written instead (uint8, one array per clip, with frame 0).
@@ -68,19 +81,45 @@ def predict_run(
     Raises RunError if the folder cannot be written to. This is checked before the prediction.
     """
     chosen = [_choose(run) for run in runs]
-    out = out or _default_folder(chosen, plain)
+    kinds = _kinds(chosen, plain, batch_statistics)
+    out = out or _default_folder(chosen, "" if kinds[-1] == "corrected" else kinds[-1])
     _check_writable(out)
     height = _common_height(chosen)
     source = load(data, parts=("val", "test"), required=("test",), answers=answers, height=height)
     has_answers = any(clip.answer is not None for clip in source.tests)
-    # One validation clip is added, as in `RunFolder.finish`: z of a clip may depend on the other clips of its batch.
-    clips = [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
-    kinds = ("plain",) if plain else ("plain", "corrected")
-    videos = _predict_all(chosen, clips, kinds, seed, output, log)
+    clips = _clips_to_predict(source, has_answers)
+    reported = kinds if BATCH_STATISTICS in kinds or not _all_course(chosen) else (BATCH_STATISTICS, *kinds)
+    videos = _predict_all(chosen, clips, reported, seed, output, log)
     for line in score_lines(source.tests if has_answers else clips, videos):
         log(line)
     _write(out, form, source.tests, videos[kinds[-1]][: len(source.tests)], log)
     return out
+
+
+def _clips_to_predict(source: Dataset, has_answers: bool) -> list[Clip]:
+    """Return the test clips, and one validation clip (all of them if no test clip has true frames).
+
+    `RunFolder.finish` predicts the same batch. Both scores are therefore equal to the last digit; in a batch of another
+    size, sums can be rounded differently.
+    """
+    return [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
+
+
+def _kinds(chosen: Sequence[_Chosen], plain: bool, batch_statistics: bool) -> tuple[str, ...]:
+    """The kinds of prediction to make. The last one is written to the files."""
+    if not batch_statistics:
+        return KINDS[: 2 - plain]
+    for file, *_ in chosen:
+        if not checkpoint.is_course(file) and checkpoint.load_model(file).config.name != "handout":
+            raise RunError(
+                f"{file} holds a network without batch norm (preset compact), so --batch-statistics has no effect; "
+                "omit this option."
+            )
+    return ("plain", BATCH_STATISTICS)
+
+
+def _all_course(chosen: Sequence[_Chosen]) -> bool:
+    return all(checkpoint.is_course(file) for file, *_ in chosen)
 
 
 def _predict_all(
@@ -91,7 +130,7 @@ def _predict_all(
     output: Output,
     log: Log,
 ) -> dict[str, Videos]:
-    """Predictions averaged over the checkpoints, by kind: plain, or corrected at test time."""
+    """Predictions averaged over the checkpoints, by kind: plain, corrected at test time, or BATCH_STATISTICS."""
     device = pick_device()
     videos: dict[str, list[Videos]] = {kind: [] for kind in kinds}
     for file, _, reason in chosen:
@@ -99,7 +138,8 @@ def _predict_all(
         model = checkpoint.load_model(file, device, output=output, clips=clips, log=log)
         trained = checkpoint.train_config(file)
         for kind, found in videos.items():
-            found.append(predict_clips(model, clips, trained, seed, corrected=kind == "corrected"))
+            modes = {"corrected": kind == "corrected", "batch_statistics": kind == BATCH_STATISTICS}
+            found.append(predict_clips(model, clips, trained, seed, **modes))
     return {kind: _averaged(found) for kind, found in videos.items()}
 
 
@@ -115,11 +155,11 @@ def _choose(run: Path) -> _Chosen:
     return _Chosen(best.path / "best.pt", best.path / "test", reason if len(found) > 1 else "")
 
 
-def _default_folder(chosen: Sequence[_Chosen], plain: bool) -> Path:
-    """The default folder of the first checkpoint. A suffix is added for averaged and for plain predictions."""
+def _default_folder(chosen: Sequence[_Chosen], kind: str) -> Path:
+    """The default folder of the first checkpoint. A suffix is added for averaged and for uncorrected predictions."""
     folder = chosen[0].out
-    suffix = (f"-mean-of-{len(chosen)}" if len(chosen) > 1 else "") + ("-plain" if plain else "")
-    return folder.with_name(folder.name + suffix)
+    suffix = f"-mean-of-{len(chosen)}" if len(chosen) > 1 else ""
+    return folder.with_name(folder.name + suffix + (f"-{kind.replace(' ', '-')}" if kind else ""))
 
 
 def _check_writable(folder: Path) -> None:
@@ -174,8 +214,16 @@ def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
     lines.append(
         f"Grade by the assignment's table: {metrics.grade(means[len(videos) - 1])} % ({kind} prediction)."
     )
-    if len(videos) > 1:
-        lines.append(f"The test-time corrections change the mean by {means[1] - means[0]:+.2f} dB.")
+    mean = dict(zip(videos, means, strict=False))
+    if "corrected" in mean:
+        lines.append(
+            f"The test-time corrections change the mean by {mean['corrected'] - mean['plain']:+.2f} dB."
+        )
+    if BATCH_STATISTICS in mean:
+        lines.append(
+            "batch statistics: batch norm stays in training mode, as in the course's code. This changes the mean by "
+            f"{mean[BATCH_STATISTICS] - mean['plain']:+.2f} dB."
+        )
     return lines
 
 

@@ -155,6 +155,7 @@ def prediction_picture(run: RunFolder, columns: int = 6) -> Figure:
 def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
     """Write moves.png, and prediction.png if `run` is given; return the files."""
     drawn = {"moves.png": moves_picture()} | ({"prediction.png": prediction_picture(run)} if run else {})
+    out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=100)
     return [out / name for name in drawn]

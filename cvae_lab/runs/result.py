@@ -185,11 +185,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 def provenance() -> dict[str, str]:
     """Return hardware, Python, torch and package versions, and the git commit.
 
-    The commit ends in "+changes" if the package differs from the commit. It is empty outside a checkout, unless the
-    environment variable CVAE_LAB_COMMIT is set to the commit of the copied files.
+    The commit ends in "+changes" if the package differs from the commit. Outside a checkout, the commit is the value of
+    the environment variable CVAE_LAB_COMMIT, or empty. The version is empty if the package is not installed.
     """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    commit = os.environ.get("CVAE_LAB_COMMIT") or _git("rev-parse", "--short", "HEAD")
+    commit = _git("rev-parse", "--short", "HEAD") or os.environ.get("CVAE_LAB_COMMIT", "")
     if commit and _git("status", "--porcelain", "--", "."):
         commit += "+changes"
     return {
@@ -199,10 +199,9 @@ def provenance() -> dict[str, str]:
 
 
 def _version() -> str:
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version("cvae-lab")
-    except PackageNotFoundError:  # the files were copied and not installed
-        return ""
+    return ""
 
 
 def commit_to_reproduce() -> str:

@@ -66,6 +66,9 @@ def _check_finite(params: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} = {value!r} is not a finite number.") from None
 
 
+SHORT = {"epochs": 5, "eval_every": 5}
+"""Length of the short runs of several studies, in passes over the training frames."""
+
 _MIX = {"kl_strategy": "stages", "stages": (("monotonic", 1, 1), ("cyclical", 2, 2))}
 
 _UNSHIFTED = {"shift": 0}
@@ -76,7 +79,7 @@ STUDIES = {
     "strategies": Study(
         "Four KL strategies and a combination of two, each with the loss of the assignment and the ELBO, with and "
         "without teacher forcing.",
-        {"epochs": 10},
+        SHORT,
         {
             f"{strategy}-{scale}-{forcing}": {"kl_strategy": strategy, "scale": scale, **_FORCING[forcing]}
             for scale, forcing, strategy in itertools.product(
@@ -86,9 +89,9 @@ STUDIES = {
         | {f"stages-{scale}-free": _MIX | {"scale": scale} for scale in ("handout", "elbo")},
     ),
     "reference": Study(
-        "Four KL strategies and a combination of two with the loss of the assignment: 24 epochs of 600 clips, about "
-        "30 passes over the training frames.",
-        {"epochs": 24, "clips_per_epoch": 600, "eval_every": 4},
+        "Four KL strategies and a combination of two with the loss of the assignment: 12 epochs of 600 clips, about "
+        "15 passes over the training frames.",
+        {"epochs": 12, "clips_per_epoch": 600, "eval_every": 3},
         {name: {"kl_strategy": name} for name in ("cyclical", "monotonic", "none", "constant")}
         | {"stages": _MIX},
     ),
@@ -114,18 +117,19 @@ STUDIES = {
         },
     ),
     "minutes": Study(
-        "PSNR by training time on one CPU core, for `compact` and the network of the course. Use an idle machine.",
-        {"eval_every": 1000, "threads": 1, "device": "cpu"},
+        "PSNR by CPU time on one core, for `compact` and for the network of the course with two protocols.",
+        {"eval_every": 1000, "threads": 1, "device": "cpu", "clock": "cpu"},
         {
-            "handout-10-minutes": {"preset": "handout", "minutes": 10.0},
-            "compact-10-minutes": {"minutes": 10.0},
+            "handout-assignment-5-minutes": {"protocol": "assignment", "stop_after": 5.0},
+            "handout-tuned-5-minutes": {"protocol": "tuned", "minutes": 5.0},
             "compact-5-minutes": {"minutes": 5.0},
             "compact-2-minutes": {"minutes": 2.0},
         },
+        seeds=(0, 1),
     ),
     "latent": Study(
         "Settings that keep the latent active, compared with the course's setting, where it collapses.",
-        {"epochs": 6, "eval_every": 6, **_UNSHIFTED},
+        SHORT,  # as in `strategies`, so that equal runs are trained once
         {
             "course": {},
             "small-beta": {"beta_max": 1e-6},
@@ -135,5 +139,16 @@ STUDIES = {
             "learned-prior": {"scale": "elbo", "kl_strategy": "monotonic", "prior": "learned"},
             "balanced-prior": {"scale": "elbo", "prior": "learned", "kl_balance": 0.8},
         },
+    ),
+    "handout": Study(
+        "The network of the course, trained for four minutes with the protocol of the assignment and with a tuned "
+        "protocol. Use a GPU.",
+        {},
+        {
+            "assignment": {"protocol": "assignment", "stop_after": 4.0},
+            "tuned": {"protocol": "tuned", "minutes": 4.0, "clips_per_epoch": 400},
+        },
+        seeds=(0,),
+        data="full",
     ),
 }

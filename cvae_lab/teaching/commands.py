@@ -15,6 +15,13 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     Args:
         add: function that creates a command from a name, a sentence and examples (`__main__._command`).
     """
+    _add_doctor(add)
+    _add_grading(add)
+    _add_report(add)
+    _add_notebooks(add)
+
+
+def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     doctor = add(
         "doctor", "report common mistakes in a trainer's source, which is read and never run", "trainer.py", "lab4.zip"
     )  # fmt: skip
@@ -22,6 +29,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "source", type=Path, metavar="FILE_OR_FOLDER", help=".py, .ipynb or .zip file, or a folder"
     )
 
+
+def _add_grading(add: Callable[..., argparse.ArgumentParser]) -> None:
     grade = add(
         "grade", "score the submissions of a class and report copies; nothing in them is executed",
         "submissions/ --data data/LAB4_Dataset --out grades.csv",
@@ -38,7 +47,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     score = add(
         "score", "score predicted frames against true ones, in any of the accepted file formats",
-        "prediction/submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
+        "submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
     )  # fmt: skip
     formats = "a submission CSV, text file(s) of 2023, folder(s) of PNGs, GIF, video or npz"
     score.add_argument("prediction", type=Path, metavar="PREDICTION", help=formats)
@@ -50,6 +59,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", type=Path, metavar="CSV", help="also write a row per frame; default: print only"
     )
 
+
+def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
     report = add(
         "report", "write a lab report: figures and tables of finished runs, prompts for your own text",
         "runs/cyclical-seed0 runs/none-seed0 --out report.html",
@@ -59,6 +70,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", type=Path, default=Path("report.html"), help="the HTML page; a notebook is written beside it"
     )  # fmt: skip
 
+
+def _add_notebooks(add: Callable[..., argparse.ArgumentParser]) -> None:
     notebooks = add(
         "notebooks", "copy the notebooks to a folder of your own; your changes there are kept", "work"
     )

@@ -4,13 +4,12 @@
 teacher and contains solutions and hidden tests. `release/` is for the students and does not contain them.
 
 Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes their code, so run it in a container or on a machine
-without other data. `build` needs a clone of the project, because an installed wheel contains no solutions.
+without other data.
 """
 
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,13 +21,12 @@ import pandas as pd
 from nbformat import NotebookNode
 
 from cvae_lab.data.files import replacing, write_text
-from cvae_lab.teaching.workspace import originals
+from cvae_lab.teaching.workspace import copy_records, originals
 
 ASSIGNMENT = "lab4"
 CHECK = re.compile(r"exercises\.(?P<check>check_\d+_\d+)\((?P<answer>\w+)(?P<data>.*)\)")
 STUB = re.compile(r"def (?P<answer>\w+)\(.*\):\n    return None")
 SOLUTIONS_LINK = re.compile(r"Solutions: \[solutions/\d+\]\(solutions/\w+\.ipynb\)\.\s*")
-RECORDS = ("reference", "studies", "bench.json")  # files and folders in figures/ that the notebooks read
 TIMEOUT = 600  # time limit of one cell of a submission in seconds
 
 CONFIG = f"""c = get_config()
@@ -130,7 +128,7 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
         raise StudentEditionError("nbgrader is not installed; run pip install 'cvae-lab[teach]'")
     source = source or originals()
     if not (source / "solutions").is_dir():
-        raise StudentEditionError(f"{source} holds no solutions; run the command in a clone of the project")
+        raise StudentEditionError(f"{source} holds no solutions; install cvae-lab again")
     files = [source / f"{name}.ipynb" for name in names] or sorted(source.glob("[0-9]*.ipynb"))
     target = folder / "source" / ASSIGNMENT
     target.mkdir(parents=True, exist_ok=True)
@@ -144,20 +142,9 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
         merged = teacher_notebook(nbformat.read(file, 4), nbformat.read(source / "solutions" / file.name, 4))
         with replacing(target / file.name) as temporary:
             nbformat.write(merged, temporary)
-    for record in RECORDS:
-        _copy(source.parent / "figures" / record, target / "figures" / record)
+    copy_records(source.parent / "figures", target / "figures")
     _nbgrader(folder, "generate_assignment", ASSIGNMENT, "--force")
     return sorted((folder / "release" / ASSIGNMENT).glob("*.ipynb"))
-
-
-def _copy(origin: Path, target: Path) -> None:
-    """Copy a file or a folder if it exists, and replace an earlier copy."""
-    if origin.is_dir():
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(origin, target)
-    elif origin.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin, target)
 
 
 def autograde(folder: Path) -> pd.DataFrame:

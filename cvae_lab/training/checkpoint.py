@@ -25,13 +25,24 @@ from cvae_lab.models.weight_files import CheckpointError, read_file
 from cvae_lab.models.weights import build, check_weights, course_config, find_weights
 from cvae_lab.training.state import Record, TrainState
 
-__all__ = ["CheckpointError", "create_state", "load_model", "read_history", "resume", "save", "train_config"]
+__all__ = [
+    "CheckpointError",
+    "create_state",
+    "is_course",
+    "load_model",
+    "read_history",
+    "resume",
+    "save",
+    "train_config",
+]
 
 FORMAT = 3
 """Version of the file format. Files without a version number have version 1.
 
 All versions have the same content, but since version 3 the network `compact` has other layers.
 """
+
+_MAY_DIFFER = ("epochs", "minutes", "stop_after", "threads")
 
 _Content = TypeVar("_Content", bound="_ModelContent")
 _log = logging.getLogger(__name__)
@@ -133,8 +144,8 @@ def _options(wanted: ModelConfig, present: ModelConfig) -> str:
 def resume(path: Path, config: RunConfig) -> TrainState:
     """Return the state of an interrupted run.
 
-    `epochs`, `minutes` and `threads` may differ from the interrupted run. Raises CheckpointError if any other parameter
-    differs, because the resumed run would then use different schedules or data than the interrupted run.
+    `epochs`, `minutes`, `stop_after` and `threads` may differ from the interrupted run. Raises CheckpointError if any
+    other parameter differs, because the resumed run would then use different schedules or data than that run.
     """
     raw = read_file(path)
     if not _is_own(raw):
@@ -142,7 +153,7 @@ def resume(path: Path, config: RunConfig) -> TrainState:
             f"{path} is not a checkpoint of a run of cvae_lab, so it cannot be resumed; give the last.pt of a run."
         )
     content = _validated(path, raw, _RunContent)
-    if difference := content.run_config(path).difference(config, ignore=("epochs", "minutes", "threads")):
+    if difference := content.run_config(path).difference(config, ignore=_MAY_DIFFER):
         raise CheckpointError(
             f"{path} was trained with {difference}; "
             "give the same value to resume, or another run folder to start a new run."
@@ -206,11 +217,19 @@ def load_model(
 
 
 def train_config(path: Path) -> TrainConfig:
-    """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`."""
+    """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`.
+
+    Course checkpoints are evaluated in float32, as by the course's code, so that its scores are reproduced.
+    """
     raw = read_file(path)
     if not _is_own(raw):
-        return RunConfig.from_params("", "handout").train
+        return RunConfig.from_params("", "handout", precision="float32").train
     return _validated(path, raw, _ModelContent).run_config(path).train
+
+
+def is_course(path: Path) -> bool:
+    """Whether a checkpoint was saved by another trainer of the course's network, not by a run of this project."""
+    return not _is_own(read_file(path))
 
 
 def frame_height(path: Path) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cvae_lab.config import ConfigError, TrainConfig
 from cvae_lab.data.clips import Clip, ClipBatch, ClipSampler, Dataset, Video
-from cvae_lab.evaluation.scoring import evaluate
+from cvae_lab.evaluation.scoring import mean_scores
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import reduced_precision
 from cvae_lab.objective import handout_beta, kl_cost, psnr_weights, squared_error
@@ -94,8 +94,7 @@ def fit(
     mirror = mirroring(data) if config.flip else None
     sampler = _sampler(train, config, state.generators["clips"], device)
     clock = Clock(config, state, len(sampler))
-    # The strategy `adaptive` needs the score of every epoch.
-    every = 1 if config.tf_strategy == "adaptive" else config.eval_every
+    every = 1 if config.tf_strategy == "adaptive" else config.eval_every  # `adaptive` needs every score
     last = clock.over()
     while not last:
         with _seeded(config.seed, state, device):
@@ -103,7 +102,7 @@ def fit(
         last = clock.over()
         if last or state.epoch % every == 0:
             with reduced_precision(config, device):
-                record |= _scores(state.evaluation_model(), validation, heldout)
+                record |= mean_scores(state.evaluation_model(), validation, heldout)
             last = last or clock.over()  # the time of the evaluation is included
         state.elapsed = clock.elapsed()
         record["seconds"] = state.elapsed
@@ -212,7 +211,7 @@ def _train_epoch(
         settings["frames_per_s"] = meter.clips_per_second * (config.n_frames - 1)
         if on_step:
             on_step({"loss": meter.loss, **settings}, float(progress))
-        if config.minutes and clock.over():
+        if clock.out_of_time():
             break
     loss, mse, kl = meter.means()
     clock.step_in_epoch = 0
@@ -245,12 +244,14 @@ def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
 
 
 def _set_lr(state: TrainState, config: TrainConfig, progress: float | Fraction) -> float:
+    epochs = config.lr_milestone_epochs
     factor = lr_factor_at(
         progress,
         config.lr_schedule,
         warmup=config.lr_warmup,
-        milestones=config.lr_milestones,
+        milestones=epochs or config.lr_milestones,
         gamma=config.lr_gamma,
+        position=state.epoch if epochs else None,
     )
     for group in state.optimizer.param_groups:
         group["lr"] = config.lr * factor
@@ -276,25 +277,6 @@ def _augmented_shard(
         epoch_is_forced,
     )
     return ClipBatch(*(distributed.shard(part) for part in batch)), distributed.shard(mask)
-
-
-def _scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> Record:
-    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
-
-    `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
-    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
-    """
-    scores = evaluate(model, [*validation, *heldout])
-    count = len(validation)
-    mean = {
-        kind: sum(float(curve.mean()) for curve in curves[:count]) / count if count else math.nan
-        for kind, curves in scores.items()
-    }
-    return {
-        "val_psnr_prior": mean["prior"],
-        "val_psnr_posterior": mean["posterior"],
-        "heldout_psnr": float(torch.cat(scores["prior"][count:]).mean()) if heldout else mean["prior"],
-    }
 
 
 def _score(record: Record) -> float:

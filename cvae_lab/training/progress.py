@@ -81,7 +81,7 @@ def _summary_writer(run_dir: Path | None) -> Any:  # noqa: ANN401
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
-            "TensorBoard is not installed; run pip install tensorboard, or omit the option."
+            "TensorBoard is not installed; run pip install 'cvae-lab[tensorboard]', or omit the option."
         ) from error
     return SummaryWriter(run_dir)
 
@@ -110,7 +110,8 @@ class RunStatus(NamedTuple):
         """Expected seconds of training in total; nan before the first epoch of a run without a time limit."""
         if self.config.minutes:
             return 60 * self.config.minutes
-        return self.seconds / self.epoch * self.config.epochs if self.epoch else math.nan
+        total = self.seconds / self.epoch * self.config.epochs if self.epoch else math.nan
+        return min(60 * self.config.stop_after, total) if self.config.stop_after else total
 
     def __str__(self) -> str:
         if not self.epoch:

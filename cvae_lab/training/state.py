@@ -192,16 +192,20 @@ def weight_average(model: CVAE, decay: float) -> AveragedModel:
 
 
 class Clock:
-    """Progress of a run, measured in steps or in time if there is a time limit; the same on all ranks."""
+    """Progress of a run, measured in steps or in time if there is a time limit; the same on all ranks.
+
+    With `clock` = cpu, time is the CPU time of this process, which other processes on the machine hardly change.
+    """
 
     def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
         self.config, self.state, self.steps_per_epoch = config, state, steps_per_epoch
-        self.started = time.monotonic() - state.elapsed
+        self.now = time.process_time if config.clock == "cpu" else time.monotonic
+        self.started = self.now() - state.elapsed
         self.step_in_epoch = 0
 
     def elapsed(self) -> float:
         """Duration of training in seconds, including the time before a resume."""
-        return time.monotonic() - self.started
+        return self.now() - self.started
 
     def progress(self) -> float | Fraction:
         """Fraction of training done, in [0, 1), for the schedules."""
@@ -209,7 +213,15 @@ class Clock:
 
     def over(self) -> bool:
         """Whether all steps are done or the time limit is reached."""
-        return self._done() >= 1
+        return self._done() >= 1 or self._stopped()
+
+    def out_of_time(self) -> bool:
+        """Whether the run has a time limit and has reached it."""
+        return (bool(self.config.minutes) and self._done() >= 1) or self._stopped()
+
+    def _stopped(self) -> bool:
+        limit = self.config.stop_after
+        return bool(limit) and distributed.from_rank_0(self.elapsed() / (60 * limit)) >= 1
 
     def _done(self) -> float | Fraction:
         if self.config.minutes:

@@ -40,9 +40,13 @@ LOGARITHMIC = ("loss", "mse", "kl_nats", "lr")
 
 @plt.rc_context(STYLE)
 def frame_strip(
-    rows: Mapping[str, Frames], indices: Sequence[int], title: str = "", pixels: int | None = None
+    rows: Mapping[str, Frames],
+    indices: Sequence[int],
+    title: str = "",
+    pixels: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw the frames at `indices`: one row per clip with its name, one column per frame number (index + 1).
+    """Draw the frames at `indices`: one row per clip with its name, one column per frame, with `names` or index + 1.
 
     `pixels` is the number of screen pixels per frame pixel at 100 dpi. By default the strip fills the width. Frames
     that are too large for the width are reduced.
@@ -59,17 +63,16 @@ def frame_strip(
     figure = plt.figure(figsize=tuple(size / DPI), FigureClass=DescribedFigure)
     ax = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
     ax.imshow(_mosaic(grid, gap), interpolation="nearest" if pixels >= 1 else "antialiased", aspect="auto")
-    ax.set_xticks([width * i + (width - gap) / 2 - 0.5 for i in range(len(indices))])
-    ax.set_xticklabels(
-        [f"frame {index + 1}" if i == 0 else str(index + 1) for i, index in enumerate(indices)]
-    )
-    ax.set_yticks([height * i + (height - gap) / 2 - 0.5 for i in range(len(rows))], rows)
+    numbers = [str(index + 1) for index in indices]
+    columns = names or ["frame " + numbers[0], *numbers[1:]]
+    ax.set_xticks(np.arange(len(columns)) * width + (width - gap - 1) / 2, columns)
+    ax.set_yticks(np.arange(len(rows)) * height + (height - gap - 1) / 2, rows)
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_color(str(GUTTER / 255))
     ax.set_title(title)
-    numbers = ", ".join(str(index + 1) for index in indices)
-    return described(figure, f"{title or 'Strip of frames'}. Rows: {', '.join(rows)}. Frames: {numbers}.")
+    listed = f"Columns: {'; '.join(names)}".replace("\n", ", ") if names else f"Frames: {', '.join(numbers)}"
+    return described(figure, f"{title or 'Strip of frames'}. Rows: {', '.join(rows)}. {listed}.")
 
 
 @plt.rc_context(STYLE)
@@ -109,10 +112,9 @@ def histories(
     if len(groups) >= MANY:
         groups = _extremes(groups, columns[-1])
     several = any(len(group) > 1 for group in groups.values())
-    rows, across = math.ceil(len(columns) / 3), min(3, len(columns))
+    rows, cols = math.ceil(len(columns) / 3), min(3, len(columns))
     figure, axes = plt.subplots(
-        rows, across, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False,
-        FigureClass=DescribedFigure,
+        rows, cols, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False, FigureClass=DescribedFigure
     )  # fmt: skip
     for ax in axes.flat[len(columns) :]:
         ax.remove()
@@ -255,8 +257,7 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.grid(False)
     figure.legend(loc="outside lower center")
-    title = _result(names, means, spread, baseline)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(title := _result(names, means, spread, baseline), x=0.01, ha="left", fontsize=11)
     listed = "; ".join(f"{name} {text} dB" for name, text in zip(names[::-1], texts[::-1], strict=True))
     return described(figure, f"{title}. Mean PSNR: {listed}; static baseline {baseline:.2f} dB.")
 
@@ -278,8 +279,7 @@ def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np
     """All pictures in one array, with gaps of `gap` pixels."""
     rows, columns, height, width, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=GUTTER)
-    sheet = padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)
-    return sheet[:-gap, :-gap]
+    return padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
 
 
 def _finite(values: ArrayLike) -> np.ndarray:

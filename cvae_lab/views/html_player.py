@@ -17,6 +17,7 @@ from cvae_lab.views.sprites import (
     captions,
     clip_data,
     data_uri,
+    frame_strip,
     frame_strip_html,
     source,
     split_panels,
@@ -24,6 +25,7 @@ from cvae_lab.views.sprites import (
 )
 
 COLOURS = 256  # maximum number of colours per panel
+STRIP = re.compile(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"')
 STATIC = re.compile(r'<template data-static="">(.*?)</template>', re.DOTALL)
 
 
@@ -58,7 +60,7 @@ def html_player(
         script=source("player.js").replace("export default { render };", ""),
         clip=html.escape(json.dumps(clip, ensure_ascii=False, separators=(",", ":"))),
         sheets="\n".join(sheets),
-        static=frame_strip_html(parts, names, clip["numbers"], clip["title"]),
+        static=frame_strip_html(*frame_strip(parts, names, clip["numbers"]), clip["title"]),
     )
 
 
@@ -75,13 +77,15 @@ class EmbeddedPage:
     def __init__(self, page: str, height: int) -> None:
         found = STATIC.search(page)
         self._static = found[1] if found else f"<p><em>{INVITATION}</em></p>"
+        self._strip = STRIP.search(self._static)
         self._page = STATIC.sub("", page)
         self._height = height
 
-    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
         """HTML that shows the page. If a viewer removes styles, iframes and scripts, a static strip of frames is shown.
 
-        The iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
+        A viewer that shows no HTML, such as VS Code in a folder that it does not trust, shows the strip as a PNG. The
+        iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
         """
         text = html.escape(self._page, quote=True)
         resize = (
@@ -89,7 +93,9 @@ class EmbeddedPage:
             "'iframe.cvae-page')) if (frame.contentWindow === event.source && event.data.cvaePlayerHeight)"
             " frame.style.height = event.data.cvaePlayerHeight + 'px'; });"
         )
-        return {
+        picture = {"image/png": self._strip[1]} if self._strip else {}
+        metadata = {"image/png": {"alt": html.unescape(self._strip[2])}} if self._strip else {}
+        data = {
             "text/html": (
                 "<style>.cvae-static { display: none; }</style>"
                 f'<div class="cvae-static">{self._static}</div><script>{resize}</script>'
@@ -98,6 +104,7 @@ class EmbeddedPage:
             ),
             "text/plain": INVITATION,
         }
+        return data | picture, metadata
 
 
 def embed(page: str, height: int = 420) -> EmbeddedPage:

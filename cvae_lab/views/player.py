@@ -1,8 +1,8 @@
-"""All frame players for notebooks in one module: widget, HTML page, GIF."""
+"""All frame players for notebooks in one module: widgets, HTML page, GIF."""
 
 from cvae_lab.views.clip_views import write_gif
 from cvae_lab.views.html_player import embed, html_player, write_html
-from cvae_lab.views.scrubber import Scrubber, scrubber
+from cvae_lab.views.scrubber import Scrubber, SliderBox, scrubber
 from cvae_lab.views.sprites import panels
 
-__all__ = ["Scrubber", "embed", "html_player", "panels", "scrubber", "write_gif", "write_html"]
+__all__ = ["Scrubber", "SliderBox", "embed", "html_player", "panels", "scrubber", "write_gif", "write_html"]

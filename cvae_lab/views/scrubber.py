@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import anywidget
+import ipywidgets
 import traitlets
 from numpy.typing import ArrayLike
 
@@ -12,11 +13,14 @@ from cvae_lab.views.sprites import (
     INVITATION,
     captions,
     clip_data,
-    frame_strip_html,
+    frame_strip,
+    frame_strip_output,
     source,
     split_panels,
     sprite_sheets,
 )
+
+SLIDER_INVITATION = "Run this cell for the interactive version."
 
 
 class Scrubber(anywidget.AnyWidget):
@@ -36,7 +40,8 @@ class Scrubber(anywidget.AnyWidget):
     playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
     speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
 
-    def __init__(self, clip: dict[str, Any], sheets: list[list[bytes]], static: str) -> None:
+    def __init__(self, clip: dict[str, Any], sheets: list[list[bytes]], static: tuple[dict, dict]) -> None:
+        """Create a player; `static` is the notebook output (data and metadata) of viewers without widgets."""
         super().__init__(clip=clip, sheets=sheets)
         self._static = static
 
@@ -47,7 +52,8 @@ class Scrubber(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict[str, Any], dict[str, Any]]:
         """Add a static strip of frames, which is shown if the widget cannot be shown."""
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        return data | {"text/html": self._static, "text/plain": INVITATION}, metadata
+        picture, description = self._static
+        return data | picture | {"text/plain": INVITATION}, metadata | description
 
 
 def scrubber(
@@ -74,5 +80,15 @@ def scrubber(
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title, fps, horizon, numbers)
-    static = frame_strip_html(parts, names, clip["numbers"], title)
+    static = frame_strip_output(*frame_strip(parts, names, clip["numbers"]), title)
     return Scrubber(clip, [sprite_sheets(part) for part in parts], static)
+
+
+class SliderBox(ipywidgets.VBox):
+    """Sliders and the `ipywidgets.HTML` that they change, one below the other.
+
+    A viewer without widgets shows a sentence. `tests/execute_notebook.py` adds a picture of the HTML to the notebook.
+    """
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**kwargs) | {"text/plain": SLIDER_INVITATION}

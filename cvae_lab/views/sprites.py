@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from cvae_lab.data.pixels import Frames, to_uint8
 from cvae_lab.views import GREY, PALETTE
@@ -25,6 +25,8 @@ PANEL_WIDTH = 256  # screen pixels of a panel in a player
 GAP = 1  # frame pixels between panels
 STRIP_PIXELS = 64  # largest width of a frame in a strip of frames, in frame pixels
 PALETTE_SAMPLE = 2_000_000  # the colours of a sheet are chosen from at most this number of pixels
+TEXT_PIXELS = 15  # size of the text in a strip of frames
+MARGIN = 8  # pixels around a strip of frames
 SHEET = 4096  # largest width and height of a sprite sheet; phones do not decode larger pictures
 INVITATION = "Run this cell for the interactive player."
 
@@ -158,14 +160,10 @@ def data_uri(webp: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
 
 
-def frame_strip_html(
-    parts: Sequence[Pictures], names: Sequence[str], numbers: Sequence[int], title: str = "", columns: int = 6
-) -> str:
-    """Return a few frames of every panel as HTML without scripts, and the sentence INVITATION below them.
-
-    It is shown instead of the player if a notebook is not executed: on GitHub, in an export, or in a JupyterLab that
-    does not trust the notebook.
-    """
+def frame_strip(
+    parts: Sequence[Pictures], names: Sequence[str], numbers: Sequence[int], columns: int = 6
+) -> tuple[Image.Image, str]:
+    """Return a picture of a few frames of every panel, one panel per row, and its description as alternative text."""
     every = math.ceil(parts[0].shape[2] / STRIP_PIXELS)  # large frames are reduced
     parts = [part[:, ::every, ::every] for part in parts]
     n, height, width, _ = parts[0].shape
@@ -176,14 +174,54 @@ def frame_strip_html(
         for column, i in enumerate(picked):
             top, left = row * (height + 1), column * (width + 1)
             sheet[top : top + height, left : left + width] = part[i]
-    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     rows, frames = ", ".join(names), ", ".join(str(numbers[i]) for i in picked)
-    description = html.escape(f"Rows from the top: {rows}. Frames from the left: {frames}.")
+    description = f"Rows from the top: {rows}. Frames from the left: {frames}."
+    return Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1)), description
+
+
+def frame_strip_html(strip: Image.Image, description: str, title: str = "") -> str:
+    """Return a strip of frames as HTML without scripts, and the sentence INVITATION below it.
+
+    It is shown instead of an embedded page if a viewer removes scripts.
+    """
+    description = html.escape(description)
+    uri = f"data:image/png;base64,{base64.b64encode(png(strip)).decode()}"
     return (
         f"<div><p><b>{html.escape(title)}</b></p>"
-        f'<img src="{data_uri(encode(sheet, 128))}" alt="Strip of frames. {description}" width="{sheet.shape[1]}">'
+        f'<img src="{uri}" alt="Strip of frames. {description}" width="{strip.width}">'
         f"<p>{description}</p><p><em>{INVITATION}</em></p></div>"
     )
+
+
+def frame_strip_output(strip: Image.Image, description: str, title: str = "") -> tuple[dict, dict]:
+    """Return a strip of frames with its texts as a notebook output (data and metadata), a PNG.
+
+    Every viewer shows a PNG without trust, kernel or script: GitHub, VS Code, nbconvert and JupyterLab. GitHub does not
+    show SVG, and VS Code shows no HTML in a folder that it does not trust.
+    """
+    font = ImageFont.load_default(TEXT_PIXELS)
+    lines = [line for line in (title, description, INVITATION) if line]
+    line_height = round(1.5 * TEXT_PIXELS)
+    width = max([strip.width, *(math.ceil(font.getlength(line)) for line in lines)]) + 2 * MARGIN
+    picture = Image.new("RGB", (width, strip.height + len(lines) * line_height + 2 * MARGIN), "white")
+    pen, y = ImageDraw.Draw(picture), MARGIN
+    if title:
+        pen.text((MARGIN, y), title, "black", font)
+        y += line_height
+    picture.paste(strip, (MARGIN, y))
+    y += strip.height + MARGIN // 2
+    for line in lines[-2:]:
+        pen.text((MARGIN, y), line, "black", font)
+        y += line_height
+    alt = f"Strip of frames. {description} {INVITATION}"
+    return {"image/png": base64.b64encode(png(picture)).decode()}, {"image/png": {"alt": alt}}
+
+
+def png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG with at most 256 colours."""
+    buffer = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def source(name: str) -> str:

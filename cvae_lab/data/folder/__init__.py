@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from cvae_lab.data import course_csv
+from cvae_lab.data.answers import is_picture_folder, with_answers
 from cvae_lab.data.cache import cache_dir, cached, content_key
 from cvae_lab.data.clips import Clip, Dataset, Video, find_boundaries
 from cvae_lab.data.folder.boundaries import BOUNDARIES_FILE, read_boundaries
@@ -56,13 +56,13 @@ def read_folder(
         min_frames: smallest allowed number of training frames, which is the number of frames in a training clip.
         required: splits that must exist. A missing one raises DataError.
         fit: how pictures of another aspect ratio are resized, see `pixels.Fit`.
-        answers: file or folder with the true frames of the test clips, see `course_csv.read_answers`. The default is
-            `test/test_answer`, or else the result of `course_csv.find_answers`.
+        answers: file or folder with the true frames of the test clips, see `answers.read_answers`. The default is
+            `test/test_answer`, or else the result of `answers.find_answers`.
     """
     if fit not in get_args(Fit):
         raise ValueError(f"fit is {fit!r}; choose one of {', '.join(get_args(Fit))}")
     root, answers = find_root(Path(root)), Path(answers) if answers else None
-    pictures = answers if answers and course_csv.is_picture_folder(answers) else None
+    pictures = answers if answers and is_picture_folder(answers) else None
     groups = find_parts(root, parts, required, pictures)
     _check_lengths(root, groups, min_frames)
     size = chosen_size(groups, size)
@@ -93,7 +93,7 @@ def _dataset(
     train = _video(root, "train", pixels.get("train"), size, boundaries)
     val = _video(root, "val", pixels.get("val"), size, None)
     tests = _clips(groups["test"], pixels["test"]) if "test" in groups else ()
-    tests, answer_format = course_csv.with_answers(root, tests, answers, cache)
+    tests, answer_format = with_answers(root, tests, answers, cache)
     palette = palette_of(root, [train.labels, val.labels, *(clip.labels for clip in tests)])
     return Dataset(root.resolve().name, train, val, tests, palette, answer_format)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,12 @@ def grade_class(
         rows[name] |= {"static baseline": baseline}
     for name, others in _similar(samples).items():
         rows[name]["similar to"] = others
+    return _table(rows.values())
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     columns = ["submission", "mean PSNR", "static baseline", "grade", "similar to", "fault"]
-    table = pd.DataFrame(rows.values())
+    table = pd.DataFrame(rows)
     table = table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
     table["grade"] = table["grade"].astype("Int64")
     return table.sort_values("mean PSNR", ascending=False, ignore_index=True)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from cvae_lab.data.pixels import to_float
 from cvae_lab.evaluation import predict_clips
 from cvae_lab.evaluation.metrics import psnr, static_baseline
 from cvae_lab.models.device import pick_device
+from cvae_lab.models.pretrained import weights_file
 from cvae_lab.runs.result import provenance
 from cvae_lab.training import TrainState, fit
 from cvae_lab.training.checkpoint import FORMAT, copy_weights, load_model
+from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
 
 LIMIT = 2_000_000
 """Largest size of a file of weights in bytes."""
@@ -116,21 +119,35 @@ def write_weights(out: Path, weights: dict[str, Tensor], config: RunConfig) -> N
     write_bytes(out, content)
 
 
+def demo(out: Path, height: int = 32) -> tuple[float, float]:
+    """Predict the test clips of `small` with the pretrained weights; write a GIF of all and a player of the first.
+
+    Returns the PSNR of the prediction and of the static baseline in dB, means over all predicted frames.
+    """
+    clips = load("small", height=height).tests
+    config = RunConfig.from_params("small", height=height, flip=False).train
+    model = load_model(weights_file("pretrained", height), pick_device())
+    predictions = predict_clips(model, clips, config)
+    out.mkdir(parents=True, exist_ok=True)
+    write_grid_gif(out / "predictions.gif", clips, predictions)
+    write_clip_player(out / "player.html", clips[0], predictions[0])
+    scores = _psnr(clips, predictions)
+    return scores["psnr"], scores["baseline_static"]
+
+
 def _scores(file: Path, config: RunConfig, data: Dataset) -> dict[str, dict[str, float]]:
     """Return PSNR and static baseline of new recordings of `varied`, and of the test clips of `small` (dB)."""
     model = load_model(file, pick_device(config.train.device))
-    sources = {
-        "varied": (*data.val.as_clips(), *data.tests),
-        "small": load("small", height=config.model.height).tests,
-    }
-    scores = {}
-    for name, clips in sources.items():
-        predictions = predict_clips(model, clips, replace(config.train, flip=False))
-        scores[name] = {
-            "psnr": _mean([psnr(p, _answer(c)[1:]) for c, p in zip(clips, predictions, strict=True)]),
-            "baseline_static": _mean([static_baseline(_answer(clip)) for clip in clips]),
-        }
-    return scores
+    small = load("small", height=config.model.height)
+    sources = {"varied": (*data.val.as_clips(), *data.tests), "small": small.tests}
+    return {name: _psnr(clips, predict_clips(model, clips, config.train)) for name, clips in sources.items()}
+
+
+def _psnr(clips: Sequence[Clip], predictions: Sequence[Tensor]) -> dict[str, float]:
+    """Return PSNR and static baseline in dB: means over all predicted frames of all clips."""
+    truths = [_answer(clip) for clip in clips]
+    curves = [psnr(p, truth[1:]) for truth, p in zip(truths, predictions, strict=True)]
+    return {"psnr": _mean(curves), "baseline_static": _mean([static_baseline(truth) for truth in truths])}
 
 
 def _answer(clip: Clip) -> Tensor:

@@ -1,0 +1,93 @@
+"""The command `bench`."""
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from cvae_lab.runs.commands import Add, log_line
+
+PRESETS = ["handout", "compact"]
+GPU_PARTS = ["machine", "checks", "training", "rollout", "score"]
+
+
+def add_commands(add: Add) -> None:
+    bench = add(
+        "bench", "time the reference loop and the fast paths, and measure their memory",
+        "--presets compact", "--gpu gpu.json", "--scaling --out scaling.json", "--gpu gpu.json --device cpu --tiny",
+    )  # fmt: skip
+    bench.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS, help="networks to time")
+    bench.add_argument("--repeats", type=int, default=3, help="measurements per row")
+    bench.add_argument("--out", type=Path, help="also write the table as JSON; default: print only")
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--gpu", type=Path, metavar="OUT",
+        help="check and measure everything on one CUDA GPU in ten minutes, and write it as JSON; default: no",
+    )  # fmt: skip
+    instead.add_argument(
+        "--scaling", action="store_true", help="measure how time grows with sizes and processes"
+    )
+    bench.add_argument(
+        "--budget", type=float, default=540.0,
+        help="--gpu: seconds for all parts together; the training runs of 4 minutes need about 2400",
+    )  # fmt: skip
+    bench.add_argument(
+        "--only", nargs="+", default=[], choices=GPU_PARTS, metavar="PART",
+        help=f"--gpu: {', '.join(GPU_PARTS)}; default: all",
+    )  # fmt: skip
+    bench.add_argument("--device", default="auto", help="--gpu: auto (CUDA), or cpu for a test")
+    bench.add_argument("--tiny", action="store_true", help="--gpu, --scaling: test with tiny sizes")
+
+
+def bench(options: argparse.Namespace) -> None:
+    from cvae_lab.bench import HEAD, bench, write
+
+    about = {"command": "python -m cvae_lab bench", **_provenance()}
+    if options.gpu:
+        _bench_gpu(options, about)
+        return
+    if options.scaling:
+        _bench_scaling(options, about)
+        return
+    print(HEAD)
+    rows = []
+    for row in bench(tuple(options.presets), options.repeats):
+        rows.append(row)
+        log_line(str(row))
+    if options.out:
+        write(options.out, rows, about)
+        print(f"Wrote {options.out}.")
+
+
+def _provenance() -> dict[str, str]:
+    """Versions and commit. Empty if the package or pandas is missing, because `bench --gpu` must run without them."""
+    try:
+        from cvae_lab.runs.result import provenance
+    except ImportError:
+        return {}
+    with contextlib.suppress(ImportError):
+        return provenance()
+    return {}
+
+
+def _bench_gpu(options: argparse.Namespace, about: dict[str, str]) -> None:
+    from cvae_lab.bench.gpu import gpu
+    from cvae_lab.bench.table import gpu_table
+
+    about["command"] += " --gpu"
+    rows = gpu(options.gpu, options.device, options.tiny, options.budget, options.only, about, log_line)
+    print("\n".join(["", *gpu_table(rows, with_targets=not options.tiny), f"Wrote {options.gpu}."]))
+
+
+def _bench_scaling(options: argparse.Namespace, about: dict[str, str]) -> None:
+    from cvae_lab.bench.scaling import HEAD, TINY, as_json, scaling
+    from cvae_lab.data.files import write_text
+
+    print(HEAD)
+    rows = []
+    for row in scaling(TINY if options.tiny else None):
+        rows.append(row)
+        log_line(str(row))
+    if options.out:
+        about["command"] += " --scaling"
+        write_text(options.out, as_json(rows, about))
+        print(f"Wrote {options.out}.")

@@ -1,0 +1,119 @@
+"""The commands that copy runs, draw the README's pictures and reproduce all results."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from cvae_lab.runs.commands import WORKERS, Add, add_parameters, benchmark, log_line, values
+
+
+def add_commands(add: Add) -> None:
+    export = add(
+        "export", "copy finished runs without checkpoints, so that they are small enough to commit",
+        "runs/reference figures/reference",
+    )  # fmt: skip
+    export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
+    export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
+    pictures = add("pictures", "draw the pictures of the README", "figures")
+    pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
+    text = "folder of runs; the best one is shown"
+    pictures.add_argument("--runs", type=Path, default=Path("figures/reference"), help=text)
+
+    again = add(
+        "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
+        "--dry-run", "--course data/LAB4_Dataset --workers 8",
+        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
+    )  # fmt: skip
+    again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
+    again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")
+    text = "folder of the runs of all commits"
+    again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help=text)
+    again.add_argument("--workers", type=int, default=0, help=WORKERS)
+    names = "studies, bench, tables, notebooks; default: all"
+    again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
+    text = "folder of the course data; default: keep course.csv"
+    again.add_argument("--course", default="", metavar="DATA", help=text)
+    again.add_argument("--data", default="", help="data of a trial run; default: the data of each study")
+    text = "seeds of a trial run; default: those of the study"
+    again.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=text)
+    add_parameters(again)
+
+
+def export(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.folder import best_run, find_runs
+    from cvae_lab.runs.reference import export
+
+    best = best_run(options.runs)
+    for run in find_runs(options.runs):
+        print(f"Wrote {export(run, options.out, pictures=run == best)}")
+
+
+def pictures(options: argparse.Namespace) -> None:
+    from cvae_lab.runs.folder import best_run
+    from cvae_lab.runs.reference import write_pictures
+
+    for picture in write_pictures(options.out, best_run(options.runs)):
+        print(f"Wrote {picture}")
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    from cvae_lab.config import ConfigError
+    from cvae_lab.runs import reference
+    from cvae_lab.runs.result import commit_to_reproduce, provenance
+
+    changes = values(options.params, ("data", "seed"))
+    is_trial = bool(changes or options.data or options.seeds)
+    if is_trial and options.root.resolve() == Path.cwd() and not options.dry_run:
+        raise ConfigError(
+            "-p, --data and --seeds are for a trial run, which must not replace the records of this folder; give "
+            "another --root."
+        )
+    commit = provenance()["commit"] if options.dry_run or is_trial else commit_to_reproduce()
+    out = options.out.resolve() / (f"trial-{commit}" if is_trial else commit)
+    rest = [name for name in ("bench", "tables", "notebooks") if not options.only or name in options.only]
+    only = [name for name in options.only if name not in rest]
+    extra = {"data": options.data, "seeds": options.seeds or ()}
+    workers = options.workers or os.cpu_count() or 1
+    todo = []
+    if only or not options.only:
+        todo = reference.steps(options.root, out, workers, only, options.course, **extra, **changes)
+    for step in todo:
+        counts = f"{len(step.to_do):>4} of {len(step.jobs):>3} runs to do, {step.workers} at a time"
+        print(f"{step.name:<12}{counts}, about {step.minutes_left / 60:.1f} h")
+    log_line(
+        f"About {sum(step.minutes_left for step in todo) / 60:.1f} h of training; the runs are written to {out}"
+    )
+    if options.dry_run:
+        return
+    reference.reproduce(todo, options.root, log_line)
+    if "bench" in rest:
+        _measure(options.root, out)
+    for file in reference.write_tables(options.root) if "tables" in rest else ():
+        print(f"Wrote {file}")
+    if "notebooks" in rest:
+        _execute_notebooks(options.root, out)
+
+
+def _measure(root: Path, out: Path) -> None:
+    """Run `bench`, unless `out`/bench.json is there, and copy its table to the figures."""
+    if not (out / "bench.json").exists():
+        plain = {"gpu": None, "scaling": False}
+        benchmark.bench(
+            argparse.Namespace(presets=["handout", "compact"], repeats=3, out=out / "bench.json", **plain)
+        )
+    shutil.copyfile(out / "bench.json", root / "figures" / "bench.json")
+
+
+def _execute_notebooks(root: Path, out: Path) -> None:
+    """Execute the committed notebooks in place. A file in `out`/notebooks marks each notebook that is done."""
+    marks = out / "notebooks"
+    marks.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted((root / "notebooks").glob("**/[0-9]*.ipynb")):
+        mark = marks / notebook.relative_to(root / "notebooks").as_posix().replace("/", "-")
+        if not mark.exists():
+            subprocess.run([sys.executable, root / "tests" / "execute_notebook.py", notebook], check=True)
+            mark.touch()
+            log_line(f"Executed {notebook}")
