@@ -15,7 +15,7 @@ from typing import Any
 
 COMMANDS = (
     *("cvae_lab.runs.commands." + name for name in (
-        "data", "video", "training", "prediction", "comparison", "benchmark", "records",
+        "data", "video", "training", "pretraining", "prediction", "comparison", "benchmark", "records",
     )),
     "cvae_lab.teaching.commands",
 )  # fmt: skip

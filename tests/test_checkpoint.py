@@ -263,9 +263,9 @@ REPLACEMENTS = (
 )
 
 
-HARMLESS = ("format", "threads", "optimizer", "kl_weight", "history")
-"""Entries that may be changed in a valid checkpoint: an older format, another number in its range, and the settings of
-the optimizer, which are not read from the file."""
+HARMLESS = ("threads", "optimizer", "kl_weight", "history")
+"""Entries that may be changed in a valid checkpoint: another number in its range, and the settings of the optimizer,
+which are not read from the file."""
 
 
 def places(value, path=()):
@@ -319,19 +319,33 @@ def test_a_changed_entry_gives_an_error_in_one_line_or_a_state_that_trains(tmp_p
 @pytest.mark.parametrize("read", [load_model, read_history, lambda path: resume(path, config_of())])
 def test_a_checkpoint_of_a_newer_version_raises_an_error_that_names_the_version(tmp_path, content, read):
     path = tmp_path / "last.pt"
-    torch.save(content | {"format": 3, "state_dict": "another layout"}, path)
+    torch.save(content | {"format": 4, "state_dict": "another layout"}, path)
     with pytest.raises(
-        CheckpointError, match=r"newer version of cvae_lab \(checkpoint format 3, .* up to 2\)"
+        CheckpointError, match=r"newer version of cvae_lab \(checkpoint format 4, .* up to 3\)"
     ):
         read(path)
 
 
-def test_a_checkpoint_without_a_format_number_is_read(tmp_path, content):
+@pytest.mark.parametrize("read", [load_model, lambda path: resume(path, config_of())])
+@pytest.mark.parametrize("version", [{}, {"format": 1}, {"format": 2}])
+def test_a_compact_checkpoint_of_an_earlier_format_raises_an_error_that_says_so(
+    tmp_path, content, read, version
+):
     path = tmp_path / "last.pt"
-    torch.save({name: value for name, value in content.items() if name != "format"}, path)
-    assert resume(path, config_of()).epoch == 1
-    assert_holds = load_model(path).state_dict()
-    assert all(torch.equal(value, content["average"][name]) for name, value in assert_holds.items())
+    torch.save({name: value for name, value in content.items() if name != "format"} | version, path)
+    with pytest.raises(CheckpointError, match=r"`compact` of an earlier version .* train the run again"):
+        read(path)
+
+
+@pytest.mark.parametrize("version", [{}, {"format": 1}, {"format": 2}])
+def test_a_handout_checkpoint_of_an_earlier_format_is_read(tmp_path, version):
+    config = handout_config()
+    path, state = tmp_path / "last.pt", fresh(config)
+    save(path, state, config)
+    content = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in content.items() if name != "format"} | version, path)
+    for weights in (resume(path, config).model.state_dict(), load_model(path).state_dict()):
+        assert all(torch.equal(weights[name], value) for name, value in content["state_dict"].items())
 
 
 def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
@@ -360,7 +374,7 @@ def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
 @pytest.mark.parametrize("part", ["state_dict", "average"])
 @pytest.mark.parametrize(("value", "kind"), [(math.nan, "NaN"), (-math.inf, "infinity")])
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, content, part, value, kind):
-    path, name = tmp_path / "best.pt", "Generator.out.bias"
+    path, name = tmp_path / "best.pt", "Generator.out.2.bias"
     torch.save(with_change(content, (part, name), lambda inner, key: inner[key].fill_(value)), path)
     message = rf"best\.pt cannot be used: its tensor {name} holds {kind}"
     with pytest.raises(CheckpointError, match=message):

@@ -113,7 +113,7 @@ def test_logvar_is_bounded_and_all_values_are_finite_at_the_bounds(preset):
 def test_compact_predicts_values_in_0_to_1_for_extreme_inputs():
     model = build("compact")
     with torch.no_grad():
-        model.Generator.out.weight.mul_(1e4)
+        model.Generator.out[2].weight.mul_(1e4)
     label = model.label_transformation(rand(2, 3, 8, 16, seed=1) * 100)
     first = rand(2, 3, 8, 16) * 100
     frame = model.decode(first, label, torch.full((2, 2, 1, 2), 50.0), model.anchor(first, first))

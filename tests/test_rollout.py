@@ -9,7 +9,6 @@ import torch
 
 from cvae_lab import CVAE, ModelConfig
 from cvae_lab.data.pixels import to_float, to_uint8
-from cvae_lab.models.compact import upsample
 from cvae_lab.models.cvae import reparameterise
 from cvae_lab.models.modules import StepwiseBatchNorm2d
 from cvae_lab.rollout import (
@@ -29,7 +28,6 @@ from cvae_lab.rollout import (
     unroll,
     zero_latents,
 )
-from cvae_lab.rollout.folded import upsampled_conv
 from cvae_lab.rollout.predict import LABELS_PER_CALL, STREAMS_PER_CALL, folds
 from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 
@@ -322,13 +320,6 @@ def test_the_folded_decoder_at_bfloat16_stays_close_to_autocast():
     assert ours.dtype == torch.float32
     error, usual = (float((y - exact).square().mean().sqrt()) for y in (ours, autocast))
     assert 0 < error < 2 * usual
-
-
-def test_upsampled_conv_equals_upsampling_and_a_convolution():
-    conv = torch.nn.Conv2d(5, 3, 3, padding=1).double()
-    x = torch.rand(2, 5, 4, 6, dtype=torch.float64, generator=seeded())
-    cells = upsampled_conv(conv)(x)
-    torch.testing.assert_close(torch.nn.functional.pixel_shuffle(cells, 2), conv(upsample(x)))
 
 
 @pytest.mark.parametrize("preset", SMALL)

@@ -19,7 +19,8 @@ class TrainConfig:
 
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, clips, masks and noise")
     init_from: str = Field(
-        "", description="run folder or checkpoint file with initial weights; empty: random weights"
+        "",
+        description="initial weights: pretrained (in the package), a run folder or a checkpoint file; empty: random",
     )
     epochs: int = Field(40, ge=1, le=10**6, description="passes over the training frames")
     minutes: float = Field(

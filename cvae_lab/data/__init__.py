@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ __all__ = [
     "Dataset",
     "Video",
     "load",
+    "load_varied",
     "read_folder",
     "write_folder",
 ]
 
-SYNTHETIC = ("tiny", "small", "full")
+SYNTHETIC = ("tiny", "small", "full", "varied")
 
 
 def load(
@@ -36,22 +38,19 @@ def load(
     min_frames: int = 2,
     height: int | None = 32,
 ) -> Dataset:
-    """Return a data set: a synthetic one if `data` is tiny, small or full, otherwise the one in the folder `data`.
+    """Return a data set: a synthetic one if `data` is in `SYNTHETIC`, otherwise the one in the folder `data`.
 
     A synthetic data set is rendered once per size, seed and version of its code, and kept in the cache. A folder must
     have the assignment's layout (`read_folder`).
 
     Args:
-        data: size of the synthetic data set, or a folder.
+        data: name of a synthetic data set (`SYNTHETIC`), or a folder.
         seed: seed of the synthetic data set.
         parts: splits to read from a folder (train, val, test). A missing split is empty in the result.
         required: splits that must exist, such as `("train",)` for training. A missing one raises DataError.
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
-        height: height of the frames in pixels; the width is twice the height. Synthetic frames are rendered in this
-            size. Larger pictures of a folder are reduced to it, and smaller ones are refused above 32. None keeps the
-            size of the pictures if their height is 32, 64 or 128, and otherwise means 32.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -59,22 +58,29 @@ def load(
             progress=progress,
             parts=parts,
             min_frames=min_frames,
-            size=height and (height, 2 * height),
             required=required,
             fit=fit,
             answers=answers,
         )
-    height = height or 32
-    name = f"synthetic-{data}-{seed}" + (f"-height-{height}" if height != 32 else "")
-    return _from_plain(
-        cached(cache_dir(), name, _source_key(), lambda: _render(data, seed, progress, height))
-    )
+    return _synthetic(str(data), seed, progress, height or 32)
 
 
-def _render(size: str, seed: int, progress: bool, height: int) -> dict[str, Any]:
+def load_varied(recordings: int, height: int, progress: bool = True) -> Dataset:
+    """Return the data set `varied` with another number of training recordings, rendered once like those of `load`."""
+    return _synthetic("varied", 0, progress, height, recordings)
+
+
+def _synthetic(size: str, seed: int, progress: bool, height: int, recordings: int | None = None) -> Dataset:
+    name = f"synthetic-{size}-{seed}" + (f"-height-{height}" if height != 32 else "")
+    name += f"-recordings-{recordings}" if recordings else ""
+    render = partial(_render, size, seed, progress, height, recordings)
+    return _from_plain(cached(cache_dir(), name, _source_key(), render))
+
+
+def _render(size: str, seed: int, progress: bool, height: int, recordings: int | None) -> dict[str, Any]:
     from cvae_lab.data.synthetic.dataset import render
 
-    dataset = render(size, seed, progress, height)
+    dataset = render(size, seed, progress, height, recordings)
     videos = {"train": dataset.train, "val": dataset.val}
     plain = {key: (v.frames, v.labels, v.boundaries, v.name) for key, v in videos.items()}
     return plain | {"name": dataset.name, "tests": [(c.name, c.labels, c.answer) for c in dataset.tests]}

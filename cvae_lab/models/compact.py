@@ -11,6 +11,8 @@ Differences from `modules.py`:
 Each doubling of the frame's height adds one level, so the size of z stays the same (`extra_levels`).
 """
 
+import itertools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -153,27 +155,43 @@ class Decoder_Fusion(nn.Module):
         return *levels, coarse
 
 
+class Up(nn.Conv2d):
+    """Change the number of channels with a 1x1 convolution, double the resolution, and add the skip connection.
+
+    Adding needs fewer operations than concatenation, because the next block has fewer input channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(
+        self, x: Float[Tensor, "b i h w"], skip: Float[Tensor, "b o h2 w2"]
+    ) -> Float[Tensor, "b o h2 w2"]:
+        return upsample(super().forward(x)) + skip
+
+
 class Generator(nn.Module):
-    """Decode the pyramid to the predicted frame (b, 3, h, w), from coarse to fine with skip connections."""
+    """Decode the pyramid to the predicted frame (b, 3, h, w), from coarse to fine with skip connections.
+
+    The last convolution works at half resolution. Its 12 channels are the 2 x 2 pixels of each cell.
+    """
 
     def __init__(
         self, widths: tuple[int, int, int], kind: str, output: str, dropout: float, extra_levels: int = 0
     ) -> None:
         super().__init__()
         fine, middle, coarse = widths
-        inputs = [coarse, *extra_levels * [middle]]  # number of channels from the next coarser level
-        *extra, last = [Block(below + middle, middle, kind, dropout) for below in inputs]
-        self.extra = nn.ModuleList(extra)
-        self.middle = last
-        self.fine = Block(middle + fine, fine, kind, dropout)
-        self.paint = nn.Sequential(norm(fine, kind), nn.SiLU(), nn.Conv2d(fine, 32, 1))
-        self.out = nn.Conv2d(32, 3, 3, padding=1)
+        channels = [coarse, *(1 + extra_levels) * [middle], fine]  # of each level, coarsest first
+        self.up = nn.ModuleList(Up(below, level) for below, level in itertools.pairwise(channels))
+        self.blocks = nn.ModuleList(Block(level, level, kind, dropout) for level in channels[1:])
+        self.out = nn.Sequential(
+            norm(fine, kind), nn.SiLU(), nn.Conv2d(fine, 12, 3, padding=1), nn.PixelShuffle(2)
+        )
         self.output = output
 
     def forward(self, pyramid: Pyramid) -> Float[Tensor, "b 3 h w"]:
         *finer, x = pyramid
-        blocks = (*self.extra, self.middle, self.fine)
-        for block, level in zip(blocks, reversed(finer), strict=True):
-            x = block(torch.cat([upsample(x), level], dim=1))
-        x = self.out(F.silu(upsample(self.paint(x))))
+        for up, block, level in zip(self.up, self.blocks, reversed(finer), strict=True):
+            x = block(up(x, level))
+        x = self.out(x)
         return x.sigmoid() if self.output == "sigmoid" else x

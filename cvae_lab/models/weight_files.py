@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 
@@ -83,7 +83,7 @@ def read_file(path: Path) -> dict[str, Any]:
         if beginning.startswith(start.lower()):
             raise CheckpointError(f"{path} {reason}.")
     if path.suffix == ".safetensors" or head[8:10] == b'{"':
-        return {"state_dict": _read_safetensors(path)}
+        return _read_safetensors(path)
     if head.startswith(b"PK"):
         _check_archive(path)
     raw = _load(path, is_archive=head.startswith(b"PK"))
@@ -93,9 +93,15 @@ def read_file(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the weights, and the configuration if a run of this project wrote it to the file's metadata."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        weights = load_file(path)
+        if "config" not in about:
+            return {"state_dict": weights}
+        return {"format": int(about.get("format", 1)), "config": about["config"], "state_dict": weights}
     except (SafetensorError, ValueError, OSError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is a damaged or incomplete safetensors file; copy or download it again."

@@ -2,8 +2,7 @@
 
 * The RGB encoder and the first 1x1 convolution of the decoder have no activation between them. They become one layer.
 * Features of labels, anchor and z do not depend on predictions. They are computed for many steps at once.
-* Doubling the resolution and the following 3x3 convolution become one 3x3 convolution at half resolution. Its 12 output
-  channels are the 2 x 2 pixels of each cell. The next step needs the frame in the same form.
+* The last convolution gives the 2 x 2 pixels of each cell as 12 channels. The next step uses them in this form.
 * Weights are converted to bfloat16 and arranged for the convolution kernels once, not in every step.
 """
 
@@ -45,9 +44,9 @@ class FoldedDecoder:
             self.down = [self._chain(level[0], level[1]) for level in (fusion.middle, *fusion.extra)]
             self.down.append(self._conv(fusion.down))
             self.coarse = self._chain(*fusion.coarse)
-            self.up = [self._block(block) for block in (*generator.extra, generator.middle, generator.fine)]
-            self.paint = (self._norm_silu(generator.paint[0]), self._conv(generator.paint[2]))
-            self.out = self._conv(upsampled_conv(generator.out))
+            self.up = [self._conv(up) for up in generator.up]
+            self.blocks = [self._block(block) for block in generator.blocks]
+            self.norm_out, self.out = self._norm_silu(generator.out[0]), self._conv(generator.out[2])
         self.previous = self._cells(first)  # frame s of each clip, as 12 channels at half resolution
 
     def predict(
@@ -73,11 +72,9 @@ class FoldedDecoder:
         for halve in halvings:
             levels.append(halve(levels[-1]))
         x = self.coarse(last(levels[-1]).add_(z_features))
-        for block in self.up:
-            x = block(torch.cat([upsample(x), levels.pop()], dim=1))
-        normalise, project = self.paint
-        # SiLU and the repetition of values can be exchanged, so SiLU is applied at half resolution.
-        cells = self.squash(self.out(F.silu(project(normalise(x)), inplace=True)))
+        for up, block in zip(self.up, self.blocks, strict=True):
+            x = block(upsample(up(x)).add_(levels.pop()))
+        cells = self.squash(self.out(self.norm_out(x)))
         self.previous = cells - 0.5
         return cells
 
@@ -179,16 +176,3 @@ def joined_weight(
 ) -> Float[Tensor, "o i kh kw"]:
     """Return the weight of one convolution that equals `weight` followed by the 1x1 convolution `pointwise`."""
     return torch.einsum("of,fikl->oikl", pointwise.flatten(1), weight)
-
-
-def upsampled_conv(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a 3x3 convolution that computes `conv(upsample(x))` as cells of 2 x 2 pixels (`pixel_shuffle`)."""
-    # Rows of the kernel that are applied to the same row of x are added. For the upper and for the lower row of a cell,
-    # `rows` has one line for each row of x: above the cell, at the cell and below it.
-    rows = torch.tensor([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
-    rows = rows.to(conv.weight.dtype)
-    folded = nn.utils.skip_init(nn.Conv2d, conv.in_channels, 4 * conv.out_channels, 3, padding=1)
-    weight = torch.einsum("ark,bsl,oikl->oabirs", rows, rows, conv.weight)
-    folded.weight = nn.Parameter(weight.flatten(0, 2), requires_grad=False)
-    folded.bias = nn.Parameter(conv.bias.repeat_interleave(4), requires_grad=False)
-    return folded

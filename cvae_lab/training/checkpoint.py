@@ -20,6 +20,7 @@ from cvae_lab.data.clips import Clip
 from cvae_lab.data.files import write_bytes
 from cvae_lab.evaluation.output_activation import choose_output
 from cvae_lab.models.cvae import CVAE
+from cvae_lab.models.pretrained import is_pretrained, weights_file
 from cvae_lab.models.weight_files import CheckpointError, read_file
 from cvae_lab.models.weights import build, check_weights, course_config, find_weights
 from cvae_lab.training.state import Record, TrainState
@@ -35,8 +36,11 @@ __all__ = [
     "train_config",
 ]
 
-FORMAT = 2
-"""Version of the file format. Files without a version number have version 1, which has the same content."""
+FORMAT = 3
+"""Version of the file format. Files without a version number have version 1.
+
+All versions have the same content, but since version 3 the network `compact` has other layers.
+"""
 
 _MAY_DIFFER = ("epochs", "minutes", "stop_after", "threads")
 
@@ -58,11 +62,17 @@ class _ModelContent(BaseModel):
     def run_config(self, path: Path) -> RunConfig:
         """Return the configuration of the run that wrote the file."""
         try:
-            return RunConfig.from_json(self.config)
+            config = RunConfig.from_json(self.config)
         except ConfigError as error:
             raise CheckpointError(
                 f"{path} has a configuration that this version cannot use: {error}"
             ) from error
+        if config.model.name == "compact" and self.format < 3:
+            raise CheckpointError(
+                f"{path} holds the network `compact` of an earlier version of cvae_lab, which had other layers "
+                f"(checkpoint format {self.format}); train the run again in a new run folder."
+            )
+        return config
 
 
 class _RunContent(_ModelContent):
@@ -92,22 +102,34 @@ def save(path: Path, state: TrainState, config: RunConfig) -> None:
 def create_state(config: RunConfig) -> TrainState:
     """Return the state of a new run. If `init_from` is set, the initial weights are loaded from there.
 
-    `init_from` is a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and generators are
-    new. Raises CheckpointError if the weights belong to another network.
+    `init_from` is `pretrained`, a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and
+    generators are new. Raises CheckpointError if the weights belong to another network.
     """
     state = TrainState.create(config.model, config.train)
     if config.train.init_from:
-        path = Path(config.train.init_from)
-        file = path / "best.pt" if path.is_dir() else path
+        file = _initial_weights(config.train.init_from, config.model)
         is_course = config.model.name == "handout"
         source = load_model(file, output=config.model.output if is_course else "linear")
         if options := _options(source.config, config.model):
             raise CheckpointError(
                 f"The weights in {file} belong to another network than this run's; give {options}."
             )
-        for model in (state.model, *([] if state.average is None else [state.average.module])):
-            model.load_state_dict(source.state_dict())
+        copy_weights(state, source.state_dict())
     return state
+
+
+def copy_weights(state: TrainState, weights: dict[str, Tensor]) -> None:
+    """Copy weights to the model of a state, and to its weight average."""
+    for model in (state.model, *([] if state.average is None else [state.average.module])):
+        model.load_state_dict(weights)
+
+
+def _initial_weights(init_from: str, model: ModelConfig) -> Path:
+    """Return the file of `init_from`: pretrained weights of the package, a run's best.pt, or the file itself."""
+    if is_pretrained(init_from):
+        return weights_file(init_from, model.height)
+    path = Path(init_from)
+    return path / "best.pt" if path.is_dir() else path
 
 
 def _options(wanted: ModelConfig, present: ModelConfig) -> str:
@@ -164,6 +186,8 @@ def load_model(
     """Load a model in eval mode from a run's best.pt or last.pt, or from a checkpoint of the course's network.
 
     Args:
+        path: a checkpoint file; or `pretrained`, also with a size such as `pretrained-64x128`, for the weights in the
+            package.
         average: use the averaged weights if the run has them.
         output: last activation of a network that another trainer saved, because such a file does not record it. `auto`
             compares the linear and the sigmoid activation on `clips` (`evaluation.output_activation`). Without clips,
@@ -173,7 +197,7 @@ def load_model(
 
     Raises CheckpointError if the file is not a checkpoint of a known network.
     """
-    path = Path(path)
+    path = weights_file(str(path)) if is_pretrained(path) else Path(path)
     raw = read_file(path)
     if _is_own(raw):
         content = _validated(path, raw, _ModelContent)

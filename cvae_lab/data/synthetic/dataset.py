@@ -6,9 +6,10 @@ sideways by `SWAY` metres per unit, and flicker scales the brightness by `FLICKE
 except for these two factors has a PSNR of about 36 dB.
 """
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from multiprocessing import current_process, get_context
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cvae_lab.data.clips import Clip, Dataset, Video
-from cvae_lab.data.synthetic import drawing, motion, skeleton
+from cvae_lab.data.synthetic import drawing, motion, skeleton, varied
 
 SWAY, FLICKER = 0.07, 0.015  # strength of one unit of each hidden factor: metres; fraction of the brightness
 SWAY_FRAMES, FLICKER_FRAMES = 4.0, 12.0  # time constants of the two factors, in frames
@@ -42,37 +43,56 @@ SIZES = {
 }
 
 
+MAX_WORKERS = 16  # more processes need more memory, and their start takes longer than they save
+VARIED = {"train": 400, "val": 8, "tests": 6}
+"""Number of recordings of the data set `varied`. Validation and test recordings have `varied.MAX_FRAMES` frames."""
+
+
 class Recording(NamedTuple):
-    """Length of a recording, and the three numbers that seed its random generators."""
+    """Length of a recording, the three numbers that seed its random generators, and its kind."""
 
     frames: int
-    key: tuple[int, int, int]  # seed of the data set; split (0 train, 1 val, 2 test); number of the recording
+    # Seed of the data set; split (0 train, 1 val, 2 test; in `varied`, add 4); number of the recording.
+    key: tuple[int, int, int]
+    is_varied: bool = False  # own random appearance, and the moves of `varied`
 
     def generators(self) -> tuple[Generator, ...]:
-        """Return independent generators for the motion, the hidden factors and the missed joints."""
-        return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(3))
+        """Return independent generators for motion, hidden factors, missed joints, appearance and joint errors."""
+        return tuple(default_rng(child) for child in SeedSequence(self.key).spawn(5))
 
 
 def render(
-    size: str = "small", seed: int = 0, progress: bool = False, height: int = drawing.HEIGHT
+    size: str = "small",
+    seed: int = 0,
+    progress: bool = False,
+    height: int = drawing.HEIGHT,
+    recordings: int | None = None,
 ) -> Dataset:
     """Render the data set. On one machine, the same seed gives the same bytes with any number of processes.
 
     `small` and `full` have the same validation video and test clips. A short training recording equals the beginning
-    of a longer one with the same number. Frames of every `height` in pixels show the same scene; the width is twice the
-    height. Raises ValueError for an unknown size.
+    of a longer one with the same number. In `varied`, each recording has its own appearance. Frames of every height
+    show the same scene. Raises ValueError for an unknown size.
+
+    Args:
+        height: height of the frames in pixels; the width is twice the height.
+        recordings: `varied`: number of training recordings. The first recordings do not depend on it.
     """
-    recordings = _recordings(size, seed)
-    rendered = _render_recordings(recordings, 2 if size == "full" else 1, progress, height)
-    n = len(SIZES[size].train)
-    boundaries = tuple(accumulate(SIZES[size].train[:-1]))
-    train = Video(
-        torch.cat([f for f, _ in rendered[:n]]), torch.cat([p for _, p in rendered[:n]]), boundaries, "train"
-    )
-    val = Video(*rendered[n], name="val")
-    tests = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(rendered[n + 1 :]))
+    splits = _recordings(size, seed, recordings)
+    few = {"tiny": 1, "small": 1, "full": 2} if height == drawing.HEIGHT else {}
+    workers = few.get(size, min(os.cpu_count() or 1, MAX_WORKERS))
+    every = [one for split in splits for one in split]
+    rendered = iter(_render_recordings(every, workers, progress, height))
+    train, val, tests = (list(islice(rendered, len(split))) for split in splits)
     name = f"synthetic {size}, seed {seed}" + (f", height {height}" if height != drawing.HEIGHT else "")
-    return Dataset(name, train, val, tests)
+    clips = tuple(Clip(str(k), x[0].clone(), p, x) for k, (x, p) in enumerate(tests))
+    return Dataset(name, _video(train, "train"), _video(val, "val"), clips)
+
+
+def _video(recordings: list[tuple[Tensor, Tensor]], name: str) -> Video:
+    frames, labels = ([one[i] for one in recordings] for i in range(2))
+    boundaries = tuple(accumulate(len(part) for part in frames[:-1]))
+    return Video(torch.cat(frames), torch.cat(labels), boundaries, name)
 
 
 def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.ndarray, "n 2"]]:
@@ -80,10 +100,9 @@ def hidden_factors(size: str = "small", seed: int = 0) -> dict[str, Float[np.nda
 
     These are the values that `render` uses. No frame is rendered here.
     """
-    values = [_factors(recording) for recording in _recordings(size, seed)]
-    n = len(SIZES[size].train)
-    tests = {f"test{k}": value for k, value in enumerate(values[n + 1 :])}
-    return {"train": np.concatenate(values[:n]), "val": values[n], **tests}
+    train, val, tests = ([_factors(one) for one in split] for split in _recordings(size, seed))
+    named = {f"test{k}": value for k, value in enumerate(tests)}
+    return {"train": np.concatenate(train), "val": np.concatenate(val), **named}
 
 
 def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]]:
@@ -100,17 +119,24 @@ def moves_gallery() -> dict[str, tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "
     return strips
 
 
-def _recordings(size: str, seed: int) -> list[Recording]:
-    """Return every recording of a data set, in the order train, val, tests."""
-    if size not in SIZES:
+def _recordings(size: str, seed: int, count: int | None = None) -> tuple[list[Recording], ...]:
+    """Return the recordings of a data set: those of train, of val and of the tests."""
+    is_varied = size == "varied"
+    if is_varied:
+        longest = varied.MAX_FRAMES
+        train = varied.lengths((seed, 8), count or VARIED["train"])
+        splits = (train, (longest,) * VARIED["val"], (longest,) * VARIED["tests"])
+    elif size in SIZES:
+        frames = SIZES[size]
+        splits = (frames.train, (frames.val,), frames.tests)
+    else:
         raise ValueError(
-            f"There is no synthetic data set of size {size!r}; choose one of {', '.join(SIZES)}."
+            f"There is no synthetic data set of size {size!r}; choose one of {', '.join(SIZES)}, varied."
         )
-    frames = SIZES[size]
-    splits = (frames.train, (frames.val,), frames.tests)
-    return [
-        Recording(n, (seed, split, k)) for split, lengths in enumerate(splits) for k, n in enumerate(lengths)
-    ]
+    return tuple(
+        [Recording(n, (seed, split + 4 * is_varied, k), is_varied) for k, n in enumerate(lengths)]
+        for split, lengths in enumerate(splits)
+    )
 
 
 def _render_recordings(
@@ -123,7 +149,8 @@ def _render_recordings(
     if workers == 1 or current_process().daemon:
         return list(bar(map(partial(_render_recording, height=height), recordings)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        rendered = list(bar(pool.map(partial(_render_arrays, height=height), recordings)))
+        function = partial(_render_arrays, height=height)
+        rendered = list(bar(pool.map(function, recordings, chunksize=1 + len(recordings) // 500)))
     return [(torch.from_numpy(frames), torch.from_numpy(labels)) for frames, labels in rendered]
 
 
@@ -137,8 +164,11 @@ def _render_recording(
     recording: Recording, hidden: bool = True, height: int = drawing.HEIGHT
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     """Return frames and labels of a recording. If `hidden` is false, sway and flicker are zero."""
-    poses = motion.routine(recording.frames, recording.generators()[0])
-    return _render_poses(recording, poses, hidden, height)
+    generators = recording.generators()
+    if recording.is_varied:
+        scene, places = varied.scene_and_places(recording.frames, generators[3], generators[0], height)
+        return _render_places(recording, places, scene, hidden)
+    return _render_poses(recording, motion.routine(recording.frames, generators[0]), hidden, height)
 
 
 def _render_poses(
@@ -147,11 +177,19 @@ def _render_poses(
     hidden: bool = True,
     height: int = drawing.HEIGHT,
 ) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
-    places = skeleton.joints(poses)
+    return _render_places(recording, skeleton.joints(poses), drawing.plain_scene(height), hidden)
+
+
+def _render_places(
+    recording: Recording, places: Float[np.ndarray, "n joints 3"], scene: drawing.Scene, hidden: bool
+) -> tuple[UInt8[Tensor, "n 3 h w"], UInt8[Tensor, "n 3 h w"]]:
     sway, flicker = (_factors(recording) * hidden).T
-    lost = _lost(drawing.project(places), recording.generators()[2])
-    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker, height)
-    labels = drawing.labels(places, lost, height)
+    _, _, missed, _, errors = recording.generators()
+    zoom, seen = scene.camera.zoom, drawing.project(places, scene.camera)
+    lost = _lost(seen / zoom, missed)
+    frames = drawing.frames(places, SWAY * sway, 1 + FLICKER * flicker, scene=scene)
+    points = varied.jittered(seen, errors, zoom) if recording.is_varied else seen[..., :2]
+    labels = drawing.draw_limbs(points, lost, size=scene.room.shape[:2], line=scene.line)
     return torch.from_numpy(frames), torch.from_numpy(labels)
 
 

@@ -36,7 +36,7 @@ def _ease(u: np.ndarray) -> np.ndarray:
     return u**3 * (10 - 15 * u + 6 * u**2)
 
 
-def _through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
+def through(start: Pose, tempo: float, *keys: tuple[Pose, int]) -> Poses:
     """Interpolate from pose to pose. A transition lasts the number of frames in `keys`, multiplied by `tempo`."""
     parts = []
     for goal, frames in keys:
@@ -106,7 +106,7 @@ def walk_out(at: Pose, rng: Generator) -> Poses:
     """Walk out of the frame on the nearer side, wait there, come back. The frame's edge is at 0.46 times the depth."""
     z = float(rng.uniform(4.4, 5.6))
     gone = walk(at, float(np.copysign(0.46 * z + 0.6, at[0])), z, rng.uniform(0.032, 0.045))
-    wait = _through(gone[-1], 1.0, (pose(gone[-1]), int(rng.integers(4, 16))))
+    wait = through(gone[-1], 1.0, (pose(gone[-1]), int(rng.integers(4, 16))))
     back = walk(wait[-1], float(np.copysign(rng.uniform(0.3, 1.4), at[0])), z, rng.uniform(0.032, 0.045))
     return np.concatenate([gone, wait, back])
 
@@ -114,7 +114,7 @@ def walk_out(at: Pose, rng: Generator) -> Poses:
 def come_close(at: Pose, rng: Generator) -> Poses:
     """Walk towards the camera until the figure is larger than the frame. Then walk backwards, or turn and walk away."""
     near = walk(at, float(rng.uniform(-0.25, 0.25)), float(rng.uniform(1.5, 2.3)), rng.uniform(0.035, 0.05))
-    wait = _through(near[-1], 1.0, (pose(near[-1]), int(rng.integers(3, 12))))
+    wait = through(near[-1], 1.0, (pose(near[-1]), int(rng.integers(3, 12))))
     x, z = float(rng.uniform(-1, 1)), float(rng.uniform(4.4, 5.4))
     speed, backwards = rng.uniform(0.035, 0.05), bool(rng.random() < 0.6)
     # Turn before walking: so close to the camera, both together change a frame as much as a recording boundary.
@@ -142,9 +142,7 @@ def raise_arms(at: Pose, rng: Generator) -> Poses:
     """Raise both arms to the sides or to the front, and lower them."""
     size = rng.uniform(0.6, 1.0)
     up = _both(out=165 * size) if rng.random() < 0.6 else _both(arm=165 * size, out=4)
-    return _through(
-        at, _tempo(rng), (pose(at, **up, nod=-8), 20), (pose(at, **up, nod=-8), 5), (pose(at), 20)
-    )
+    return through(at, _tempo(rng), (pose(at, **up, nod=-8), 20), (pose(at, **up, nod=-8), 5), (pose(at), 20))
 
 
 def wave(at: Pose, rng: Generator) -> Poses:
@@ -154,14 +152,14 @@ def wave(at: Pose, rng: Generator) -> Poses:
         pose(at, **{f"out_{s}": reach, f"curl_{s}": curl, f"elbow_{s}": 0, "lean": 0}) for curl in (110, 40)
     )
     swings = [(key, 9) for _ in range(int(rng.integers(2, 4))) for key in (inner, outer)]
-    return _through(at, _tempo(rng), (outer, 16), *swings, (pose(at), 16))
+    return through(at, _tempo(rng), (outer, 16), *swings, (pose(at), 16))
 
 
 def squat(at: Pose, rng: Generator) -> Poses:
     """Squat with the arms forward, and stand up."""
     depth = rng.uniform(50, 72)
     low = pose(at, **_both(leg=depth, knee=2 * depth, arm=rng.uniform(10, 85), side=12), bow=0.55 * depth)
-    return _through(at, _tempo(rng), (low, 22), (low, 5), (pose(at), 22))
+    return through(at, _tempo(rng), (low, 22), (low, 5), (pose(at), 22))
 
 
 def lunge(at: Pose, rng: Generator) -> Poses:
@@ -172,27 +170,27 @@ def lunge(at: Pose, rng: Generator) -> Poses:
     arms = {f"arm_{back}": 50, f"elbow_{back}": 60, f"arm_{front}": -25, f"elbow_{front}": 30}
     low = pose(at, **{name: angle * depth for name, angle in (legs | arms).items()}, bow=18 * depth)
     low[:2] += 0.3 * depth * np.array([np.sin(np.radians(at[2])), -np.cos(np.radians(at[2]))])
-    return _through(at, _tempo(rng), (low, 24), (low, 5), (pose(at), 24))
+    return through(at, _tempo(rng), (low, 24), (low, 5), (pose(at), 24))
 
 
 def bow(at: Pose, rng: Generator) -> Poses:
     """Bow, and stand up."""
     low = pose(at, bow=rng.uniform(50, 95), nod=10, **_both(arm=rng.uniform(-20, 15), leg=-4))
-    return _through(at, _tempo(rng), (low, 20), (low, 6), (pose(at), 20))
+    return through(at, _tempo(rng), (low, 20), (low, 6), (pose(at), 20))
 
 
 def jump(at: Pose, rng: Generator) -> Poses:
     """Crouch, jump up, land."""
     crouch = pose(at, **_both(leg=38, knee=76, arm=-20), bow=24)
     high = pose(at, **_both(arm=rng.uniform(30, 110), leg=6, knee=12), lift=rng.uniform(0.18, 0.32))
-    return _through(at, 1.0, (crouch, 13), (high, 11), (crouch, 11), (pose(at), 14))
+    return through(at, 1.0, (crouch, 13), (high, 11), (crouch, 11), (pose(at), 14))
 
 
 def star(at: Pose, rng: Generator) -> Poses:
     """Jumping jack: open and close arms and legs."""
     wide = pose(at, **_both(out=rng.uniform(105, 150), side=rng.uniform(20, 30), elbow=0), lift=0.02)
     flight = pose(at, **_both(out=60, side=12), lift=0.12)
-    return _through(at, _tempo(rng), (flight, 11), (wide, 9), (wide, 4), (flight, 9), (pose(at), 11))
+    return through(at, _tempo(rng), (flight, 11), (wide, 9), (wide, 4), (flight, 9), (pose(at), 11))
 
 
 def stretch(at: Pose, rng: Generator) -> Poses:
@@ -200,7 +198,7 @@ def stretch(at: Pose, rng: Generator) -> Poses:
     s = _side(rng)
     lean = rng.uniform(20, 38) * (-1 if s == "l" else 1)
     over = pose(at, lean=lean, **{f"out_{s}": 165, f"curl_{s}": 25, f"elbow_{s}": 0})
-    return _through(at, _tempo(rng), (over, 20), (over, 6), (pose(at), 20))
+    return through(at, _tempo(rng), (over, 20), (over, 6), (pose(at), 20))
 
 
 TRAVELS: dict[str, Move] = {"walk across": walk_across, "walk out": walk_out, "come close": come_close}

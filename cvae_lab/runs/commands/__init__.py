@@ -12,7 +12,7 @@ from typing import Any
 Add = Callable[..., argparse.ArgumentParser]
 """Function that creates a command from a name, a sentence and examples (`__main__._command`)."""
 
-DATA = "tiny, small or full (synthetic), or a folder with the layout of the course data"
+DATA = "tiny, small, full or varied (synthetic), or a folder with the layout of the course data"
 WORKERS = "number of parallel processes; 0: one per core"
 SCHEDULER = (
     "address of a running Dask scheduler, for example tcp://10.0.0.1:8786; default: processes on this machine"

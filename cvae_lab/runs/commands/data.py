@@ -13,7 +13,7 @@ def add_commands(add: Add) -> None:
         "data/small", "data/tiny --size tiny --seed 1", aliases=["stage"],
     )  # fmt: skip
     synthetic.add_argument("out", type=Path, metavar="OUT", help="an empty or new folder")
-    sizes = ["tiny", "small", "full"]
+    sizes = ["tiny", "small", "full", "varied"]
     synthetic.add_argument("--size", choices=sizes, default="small", help="number of frames")
     synthetic.add_argument("--seed", type=int, default=0, help="seed of figure, scene and motion")
     heights = (32, 64, 128)
