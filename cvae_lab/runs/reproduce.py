@@ -208,11 +208,13 @@ def write_tables(root: Path) -> list[Path]:
     for name in TABLES:
         table = pd.read_csv(figures_dir / "studies" / f"{name}.csv")
         tables.into_markdown(more, name, tables.markdown(table, tables.STUDY))
-    handout = find_runs(figures_dir / "handout")
-    tables.into_markdown(more, "handout", "\n".join(f"- {learning_summary(run)}" for run in handout))
-    figure = learning_curve_picture(handout)
-    with replacing(figures_dir / "handout.png") as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
-    pictures = write_pictures(figures_dir, best_run(figures_dir / "reference"))
-    return [readme, more, figures_dir / "handout.png", *pictures]
+    written = [readme, more, *write_pictures(figures_dir, best_run(figures_dir / "reference"))]
+    if (figures_dir / "handout").exists():  # the study needs a GPU, so its record may be missing
+        handout = find_runs(figures_dir / "handout")
+        tables.into_markdown(more, "handout", "\n".join(f"- {learning_summary(run)}" for run in handout))
+        figure = learning_curve_picture(handout)
+        with replacing(figures_dir / "handout.png") as temporary:
+            figure.savefig(temporary, dpi=100, format="png")
+        plt.close(figure)
+        written.append(figures_dir / "handout.png")
+    return written

@@ -28,7 +28,12 @@ ASSIGNMENT = "lab4"
 CHECK = re.compile(r"exercises\.(?P<check>check_\d+_\d+)\((?P<answer>\w+)(?P<data>.*)\)")
 STUB = re.compile(r"def (?P<answer>\w+)\(.*\):\n    return None")
 SOLUTIONS_LINK = re.compile(r"Solutions: \[solutions/\d+\]\(solutions/\w+\.ipynb\)\.\s*")
-RECORDS = ("reference", "studies", "bench.json")  # files and folders in figures/ that the notebooks read
+RECORDS = (
+    "reference",
+    "studies",
+    "handout",
+    "bench.json",
+)  # files and folders in figures/ that the notebooks read
 TIMEOUT = 600  # time limit of one cell of a submission in seconds
 
 CONFIG = f"""c = get_config()

@@ -75,7 +75,9 @@ def reproduce(options: argparse.Namespace) -> int:
             "-p, --data and --seeds are for a trial run, which must not replace the records of this folder; give "
             "another --root."
         )
-    commit = provenance()["commit"] if options.dry_run or is_trial else commit_to_reproduce()
+    makes_runs = not options.only or set(options.only) - {"tables", "notebooks"}
+    is_record = makes_runs and not (options.dry_run or is_trial)
+    commit = commit_to_reproduce() if is_record else provenance()["commit"]
     out = options.out.resolve() / (f"trial-{commit}" if is_trial else commit)
     todo = _planned(options, out, changes)
     return 0 if options.dry_run else _reproduce(options, out, todo)
