@@ -318,6 +318,99 @@ def test_mistakes_in_a_loop_that_starts_at_zero_are_found(name, correct, wrong):
     assert names(ZERO_BASED.replace(correct, wrong, 1)) == {name}
 
 
+NO_RESET = {
+    "script": """
+for epoch in range(10):
+    for img, label in loader:
+        loss = criterion(model(img), label)
+        loss.backward()
+        optimizer.step()
+""",
+    "two methods": """
+class Trainer:
+    def backward(self, loss):
+        loss.backward()
+
+    def update(self):
+        self.optim.step()
+        self.lr_scheduler.step()
+""",
+    "scaler": """
+def train(model, loader, optimizer, scaler):
+    for img, label in loader:
+        scaler.scale(model.loss(img, label)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+""",
+    "own function": """
+def update(state, loss):
+    loss.backward()
+    state.take_step()
+""",
+    "list": """
+def update(loss, optimizers):
+    loss.backward()
+    for opt in optimizers:
+        opt.step()
+""",
+}
+RESET = {
+    "by hand": "def f(loss, model, opt):\n    loss.backward()\n    opt.step()\n"
+    "    for p in model.parameters():\n        p.grad = None\n",
+    "in place": "def f(loss, w, opt):\n    loss.backward()\n    opt.step()\n    w.grad.zero_()\n",
+    "in another method": "class T:\n    def f(self, loss):\n        loss.backward()\n        self.opt.step()\n\n"
+    "    def g(self):\n        self.model.zero_grad()\n",
+    "gradient of an input, no optimizer": "def saliency(model, x, sched):\n    model(x).sum().backward()\n"
+    "    return x.grad\n\ndef g(lr_scheduler):\n    lr_scheduler.step()\n",
+}
+
+
+@pytest.mark.parametrize("style", NO_RESET)
+def test_gradients_that_are_never_reset_are_found_in_every_style(style):
+    assert names(NO_RESET[style]) == {"gradients never reset"}
+
+
+@pytest.mark.parametrize("style", RESET)
+def test_no_reset_is_missed_where_gradients_are_reset_or_no_optimizer_steps(style):
+    assert names(RESET[style]) == set()
+
+
+WRAPS = {
+    "script": "import numpy as np\nfor frame in model(x):\n    save((frame.numpy() * 255).astype(np.uint8))\n",
+    "name with clip": "def save(clip_frames, clip):\n    return (clip_frames * 255).byte()\n",
+    "function of numpy": "def save(out):\n    return np.uint8(255 * out)\n",
+    "dtype argument": "def save(out):\n    return np.asarray(out * 255, dtype=np.uint8)\n",
+    "type of a tensor": "def save(out):\n    return (out * 255).type(torch.ByteTensor)\n",
+    "scale in another function": "def scaled(x):\n    return x * 255\n\ndef save(frames):\n"
+    "    return scaled(frames).to(torch.uint8)\n",
+    "named constant": "PEAK = 255\n\ndef save(pred):\n    return (pred * PEAK).to(torch.uint8)\n",
+    "only training is bounded": "def training_step(self, f, p, z):\n"
+    "    out = torch.sigmoid(self.Generator(self.Decoder_Fusion(f, p, z)))\n    return out\n\n"
+    "def gif(self, f, p, z):\n    out = self.Generator(self.Decoder_Fusion(f, p, z))\n    return (out * 255).byte()\n",
+    "to_pil_image": "def save(frames):\n    return [to_pil_image(255 * frame) for frame in frames]\n",
+}
+BOUNDED = {
+    "clamp in a function of its own": "def unit(x):\n    return x.clamp(0, 1)\n\ndef save(frames):\n"
+    "    return (unit(frames) * 255).byte()\n",
+    "script": "frames = frames.clip(0, 1)\nsave((frames * 255).astype('uint8'))\n",
+    "mask": "def mask(labels):\n    return (labels > 0).astype(np.uint8)\n",
+    "empty picture": "def blank(h, w):\n    return np.zeros((h, w, 3), dtype=np.uint8) + 255\n",
+    "every prediction is bounded": "def gif(self, f, p, z):\n"
+    "    out = self.Generator(self.Decoder_Fusion(f, p, z)).sigmoid()\n    return out\n\n"
+    "def save(frames):\n    return (frames * 255).byte()\n",
+}
+
+
+@pytest.mark.parametrize("style", WRAPS)
+def test_a_conversion_that_wraps_around_is_found_in_every_style(style):
+    assert names(WRAPS[style]) == {"pixels wrap around"}
+
+
+@pytest.mark.parametrize("style", BOUNDED)
+def test_no_conversion_is_reported_where_values_are_bounded_or_are_no_frames(style):
+    assert names(BOUNDED[style]) == set()
+
+
 def test_a_finding_has_the_file_the_line_and_the_name_of_the_mistake(tmp_path):
     (tmp_path / "trainer.py").write_text(COURSE.replace("shuffle=True", "shuffle=False"))
     (finding,) = examine(tmp_path)

@@ -1,12 +1,13 @@
-"""Rules about noise, training, checkpoints and output. Each function yields the lines with its mistake."""
+"""Rules about noise, training and checkpoints. Each function yields the lines with its mistake."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import Function, functions, name_of, names_in, roles_of
+from cvae_lab.teaching.doctor.flow import Function, functions, name_of, names_in, nodes_of, scopes
 
 NOISE_NAME = re.compile(r"^(eps|epsilon|noise|z|latent|sample)", re.I)
+OPTIMIZER = re.compile(r"opt|adam|sgd|scaler", re.I)
 LOGVAR = re.compile(r"log_?var|lnvar", re.I)
 
 
@@ -103,35 +104,6 @@ def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
                 off = shuffle is None or (isinstance(shuffle, ast.Constant) and shuffle.value is False)
                 if off and sampler is None:
                     yield node.lineno
-
-
-def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
-    """Frames are converted to uint8 without a clamp, so values outside [0, 1] wrap around."""
-    bounded = re.compile(r"clamp|clip|sigmoid|save_image|make_grid")
-    roles = {name for name, role in roles_of(tree).items() if role == "Generator"}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Assign)
-            and names_in(node.value) & roles
-            and bounded.search(_text(node.value))
-        ):
-            return  # every prediction is clamped when it is computed
-    for function in functions(tree):
-        if any(bounded.search(name) for name in names_in(function) if "grad" not in name):
-            continue
-        scales = any(
-            isinstance(node, ast.Constant) and node.value in (255, 255.0) for node in ast.walk(function)
-        )
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and _to_bytes(node) and (scales or "ToPILImage" in names_in(node)):
-                yield node.lineno
-
-
-def _to_bytes(node: ast.Call) -> bool:
-    name = name_of(node.func)
-    if name in ("astype", "to", "type"):
-        return "uint8" in ast.dump(node)
-    return name == "byte" or (isinstance(node.func, ast.Call) and name_of(node.func.func) == "ToPILImage")
 
 
 def optimizer_not_saved(tree: ast.Module) -> Iterator[int]:
@@ -242,14 +214,41 @@ def hidden_eval(tree: ast.Module) -> Iterator[int]:
 
 
 def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
-    """Gradients are never set to zero between steps."""
-    if any(isinstance(n, ast.Call) and name_of(n.func) == "zero_grad" for n in ast.walk(tree)):
+    """Gradients are never set to zero between steps.
+
+    `backward` and the step of the optimizer may be in different functions, or outside all functions.
+    """
+    if any(_resets_gradients(node) for node in ast.walk(tree)):
         return
-    for function in functions(tree):
-        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
-        backward = [n.lineno for n in calls if name_of(n.func) == "backward"]
-        if backward and any(name_of(n.func).endswith("step") for n in calls):
-            yield backward[0]
+    steps = any(_is_optimizer_step(node) for node in ast.walk(tree))
+    for scope in scopes(tree):
+        calls = [node for node in nodes_of(scope) if isinstance(node, ast.Call)]
+        backward = [node.lineno for node in calls if name_of(node.func) == "backward"]
+        if backward and (steps or any(name_of(node.func).endswith("step") for node in calls)):
+            yield min(backward)
+            return
+
+
+def _resets_gradients(node: ast.AST) -> bool:
+    """Whether a node calls `zero_grad`, assigns to a `.grad`, or calls `.grad.zero_()`."""
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Attribute) and target.attr == "grad" for target in node.targets)
+    if not isinstance(node, ast.Call):
+        return False
+    return name_of(node.func) == "zero_grad" or (
+        name_of(node.func) in ("zero_", "fill_", "detach_") and "grad" in names_in(node.func)
+    )
+
+
+def _is_optimizer_step(node: ast.AST) -> bool:
+    """Whether a node calls `step` of an optimizer, a scaler or a list of them, by the name of the object."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "step"
+        and bool(OPTIMIZER.search(_text(node.func.value)))
+        and not re.search(r"sched", name_of(node.func.value), re.I)
+    )
 
 
 def averaged_kl(tree: ast.Module) -> Iterator[int]:

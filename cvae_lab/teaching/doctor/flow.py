@@ -82,6 +82,24 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
+def scopes(tree: ast.Module) -> Iterator[ast.Module | Function]:
+    """Yield the file, whose scope is the code outside all functions, and then every function."""
+    yield tree
+    yield from functions(tree)
+
+
+def nodes_of(scope: ast.Module | Function) -> Iterator[ast.AST]:
+    """Yield the nodes of a function with those of its inner functions, or the nodes of a file outside its functions."""
+    if isinstance(scope, Function):
+        yield from ast.walk(scope)
+        return
+    waiting: list[ast.AST] = [scope]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, Function))
+
+
 class Flow:
     """The calls in one function, and the possible content of their arguments."""
 

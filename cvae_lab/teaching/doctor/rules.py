@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor import code_rules, frame_rules
+from cvae_lab.teaching.doctor import code_rules, frame_rules, pixel_rules
 
 
 class Rule(NamedTuple):
@@ -48,7 +48,7 @@ RULES = (
     Rule("schedule restarts on resume", code_rules.restarted_schedules,
          "after a resume, the learning rate has its first value again",
          "scheduler.load_state_dict(checkpoint[...]), and save the state of the scheduler"),
-    Rule("pixels wrap around", code_rules.wrapped_pixels,
+    Rule("pixels wrap around", pixel_rules.wrapped_pixels,
          "values outside [0, 1] become bright or dark pixels in the GIF",
          "frame.clamp(0, 1) before the conversion to uint8"),
     Rule("clips in fixed order", code_rules.unshuffled_clips,
