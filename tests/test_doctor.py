@@ -361,6 +361,28 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, message)
         examine(tmp_path if name == "t.txt" else tmp_path / name)
 
 
+def test_the_other_files_of_a_folder_are_examined_if_one_cannot_be_read(tmp_path):
+    (tmp_path / "bad.py").write_text("print 'Python 2'")
+    (tmp_path / "good.py").write_text(COURSE.replace("shuffle=True", "shuffle=False"))
+    unread = []
+    assert [finding.file for finding in examine(tmp_path, unread.append)] == ["good.py"]
+    (message,) = unread
+    assert message.startswith("bad.py: line 1 is not valid Python")
+    with pytest.raises(DataError, match=r"bad\.py"):
+        examine(tmp_path / "bad.py", unread.append)
+
+
+def test_a_damaged_file_in_a_zip_does_not_hide_the_others(tmp_path):
+    with zipfile.ZipFile(tmp_path / "lab.zip", "w") as archive:
+        archive.writestr("a.py", "x = 1  # this content is changed below")
+        archive.writestr("b.py", COURSE.replace("shuffle=True", "shuffle=False"))
+    content = (tmp_path / "lab.zip").read_bytes().replace(b"this content", b"that content", 1)
+    (tmp_path / "lab.zip").write_bytes(content)
+    unread = []
+    assert [finding.file for finding in examine(tmp_path / "lab.zip", unread.append)] == ["b.py"]
+    assert "a.py cannot be unpacked" in unread[0]
+
+
 def test_a_mistake_in_features_stored_in_a_list_is_found():
     wrong = FEATURE_LISTS.replace(
         "self.Gaussian_Predictor(features[i],", "self.Gaussian_Predictor(features[i - 1],"
