@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cvae_lab.config import ConfigError, ModelConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.models.device import pick_device
+from cvae_lab.models.device import pick_device, precision_notice
 from cvae_lab.rollout import Feedback, UnrollOutput
 from cvae_lab.rollout.cuda_graph import GraphedUnroll
 from cvae_lab.rollout.unroll import unroll
@@ -99,6 +99,9 @@ class TrainState:
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
         """Create new weights and generators from `config.seed`. The global random state is not changed."""
         device = pick_device(config.device)
+        notice = precision_notice(config, device)
+        if notice and not distributed.rank():
+            _log.warning(notice)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "weights"))
             model = CVAE(model_config).to(device, memory_format=torch.channels_last)
