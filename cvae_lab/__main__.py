@@ -110,7 +110,8 @@ def _command(
     """Add a command. It imports `module` and calls the function of the same name, in which _ replaces -."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
-        name, help=text, description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78), formatter_class=_Help, aliases=aliases,
+        name, help=text, description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78), formatter_class=_Help,
+        aliases=aliases,
         epilog=f"example{'s' if len(examples) > 1 else ''}:{shown}",
     )  # fmt: skip
     command.set_defaults(function=name.replace("-", "_"), module=module)
