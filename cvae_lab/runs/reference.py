@@ -125,9 +125,7 @@ def moves_picture(columns: int = 6) -> Figure:
     for name, (frames, labels) in moves_gallery().items():
         moments = torch.linspace(0, len(frames) - 1, columns).long()
         rows[name], rows[f"{name} label"] = frames[moments], labels[moments]
-    figure = figures.frame_strip(
-        rows, range(columns), "The moves of the synthetic figure, with their pose labels"
-    )
+    figure = figures.frame_strip(rows, range(columns), "Movements of the synthetic figure")
     figure.axes[0].set_yticks(figure.axes[0].get_yticks(), [n if "label" not in n else "" for n in rows])
     figure.axes[0].set_xticks([])
     return figure

@@ -25,6 +25,7 @@ from cvae_lab.views.sprites import (
 )
 
 COLOURS = 256  # maximum number of colours per panel
+STRIP_COLUMNS = 4  # number of frames in the static strip, which a notebook output contains twice
 STRIP = re.compile(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"')
 STATIC = re.compile(r'<template data-static="">(.*?)</template>', re.DOTALL)
 
@@ -60,7 +61,7 @@ def html_player(
         script=source("player.js").replace("export default { render };", ""),
         clip=html.escape(json.dumps(clip, ensure_ascii=False, separators=(",", ":"))),
         sheets="\n".join(sheets),
-        static=frame_strip_html(*frame_strip(parts, names, clip["numbers"]), clip["title"]),
+        static=frame_strip_html(*frame_strip(parts, names, clip["numbers"], STRIP_COLUMNS), clip["title"]),
     )
 
 

@@ -158,7 +158,7 @@ def _facts(part: Part) -> tuple[str, ...]:
     shapes = (
         f"{len(part.shapes)} × ({_shape(part.shapes[0])})" if same else " + ".join(map(_shape, part.shapes))
     )
-    shapes = textwrap.fill(shapes, 22)
+    shapes = textwrap.fill(shapes, 18)
     return shapes, f"{part.parameters:,} weights", f"{part.flops / 1e6:,.0f} MFLOP"
 
 

@@ -218,9 +218,10 @@ def frame_strip_output(strip: Image.Image, description: str, title: str = "") ->
 
 
 def png(picture: Image.Image) -> bytes:
-    """Encode a picture as PNG with at most 256 colours."""
+    """Encode a picture as PNG with at most 256 colours. Maximum coverage keeps the rare colours of the labels."""
     buffer = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    palette = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    palette.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from cvae_lab.data.clips import Dataset
 from cvae_lab.data.files import replacing, write_text
@@ -25,7 +25,8 @@ REPORT_FILE, SHEET_FILE, PAGE_FILE = "video.json", "contact_sheet.png", "index.h
 SHEET_FRAMES, SAMPLES, CAMERA_FRAMES = 24, 6, 300
 NAMED_LIMBS = 6
 MOVED = 0.01  # fraction of the width; a larger shift of the background is camera movement
-COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 16, 6  # pictures per row; pixels
+COLUMNS, THUMBNAIL, CAPTION, GAP = 4, 320, 30, 6  # pictures per row; pixels
+FONT_SIZE = 22  # pixels; notebook 10 shows the sheet at half of its size
 Segment = tuple[int, int]
 """Index of the first frame and index after the last frame, among the selected frames."""
 
@@ -188,11 +189,11 @@ def contact_sheet(
     height = round(h * scale)
     cell = (THUMBNAIL + GAP, height + CAPTION + GAP)
     sheet = Image.new("RGB", (COLUMNS * cell[0], -(-n // COLUMNS) * cell[1]), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for i, (frame, person, caption) in enumerate(zip(frames, points * scale, captions, strict=True)):
         corner = (i % COLUMNS * cell[0], i // COLUMNS * cell[1])
         sheet.paste(_with_limbs(frame, person, (THUMBNAIL, height)), corner)
-        draw.text((corner[0] + 2, corner[1] + height + 2), caption, "black")
+        draw.text((corner[0] + 2, corner[1] + height + 2), caption, "black", font)
     return sheet
 
 
