@@ -1,4 +1,4 @@
-# make run | test | lab | student | notebooks | results | clean. Each sets up what it needs, once; see README.md.
+# make demo | run | test | lab | student | notebooks | results | clean. Each sets up what it needs, once; see README.md.
 PYTHON ?= python3
 DATA ?= small
 MINUTES ?= 4
@@ -8,8 +8,9 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 export CVAE_LAB_CACHE ?= $(CURDIR)/data/cache
 export PYTHONHASHSEED = 0
 
-.PHONY: help run test lab student notebooks results clean
+.PHONY: help demo run test lab student notebooks results clean
 help:
+	@echo "make demo       predict the synthetic test clips with the pretrained weights, without training"
 	@echo "make run        train four KL strategies, compare them, predict the test clips (DATA=folder for your own data)"
 	@echo "make test       run all checks and tests"
 	@echo "make lab        copy the notebooks to work/ and open them in JupyterLab"
@@ -31,6 +32,9 @@ help:
 		echo "Installing Chromium for the browser tests ..."; \
 		(apt-get update -qq && apt-get install -y -qq chromium) >/dev/null 2>&1 || echo "Chromium could not be installed: the browser tests will be skipped."; fi
 	@touch $@
+
+demo: .venv/.ready
+	@$(BIN)/python -m cvae_lab demo --out runs/demo
 
 run: .venv/.ready
 	@$(BIN)/python -m cvae_lab sweep --data "$(DATA)" --out "$(RUNS)" -p minutes $(MINUTES)

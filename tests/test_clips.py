@@ -192,3 +192,15 @@ def test_frame_changes_equal_a_direct_computation():
     unit = frames.double() / 255
     expected = ((unit[1:] - unit[:-1]) ** 2).mean((1, 2, 3))
     torch.testing.assert_close(frame_changes(frames).double(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_beginnings_of_recordings_have_the_wanted_number_of_frames():
+    frames = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(100, 3, 4, 8).contiguous()
+    video = Video(frames, frames, (60, 90))
+    short = video.beginnings(20)
+    assert short.frames[:, 0, 0, 0].tolist() == [*range(12), *range(60, 66), 90, 91]
+    assert short.boundaries == (12, 18)
+    assert torch.equal(video.beginnings(100).frames, frames)
+    assert video.beginnings(1).frames[:, 0, 0, 0].tolist() == [0]
+    with pytest.raises(ValueError, match="has 100 frames; choose 1 to 100, not 101"):
+        video.beginnings(101)

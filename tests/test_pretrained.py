@@ -1,19 +1,26 @@
 """Pretrained weights: their file, their use as initial weights, the record, and the command that makes them."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from skimage.metrics import peak_signal_noise_ratio as skimage_psnr
 
 from cvae_lab import CVAE, ModelConfig, RunConfig, load_model
 from cvae_lab.config import ConfigError
+from cvae_lab.data import load
 from cvae_lab.models import pretrained
 from cvae_lab.models.pretrained import weights_file
 from cvae_lab.models.weight_files import CheckpointError
 from cvae_lab.runs import pretrain as making
+from cvae_lab.runs.studies import plan
+from cvae_lab.training import loop
 from cvae_lab.training.checkpoint import create_state
 
+ROOT = Path(__file__).parents[1]
 SMALL = {"width": 8, "latents": 4}
 
 
@@ -80,6 +87,42 @@ def test_the_two_stages_share_the_time_and_have_about_the_same_number_of_predict
     assert short.minutes + long.minutes == 8.0
     assert long.batch_size * (long.n_frames - 1) <= short.batch_size * (short.n_frames - 1)
     assert (short.n_frames, long.n_frames) == (4, making.LONG_FRAMES)
+
+
+def test_a_study_keeps_the_name_pretrained_and_makes_other_paths_absolute(folder, tmp_path):
+    jobs = plan(
+        "tiny", tmp_path / "runs", {"a": {"init_from": "pretrained"}, "b": {"init_from": "other"}}, [0], {}
+    )
+    assert jobs[0].params["init_from"] == "pretrained"
+    assert Path(jobs[1].params["init_from"]).is_absolute()
+
+
+def test_a_run_trains_on_the_wanted_number_of_frames_and_holds_out_the_same_segments():
+    data = load("tiny", progress=False)
+    parts = [loop._held_out(data, RunConfig.from_params("tiny", train_frames=n).train) for n in (0, 30)]
+    assert [len(train) for train, _ in parts] == [172, 30]
+    for all_frames, few in zip(parts[0][1], parts[1][1], strict=True):
+        assert torch.equal(all_frames.answer, few.answer)
+
+
+def test_the_packaged_files_include_the_weights():
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "cvae_lab.models.pretrained" in package_data["packages"]
+    assert "*.safetensors" in package_data["package-data"]["cvae_lab.models.pretrained"]
+
+
+def test_the_demo_prints_the_score_of_the_prediction_and_writes_player_and_gif(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "load", lambda name, height: load("tiny", height=height))
+    settings = RunConfig.from_params
+    monkeypatch.setattr(making.RunConfig, "from_params", lambda *a, **k: settings(*a, **{**k, **SMALL}))
+    prediction, baseline = making.demo(tmp_path / "demo")
+    clips = load("tiny", progress=False).tests
+    static = [
+        skimage_psnr(clip.answer[t].numpy(), clip.answer[0].numpy()) for clip in clips for t in range(1, 96)
+    ]
+    assert baseline == pytest.approx(sum(static) / len(static), abs=1e-2)
+    assert prediction != baseline
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"player.html", "predictions.gif"}
 
 
 @pytest.mark.parametrize("file", sorted(pretrained.FOLDER.glob("*.safetensors")), ids=lambda file: file.stem)

@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from cvae_lab.data.synthetic import dataset as synthetic
-from cvae_lab.data.synthetic import drawing, motion, skeleton
+from cvae_lab.data.synthetic import drawing, figure, looks, motion, skeleton, varied
 
 EVERY_MOVE = motion.TRAVELS | {"turn": motion.turn} | motion.GESTURES
+FIXED = {
+    "frames": [171.048, 165.923, 159.217],
+    "labels": [253.098, 253.620, 253.641],
+}  # mean red, green, blue
 BONES = [
     ("hip", "knee", skeleton.THIGH),
     ("knee", "ankle", skeleton.SHIN),
@@ -26,7 +30,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def small_tests():
     """Render the six test clips of `small`, without its training recordings."""
-    recordings = [one for one in synthetic._recordings("small", 0) if one.key[1] == 2]
+    _, _, recordings = synthetic._recordings("small", 0)
     return synthetic._render_recordings(recordings, workers=1)
 
 
@@ -102,6 +106,90 @@ def test_a_short_recording_is_the_beginning_of_a_long_one():
     short, long = (synthetic._render_recording(synthetic.Recording(n, (0, 1, 0))) for n in (33, 60))
     assert torch.equal(short[0], long[0][:33])
     assert torch.equal(short[1], long[1][:33])
+
+
+# --- recordings with different appearance -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def varied_recordings():
+    """Render the first four training recordings of `varied`, cut to 12 frames."""
+    train, _, _ = synthetic._recordings("varied", 0)
+    return [one._replace(frames=12) for one in train[:4]]
+
+
+def test_the_frames_of_the_data_sets_with_a_fixed_appearance_have_not_changed(tiny):
+    # Computed before `varied` was added. The tolerance allows for other versions of the drawing library.
+    assert tiny.train.frames.double().mean(dim=(0, 2, 3)).tolist() == pytest.approx(FIXED["frames"], abs=0.02)
+    assert tiny.train.labels.double().mean(dim=(0, 2, 3)).tolist() == pytest.approx(FIXED["labels"], abs=0.02)
+
+
+def test_a_seed_determines_the_recordings_of_varied(varied_recordings):
+    one = varied_recordings[0]
+    first, again = synthetic._render_recording(one), synthetic._render_recording(one)
+    other_seed = synthetic._render_recording(one._replace(key=(1, *one.key[1:])))
+    for a, b, c in zip(first, again, other_seed, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+
+def test_more_recordings_of_varied_begin_with_the_same_ones():
+    few, many = (synthetic._recordings("varied", 3, count=count)[0] for count in (5, 9))
+    assert many[:5] == few
+    assert all(varied.MIN_FRAMES <= one.frames <= varied.MAX_FRAMES for one in many)
+    keys = [one.key for split in synthetic._recordings("varied", 3) for one in split]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_appearance_is_equal_within_a_recording_and_differs_between_recordings(varied_recordings):
+    # The corner pixels show the empty room. Within a recording, only the slow flicker changes them.
+    rooms = []
+    for one in varied_recordings:
+        frames, _ = synthetic._render_recording(one, hidden=False)
+        corners = frames[..., [0, 0, -1, -1], [0, -1, 0, -1]].double()
+        assert ((corners == corners[:1]).all(dim=(1, 2))).double().mean() > 0.5
+        rooms.append(corners.median(dim=0).values)
+    for i, one in enumerate(rooms):
+        assert all((one - other).abs().max() > 5 for other in rooms[:i])
+
+
+def test_looks_differ_in_every_property():
+    rng = np.random.default_rng(0)
+    appearances = [looks.random_appearance(rng) for _ in range(50)]
+    for name in figure.Appearance._fields:
+        assert len({getattr(one, name) for one in appearances}) > 1, name
+    bodies = np.array([looks.random_body(rng) for _ in range(50)])
+    assert (np.ptp(bodies, axis=0) > 0.1).all()
+    cameras = np.array([looks.random_camera(rng)[0][:4] for _ in range(50)])
+    assert (np.ptp(cameras, axis=0) > 0.5).all()
+
+
+def test_other_limb_lengths_scale_every_bone_and_keep_the_foot_on_the_floor():
+    body = looks.Body(leg=0.9, trunk=1.1, arm=1.2, shoulder=0.8, hip=1.3, head=1.1)
+    poses = np.stack([motion.pose(x=1.0, z=5.0, yaw=40.0), motion.pose(bow=60.0, leg_l=70.0, knee_l=90.0)])
+    old, new = skeleton.joints(poses), looks.resized(skeleton.joints(poses), body)
+    at = {name: i for i, name in enumerate(skeleton.JOINTS)}
+
+    def length(places, a, b):
+        return np.linalg.norm(places[:, at[a]] - places[:, at[b]], axis=1)
+
+    for a, b, factor in (("hip_l", "knee_l", 0.9), ("pelvis", "neck", 1.1), ("elbow_r", "wrist_r", 1.2)):
+        np.testing.assert_allclose(length(new, a, b), factor * length(old, a, b))
+    ankles = [at["ankle_l"], at["ankle_r"]]
+    np.testing.assert_allclose(new[:, ankles, 1].min(1), old[:, ankles, 1].min(1))
+
+
+def test_default_lengths_change_no_joint():
+    places = standing(arm_l=30.0)
+    np.testing.assert_allclose(looks.resized(places, looks.Body()), places, atol=1e-12)
+
+
+def test_a_larger_frame_of_varied_shows_the_same_scene(varied_recordings):
+    small, small_labels = synthetic._render_recording(varied_recordings[1])
+    large, large_labels = synthetic._render_recording(varied_recordings[1], height=64)
+    reduced = torch.nn.functional.avg_pool2d(large.double(), 2)
+    assert mean_psnr(small, reduced) > 25
+    assert mean_psnr(small_labels, torch.nn.functional.avg_pool2d(large_labels.double(), 2)) > 20
 
 
 # --- PSNR of trivial baselines ----------------------------------------------------------------------------

@@ -48,6 +48,12 @@ class TrainConfig:
         "random",
         description="frame 0 of a clip: a random frame of the recording, or the frame before frame 1",
     )
+    train_frames: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="number of training frames, from the beginning of each recording; 0: all, without those held out",
+    )
     holdout: float = Field(
         0.1, ge=0.0, le=0.5, description="fraction of each training recording held out to select checkpoints"
     )

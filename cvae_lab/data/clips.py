@@ -85,6 +85,17 @@ class Video:
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
+    def beginnings(self, frames: int) -> "Video":
+        """Return the beginnings of the recordings, `frames` frames in total, in proportion to their lengths."""
+        if not 0 < frames <= len(self):
+            raise ValueError(
+                f"video {self.name!r} has {len(self)} frames; choose 1 to {len(self)}, not {frames}"
+            )
+        stops = [round(frames * stop / len(self)) for _, stop in self.recordings]
+        counts = [stop - start for start, stop in itertools.pairwise((0, *stops))]
+        pairs = zip(self.recordings, counts, strict=True)
+        return self._joined([(start, start + count) for (start, _), count in pairs if count], "beginnings")
+
     def as_clips(self) -> tuple["Clip", ...]:
         """Return one prediction task per recording. The answer of a task is all frames of its recording."""
         return tuple(

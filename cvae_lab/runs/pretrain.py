@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def pretrain(
     seed: int,
     params: dict[str, Any],
     command: str = "",
+    log: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train on `recordings` recordings of `varied`, write `out` and the JSON record beside it, and return the record.
 
@@ -54,12 +55,12 @@ def pretrain(
     begun = time.monotonic()
     data = load_varied(recordings, height)
     rendered = time.monotonic() - begun
-    _say(f"{len(data.train)} training frames of {recordings} recordings after {rendered:.0f} s")
+    log(f"{len(data.train)} training frames of {recordings} recordings after {rendered:.0f} s")
     short, long = stages(config)
-    first = _trained(TrainState.create(config.model, short), data, short)
+    first = _trained(TrainState.create(config.model, short), data, short, log)
     second = TrainState.create(config.model, long)
     copy_weights(second, first.evaluation_model().state_dict())
-    second = _trained(second, data, long)
+    second = _trained(second, data, long, log)
     write_weights(out, second.evaluation_model().state_dict(), config)
     seconds = {"training": first.elapsed + second.elapsed, "rendering": rendered}
     record = {
@@ -87,20 +88,20 @@ def stages(config: RunConfig) -> tuple[TrainConfig, TrainConfig]:
     return replace(train, minutes=(1 - LONG_PART) * train.minutes), long
 
 
-def _trained(state: TrainState, data: Dataset, config: TrainConfig) -> TrainState:
+def _trained(state: TrainState, data: Dataset, config: TrainConfig, log: Callable[[str], None]) -> TrainState:
     shown = time.monotonic()
 
     def on_step(record: dict[str, float | int], progress: float) -> None:
         nonlocal shown
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            _say(
+            log(
                 f"{100 * progress:3.0f} %, step {state.step}, loss {record['loss']:.5f}, "
                 f"{record['frames_per_s']:.0f} frames/s"
             )
 
     for record in fit(state, data, config, on_step):
-        _say(f"epoch {record['epoch']}, loss {record['loss']:.5f}, PSNR {record['val_psnr_prior']:.2f} dB")
+        log(f"epoch {record['epoch']}, loss {record['loss']:.5f}, PSNR {record['val_psnr_prior']:.2f} dB")
     return state
 
 
@@ -158,7 +159,3 @@ def _answer(clip: Clip) -> Tensor:
 def _mean(curves: list[Tensor]) -> float:
     """Return the mean over all frames of all clips, in dB."""
     return round(float(torch.cat(curves).mean()), 3)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cvae_lab.config import ConfigError, RunConfig
 from cvae_lab.data import SYNTHETIC
+from cvae_lab.models.pretrained import is_pretrained
 
 Params = dict[str, Any]
 
@@ -49,7 +50,8 @@ def plan(
     jobs = []
     for seed, (name, changes) in itertools.product(seeds, variants.items()):
         params = {**options, **changes, "seed": seed}
-        if params.get("init_from"):  # a worker has its own working directory
+        # A worker has its own working directory, so a path must be absolute.
+        if params.get("init_from") and not is_pretrained(params["init_from"]):
             params["init_from"] = str(Path(params["init_from"]).resolve())
         _check_finite(params)
         RunConfig.from_params(data, **params)
@@ -126,6 +128,21 @@ STUDIES = {
             "compact-2-minutes": {"minutes": 2.0},
         },
         seeds=(0, 1),
+    ),
+    "initial-weights": Study(
+        "PSNR with random and with pretrained initial weights, by number of training frames and CPU time on one core. "
+        "Give your data with --data; the score of a run is that of its held-out segments.",
+        {"eval_every": 1000, "threads": 1, "device": "cpu", "clock": "cpu"},
+        {
+            f"{weights or 'random'}-{frames or 'all'}-frames-{minutes}-minutes": {
+                "init_from": weights,
+                "train_frames": frames,
+                "minutes": float(minutes),
+            }
+            for minutes, frames, weights in itertools.product(
+                (1, 2, 5, 10), (100, 300, 1000, 0), ("", "pretrained")
+            )
+        },
     ),
     "latent": Study(
         "Settings that keep the latent active, compared with the course's setting, where it collapses.",

@@ -139,7 +139,7 @@ def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ..
         except ValueError:
             reason = f"no training recording is long enough to hold out {config.n_frames} frames"
         else:
-            return train, segments.as_clips()
+            return _limited(train, config), segments.as_clips()
     if not len(data.val):
         raise ConfigError(
             f"There are no frames to select checkpoints on: {reason}, and the data set has no validation video; "
@@ -147,7 +147,14 @@ def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ..
         )
     if not distributed.rank():
         _log.warning(f"Checkpoints are selected by their PSNR on the validation clips, because {reason}.")
-    return data.train, ()
+    return _limited(data.train, config), ()
+
+
+def _limited(video: Video, config: TrainConfig) -> Video:
+    """Return the training frames that `train_frames` allows. Held-out segments do not depend on it."""
+    if not 0 < config.train_frames < len(video):
+        return video
+    return video.beginnings(config.train_frames)
 
 
 def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> Tensor:

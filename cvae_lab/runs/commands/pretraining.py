@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cvae_lab.runs.commands import Add, add_parameters, values
+from cvae_lab.runs.commands import Add, add_parameters, log_line, values
 
 
 def add_commands(add: Add) -> None:
@@ -36,8 +36,8 @@ def pretrain(options: argparse.Namespace) -> None:
     params = {"device": options.device} | values(options.params, ("data", "height", "minutes", "seed"))
     command = shlex.join(["cvae-lab", *sys.argv[1:]]).replace(str(options.out), options.out.name)
     record = train(
-        options.out, options.minutes, options.height, options.recordings, options.seed, params, command
-    )
+        options.out, options.minutes, options.height, options.recordings, options.seed, params, command, log_line
+    )  # fmt: skip
     for name, scores in record["scores"].items():
         print(f"{name}: {scores['psnr']:.2f} dB; static baseline {scores['baseline_static']:.2f} dB")
     print(f"Wrote {options.out} ({record['bytes']} bytes) and {options.out.with_suffix('.json')}.")

@@ -9,7 +9,7 @@ from cvae_lab.runs.commands import DATA, SCHEDULER, WORKERS, Add, add_parameters
 from cvae_lab.schedules import KL_STRATEGIES
 
 STRATEGIES = ["cyclical", "monotonic", "none", "constant"]  # default of `sweep --strategies`
-STUDIES = ["reference", "strategies", "ablation", "minutes", "latent", "handout"]
+STUDIES = ["reference", "strategies", "ablation", "minutes", "initial-weights", "latent", "handout"]
 
 
 def add_commands(add: Add) -> None:
@@ -54,10 +54,12 @@ def _add_study(add: Add) -> None:
     study = add(
         "study", "train every variant of a study with every seed",
         "ablation --out runs/ablation", "ablation --variants base no-noise --seeds 0 --out runs/noise",
+        "initial-weights --data FOLDER --out runs/initial-weights --workers 1",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     text = "folder of the run folders; required, no default"
     study.add_argument("--out", type=Path, required=True, help=text)
+    study.add_argument("--data", default="", help=f"{DATA}; default: the data of the study")
     study.add_argument("--workers", type=int, default=0, help=WORKERS)
     study.add_argument("--scheduler", help=SCHEDULER)
     study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: seeds of the study")
@@ -100,7 +102,9 @@ def study(options: argparse.Namespace) -> int:
     print(chosen.about)
     given = chosen.base | values(options.params, ("data", "seed"))
     variants = {name: chosen.variants[name] for name in wanted}
-    return _run_all(None, options, chosen.data, variants, options.seeds or chosen.seeds, given)
+    return _run_all(
+        None, options, options.data or chosen.data, variants, options.seeds or chosen.seeds, given
+    )
 
 
 def _run_all(
