@@ -5,10 +5,17 @@ import re
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
-from cvae_lab.data.pixels import DataError
-from cvae_lab.teaching.doctor import examine, examine_source
+from cvae_lab import CVAE, ModelConfig
+from cvae_lab.__main__ import main
+from cvae_lab.data import load
+from cvae_lab.data.pixels import DataError, to_float
+from cvae_lab.rollout import free_run
+from cvae_lab.teaching.doctor import costs, examine, examine_source
+from cvae_lab.teaching.doctor.rules import RULES
 
 COURSE = """
 import random, torch
@@ -518,3 +525,44 @@ def test_at_least_nine_of_ten_marked_mistakes_are_found():
     found, missed = (sum(len(marks(f.read_text(), kind)) for f in TRAINERS) for kind in ("MISTAKE", "MISSED"))
     assert len(TRAINERS) == 8
     assert found >= 0.9 * (found + missed)
+
+
+@pytest.fixture
+def measured_costs(tmp_path):
+    """The table of a measurement with two steps per network, and the lines that it printed."""
+    lines = []
+    costs.measure(costs.Setting(steps=2, seeds=(0,)), tmp_path / "costs.csv", lines.append)
+    return tmp_path / "costs.csv", lines
+
+
+def test_costs_are_measured_for_rules_and_printed_with_the_finding(
+    measured_costs, tmp_path, capsys, monkeypatch
+):
+    file, lines = measured_costs
+    table = pd.read_csv(file).set_index("mistake")
+    assert set(table.index) <= {rule.name for rule in RULES}
+    assert len(lines) == len(table) == len(costs.TRAINING) + len(costs.REPORTING)
+    assert table["difference"].to_numpy() == pytest.approx(
+        table["psnr_with"] - table["psnr_without"], abs=0.01
+    )
+    short = table.loc["PSNR mean over one frame too few"]  # a sum over 95 frames divided by 94
+    assert short["psnr_with"] == pytest.approx(short["psnr_without"] * 95 / 94, rel=1e-3)
+    assert table.loc["teacher forcing in evaluation", "difference"] > 0
+    monkeypatch.setattr(costs, "COSTS", file)
+    (tmp_path / "trainer.py").write_text(COURSE.replace("shuffle=True", "shuffle=False"))
+    assert main(["doctor", str(tmp_path / "trainer.py")]) == 0
+    printed = f"PSNR of the test clips in a small experiment: {table.loc['clips in fixed order', 'difference']:+.1f} dB"
+    assert printed in capsys.readouterr().out
+
+
+def test_a_prediction_without_a_mistake_is_that_of_the_package():
+    """The loop of the measurement, with z = 0 in both, equals `free_run`."""
+    data = load("tiny")
+    model = CVAE(ModelConfig.preset("compact", width=8, latents=2, anchor=False, output="linear")).eval()
+    clip = data.tests[0]
+    x, p = (to_float(part[:6])[None] for part in (clip.answer, clip.labels))
+    torch.manual_seed(3)
+    ours = costs._predict(model, x, p, "").detach()
+    torch.manual_seed(3)
+    draw = lambda *_: torch.randn(1, *model.latent_shape(32, 64))  # noqa: E731
+    torch.testing.assert_close(ours, free_run(model, x[:, 0], p, draw)[0], atol=1e-5, rtol=0)

@@ -52,7 +52,7 @@ class Setting(NamedTuple):
     """Size of the experiment."""
 
     data: str = "tiny"
-    steps: int = 60
+    steps: int = 40
     width: int = 8
     seeds: tuple[int, ...] = (0, 1)
 
@@ -73,7 +73,7 @@ def _rows(setting: Setting) -> Iterator[dict[str, Any]]:
     data = load(setting.data)
     right = {seed: _train("", data, setting, seed) for seed in setting.seeds}
     base = [_score(right[seed], "", data, seed) for seed in setting.seeds]
-    for mistake in (*TRAINING, *REPORTING):
+    for mistake in (*REPORTING, *TRAINING):
         models = right
         if mistake in TRAINING:
             models = {seed: _train(mistake, data, setting, seed) for seed in setting.seeds}
