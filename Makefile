@@ -66,9 +66,7 @@ notebooks: .venv/.ready-dev
 	@echo "All notebooks are executed. Next: check git diff notebooks and every picture."
 
 results: .venv/.ready
-	@$(BIN)/python -m cvae_lab compare figures/reference --into README.md
-	@for table in ablation minutes course; do $(BIN)/python -m cvae_lab compare figures/studies/$$table.csv --into figures/README.md; done
-	@$(BIN)/python -m cvae_lab pictures figures
+	@$(BIN)/python -m cvae_lab reproduce --only tables
 
 clean:
 	@rm -rf .venv data/cache build *.egg-info .pytest_cache .ruff_cache

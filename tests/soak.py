@@ -105,8 +105,29 @@ ACTIVITIES = {
 FRACTIONS = {"training": 0.45, "prediction": 0.2, "cache": 0.25, "sweep": 0.1}
 """Probability of each activity in a cycle of random kills."""
 
-WRITES = ("training", "cache", "prediction")
+WRITES = ("training", "cache", "prediction", "sweep")
 """Activities that are killed at every write."""
+
+
+DIE_AT = """
+import os
+import signal
+from pathlib import Path
+
+replace = Path.replace
+
+def replace_or_die(self, target):
+    if ".tmp-" in self.name:
+        file = os.open({counter!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(file, b"x")
+        size = os.fstat(file).st_size
+        os.close(file)
+        if size == {number}:
+            os.killpg(0, signal.SIGKILL)
+    return replace(self, target)
+
+Path.replace = replace_or_die
+"""
 
 
 def forked(activity, folder, before=None):
@@ -147,20 +168,20 @@ def waited(child):
     return None
 
 
-def die_at(number):
-    """Return a function that makes this process exit without clean-up at its write number `number`.
+def die_at(number, folder):
+    """Return a function that kills the activity, with all its processes, at its write number `number`.
 
-    At this moment, the file is complete and has a temporary name.
+    At this moment, the file is complete and has a temporary name. The workers of a sweep are other processes, so the
+    patch is also in a module `sitecustomize`, which Python imports at start. A file counts the writes of all processes.
     """
-    replace, count = Path.replace, itertools.count(1)
-
-    def replace_or_die(self, target):
-        if next(count) == number:
-            os._exit(9)
-        replace(self, target)
 
     def prepare():
-        Path.replace = replace_or_die
+        modules = folder / "modules"
+        modules.mkdir()
+        code = DIE_AT.format(counter=str(folder / "writes"), number=number)
+        (modules / "sitecustomize.py").write_text(code)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])
+        exec(compile(code, "sitecustomize.py", "exec"), {})
 
     return prepare
 
@@ -257,7 +278,7 @@ class Soak:
         self.reference(name)
         for number in itertools.count(1):
             folder = prepared(name, self.out, f"write-{number}")
-            status = waited(forked(ACTIVITIES[name], folder, die_at(number)))
+            status = waited(forked(ACTIVITIES[name], folder, die_at(number, folder)))
             if status == 0:
                 self.log(f"{name}: {self.line(name)} (all of its {number - 1} writes)")
                 return
@@ -298,10 +319,15 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no new cycle begins after this time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--writes", nargs="*", default=WRITES, choices=WRITES, help="activities killed at every write"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         print_now = functools.partial(print, flush=True)
-        done = soak(Path(folder), options.kills, options.seed, print_now, options.minutes)
+        done = soak(
+            Path(folder), options.kills, options.seed, print_now, options.minutes, writes=options.writes
+        )
     print(*done.faults, summary(done), sep="\n")  # noqa: T201
     sys.exit(bool(done.faults))

@@ -64,7 +64,7 @@ def test_every_part_runs_on_a_cpu_without_the_packages_of_notebooks_and_sweeps(t
     written = json.loads(out.read_text())
     rows = {part: [row for row in written["rows"] if row["part"] == part] for part in GPU_PARTS}
     assert not [row for row in written["rows"] if any("error" in key or key == "skipped" for key in row)]
-    assert [row["passed"] for row in rows["checks"]].count(None) == 1  # synchronisations need CUDA
+    assert [row["passed"] for row in rows["checks"]].count(None) == 4  # synchronisations and graphs need CUDA
     assert all(row["passed"] in (True, None) for row in rows["checks"])
     assert len(rows["training"]) == 2 * 3
     assert len(rows["rollout"]) == 2 * 2
@@ -98,7 +98,7 @@ def parts(monkeypatch):
     """Replace the processes of the parts. Return the list of calls: part and time limit in seconds."""
     calls = []
 
-    def run(function, part, device, tiny, ends, seconds):
+    def run(function, part, device, tiny, ends, graphs, seconds):
         calls.append((part, ends - time.time()))
         yield {"error": "it crashed"} if part == "checks" else {"model": "compact"}
 
@@ -116,9 +116,38 @@ def test_a_part_that_fails_does_not_stop_the_others_and_leaves_its_time_to_them(
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["rows"] == rows
     assert written["commit"] == "abc"
-    total = sum(gpu.FRACTIONS[part] for part in GPU_PARTS[:4])
-    assert parts[0][1] == pytest.approx(100 * gpu.FRACTIONS["machine"] / total, abs=2)
+    total = sum(gpu.MINIMUM[part] for part in GPU_PARTS[:4])
+    assert total > 100
+    assert parts[0][1] == pytest.approx(100 * gpu.MINIMUM["machine"] / total, abs=2)
     assert parts[-1][1] == pytest.approx(100, abs=2)  # the earlier parts took no time
+
+
+def test_every_part_gets_its_minimum_and_a_fraction_of_the_rest():
+    parts = ["training", "rollout"]
+    needed = sum(gpu.MINIMUM[part] for part in parts)
+    assert gpu.allowance(needed, parts) == gpu.MINIMUM["training"]
+    extra = gpu.allowance(needed + 32, parts) - gpu.MINIMUM["training"]
+    assert extra == pytest.approx(
+        32 * gpu.FRACTIONS["training"] / (gpu.FRACTIONS["training"] + gpu.FRACTIONS["rollout"])
+    )
+    assert gpu.allowance(5, ["rollout"]) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_training_is_repeated_without_graphs_after_a_cuda_error(monkeypatch, tmp_path, fails):
+    calls = []
+
+    def run(function, part, device, tiny, ends, graphs, seconds):
+        calls.append((part, graphs))
+        yield {"ours_error": "CUDA error: an illegal memory access"} if fails and graphs else {"ours": 1.0}
+
+    monkeypatch.setattr(gpu, "rows_of_process", run)
+    rows = gpu.gpu(
+        tmp_path / "gpu.json", "cpu", only=["training", "rollout"], budget=200, log=lambda text: None
+    )
+    repeated = [("training", False)] if fails else []
+    assert calls == [("training", True), *repeated, ("rollout", True)]
+    assert [row["part"] for row in rows].count("training") == 1 + fails
 
 
 def test_batches_grow_until_one_does_not_fit_and_half_of_it_is_tried(monkeypatch):
@@ -127,14 +156,14 @@ def test_batches_grow_until_one_does_not_fit_and_half_of_it_is_tried(monkeypatch
     def compare(make, counted, device, repeats, ends, limits):
         batch = make.func.__self__.clips
         tried.append(batch)
-        return {"ours_error": "out of memory"} if batch > 40 else {"ours": 1.0}
+        return {"ours_error": "out of memory"} if batch > 300 else {"ours": 1.0}
 
     monkeypatch.setattr(gpu, "compare", compare)
     monkeypatch.setattr(gpu, "machine", lambda device, tiny: LIMITS)
     sizes = gpu.NORMAL._replace(timed=("compact",))
     rows = list(gpu.training(CPU, sizes, time.time() + 100))
-    assert tried == [2, 2, 2, 8, 8, 8, 32, 32, 32, 128, 64]
-    assert [row["forcing"] for row in rows[:3]] == [0.0, 0.5, 1.0]
+    assert tried == [2, 2, 2, 128, 128, 128, 512, 256, 256, 256, 32, 32, 32, 8, 8, 8]
+    assert [row["forcing"] for row in rows[:3]] == [0.0, 1.0, 0.5]
 
 
 def test_the_time_of_a_part_ends_its_measurements(monkeypatch):
@@ -188,9 +217,10 @@ def test_targets_are_computed_from_the_rows():
         {**handout, "batch": 32, "forcing": 0.0, "ours": 2341.0},
         {"model": "handout", "what": "rollout", "streams": 6, "ours": 2000.0, "ours_s": 1.9},
     ]
-    training, epoch, rollout = table.targets(rows)
-    assert "12.0x (target 10x: reached)" in training
-    assert "10.0 s (target 10 s: reached)" in epoch
+    free, forced, epoch, rollout = table.targets(rows)
+    assert "forcing 0, over the reference loop: 8.0x (target 10x: not reached)" in free
+    assert "forcing 1, over the reference loop: 12.0x (target 10x: reached)" in forced
+    assert "batch 32: 10.0 s (target 10 s: reached)" in epoch
     assert "1.9 s (target 2 s: reached)" in rollout
     assert table.targets([]) == []
 
@@ -243,11 +273,11 @@ def test_a_check_that_raises_an_error_has_failed_and_the_next_one_runs(monkeypat
     def broken(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access\nmore lines")
 
-    for name in ("rollout", "gradients", "resumed", "in_own_process"):
+    for name in ("rollout", "gradients", "captured", "resumed", "in_own_process"):
         monkeypatch.setattr(gpu_checks, name, broken)
     monkeypatch.setattr(gpu_checks, "synchronisations", lambda device: Check(True, "1 synchronisations"))
     results = dict(gpu_checks.checks(CPU, {"compact": SMALL}))
-    assert [result.passed for result in results.values()] == [False] * 3 + [True] + [False] * 2
+    assert [result.passed for result in results.values()] == [False] * 3 + [True] + [False] * 4
     assert (
         results["DDP on one rank equals no DDP"].detail
         == "RuntimeError: CUDA error: an illegal memory access"

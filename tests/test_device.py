@@ -5,7 +5,7 @@ import torch
 
 from cvae_lab import CVAE, ModelConfig, TrainConfig
 from cvae_lab.config import ConfigError
-from cvae_lab.models.device import pick_device, precision_of, reduced_precision
+from cvae_lab.models.device import pick_device, precision_notice, precision_of, reduced_precision
 from cvae_lab.training import TrainState
 
 
@@ -86,6 +86,33 @@ def test_a_precision_that_is_set_is_used(machine, precision, dtype):
     machine(gpus=1, capability=(7, 5))
     for device in ("cuda", "cpu"):
         assert precision_of(TrainConfig(precision=precision), torch.device(device)) == dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "message"),
+    [
+        (
+            (7, 5),
+            "auto",
+            "The GPU (compute capability 7.5) has no bfloat16 units, so the precision is float32.",
+        ),
+        (
+            (6, 0),
+            "float32",
+            "The GPU (compute capability 6.0) has no bfloat16 units, so the precision is float32.",
+        ),
+        ((7, 5), "bfloat16", "emulated and slow; set precision = 'auto' for float32."),
+        ((8, 0), "auto", None),
+        ((9, 0), "bfloat16", None),
+    ],
+)
+def test_one_sentence_says_which_precision_a_gpu_without_bfloat16_units_uses(
+    machine, capability, precision, message
+):
+    machine(gpus=1, capability=capability)
+    notice = precision_notice(TrainConfig(precision=precision), torch.device("cuda"))
+    assert notice is None if message is None else notice.endswith(message)
+    assert precision_notice(TrainConfig(precision=precision), torch.device("cpu")) is None
 
 
 def test_bfloat16_on_mps_is_refused(machine):

@@ -15,12 +15,19 @@ from cvae_lab.config import ConfigError
 from cvae_lab.data import load
 from cvae_lab.evaluation.metrics import grade
 from cvae_lab.rollout import predict
-from cvae_lab.runs import reference, result
+from cvae_lab.runs import reference, reproduce, result
 from cvae_lab.runs.folder import RunFolder, best_run, find_runs
 from cvae_lab.runs.reference import DRAWS, draws, excerpt, export
 from cvae_lab.runs.result import RunError
 from cvae_lab.runs.studies import STUDIES, Study, plan
-from cvae_lab.runs.sweep import execute, injected_parameters, notebook_parameters, notebook_run, sweep
+from cvae_lab.runs.sweep import (
+    Outcome,
+    execute,
+    injected_parameters,
+    notebook_parameters,
+    notebook_run,
+    sweep,
+)
 from cvae_lab.runs.tables import (
     END,
     RESULTS,
@@ -349,26 +356,32 @@ def repository(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "figures/reference/none-seed0", root / "figures/reference/none-seed0")
     studies = {
         "reference": Study("", TINY, {"none": {"kl_strategy": "none"}}, seeds=(0,), data="tiny"),
-        "ablation": Study("", TINY, {"as-is": {}, "no-flip": {"flip": False}}, seeds=(0,), data="tiny"),
+        "ablation": Study("", TINY, {"base": {}, "no-flip": {"flip": False}}, seeds=(0,), data="tiny"),
+        "latent": Study("", TINY, {"course": {}}, seeds=(0,), data="tiny"),
+        "handout": Study("", TINY, {"assignment": {"ema": 0.0}}, seeds=(0,), data="tiny"),
     }
-    monkeypatch.setattr(reference, "STUDIES", studies)
-    monkeypatch.setattr(reference, "sweep", lambda _, jobs, *__, **___: (execute(None, job) for job in jobs))
+    monkeypatch.setattr(reproduce, "STUDIES", studies)
+    monkeypatch.setattr(reproduce, "sweep", lambda _, jobs, *__, **___: (execute(None, job) for job in jobs))
     return root
 
 
-def test_reproduce_writes_all_records_and_skips_finished_runs(repository, tmp_path):
+def test_reproduce_writes_all_records_trains_equal_runs_once_and_skips_finished_runs(repository, tmp_path):
     out = tmp_path / "out"
-    todo = reference.steps(repository, out, workers=2)
+    todo = reproduce.steps(repository, out, workers=2)
     assert [(step.name, len(step.to_do), step.workers) for step in todo] == [
         ("reference", 1, 2),
         ("ablation", 2, 2),
+        ("latent", 0, 2),
     ]
-    recorded = pd.read_csv(ROOT / "figures/studies/ablation.csv")["minutes"].mean()
-    assert todo[1].minutes_left == pytest.approx(2 * (recorded + reference.RUN_OVERHEAD) / 2)
-    reference.reproduce(todo, repository, log=lambda _: None)
+    equal = {str(out / "latent/course-seed0"): str(out / "ablation/base-seed0")}
+    assert [step.copies for step in todo] == [{}, {}, equal]
+    assert reproduce.reproduce(todo, repository, log=lambda _: None) == []
     rows = pd.read_csv(repository / "figures/studies/ablation.csv")
-    assert rows["variant"].tolist() == ["as-is", "no-flip"]
+    assert rows["variant"].tolist() == ["base", "no-flip"]
     assert different_origins(rows) == []
+    latent = pd.read_csv(repository / "figures/studies/latent.csv")
+    assert latent["run"].tolist() == ["course-seed0"]
+    assert latent["psnr_mean"].tolist() == rows["psnr_mean"][:1].tolist()
     (copy,) = find_runs(repository / "figures/reference")
     assert (copy.path.name, copy.config.train.kl_strategy, copy.result["data"]) == (
         "none-seed0",
@@ -376,22 +389,82 @@ def test_reproduce_writes_all_records_and_skips_finished_runs(repository, tmp_pa
         "tiny",
     )
     assert not list(copy.path.glob("*.pt"))
-    again = reference.steps(repository, out, workers=2)
-    assert [step.to_do for step in again] == [[], []]
+    again = reproduce.steps(repository, out, workers=2)
+    assert [step.to_do for step in again] == [[], [], []]
     assert sum(step.minutes_left for step in again) == 0
+
+
+def test_reproduce_estimates_a_run_from_the_speed_of_the_reference_runs_or_its_time_limit(
+    repository, tmp_path
+):
+    (run,) = find_runs(repository / "figures/reference")
+    frames = run.history["step"].iloc[-1] * run.config.train.batch_size * (run.config.train.n_frames - 1)
+    step = reproduce.steps(repository, tmp_path, 2, ["ablation"], epochs=7, clips_per_epoch=20)[0]
+    expected = 7 * 20 * 3 * run.result["minutes"] / frames + reproduce.OVERHEAD["compact"]
+    assert step.minutes == pytest.approx(expected)
+    assert step.minutes_left == pytest.approx(expected)  # two runs, two at a time
+    limited = reproduce.steps(repository, tmp_path, 1, ["ablation"], minutes=3.0)[0]
+    assert limited.minutes == pytest.approx(3 + reproduce.OVERHEAD["compact"])
+
+
+def test_reproduce_continues_after_a_failed_run_and_keeps_the_old_record(repository, tmp_path, monkeypatch):
+    def failing(_, jobs, *__, **___):
+        for job in jobs:
+            if "no-flip" in job.run_dir or "none" in job.run_dir:
+                yield Outcome(job.run_dir, False, "RuntimeError: no memory", 0.0)
+            else:
+                yield execute(None, job)
+
+    monkeypatch.setattr(reproduce, "sweep", failing)
+    before = {path: path.read_bytes() for path in (repository / "figures").rglob("*") if path.is_file()}
+    todo = reproduce.steps(repository, tmp_path / "out", workers=2)
+    failures = reproduce.reproduce(todo, repository, log=lambda _: None)
+    assert failures == [
+        "reference/none-seed0: RuntimeError: no memory",
+        "ablation/no-flip-seed0: RuntimeError: no memory",
+    ]
+    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+    assert changed == ["latent.csv"]  # the study without a failed run
+    assert len(reproduce.steps(repository, tmp_path / "out", workers=2)[1].to_do) == 1
+
+
+def test_reproduce_runs_the_gpu_study_on_request_and_draws_its_learning_curve(repository, tmp_path):
+    todo = reproduce.steps(repository, tmp_path / "out", 1, ["handout"])
+    assert [step.name for step in todo] == ["handout"]
+    reproduce.reproduce(todo, repository, log=lambda _: None)
+    (run,) = find_runs(repository / "figures/handout")
+    curve = reference.learning_curve(run)
+    steps = run.history["step"]
+    assert curve["frames"].tolist() == (steps * run.config.train.batch_size * 3).tolist()
+    assert (curve["mse"] + curve["weighted_kl"]).tolist() == pytest.approx(run.history["loss"].tolist())
+    figure = reference.learning_curve_picture([run])
+    scores, terms = figure.axes
+    assert scores.lines[0].get_ydata().tolist() == run.history["heldout_psnr"].dropna().tolist()
+    assert terms.lines[0].get_ydata().tolist() == run.history["mse"].tolist()
+    text = reference.learning_summary(run)
+    assert f"test PSNR {run.result['psnr_final']:.2f} dB" in text
+    assert text.startswith("assignment: ")
 
 
 def test_reproduce_raises_an_error_for_unknown_records_and_uncommitted_changes(
     repository, tmp_path, monkeypatch
 ):
     with pytest.raises(RunError, match="no record 'ablaton'"):
-        reference.steps(repository, tmp_path, 1, ["ablaton"])
+        reproduce.steps(repository, tmp_path, 1, ["ablaton"])
     monkeypatch.setattr(
         result, "_git", lambda *words: "abc1234" if words[0] == "rev-parse" else " M config.py"
     )
     assert result.provenance()["commit"] == "abc1234+changes"
     with pytest.raises(RunError, match="has uncommitted changes"):
         result.commit_to_reproduce()
+
+
+def test_a_copy_without_git_takes_its_commit_from_the_environment(monkeypatch):
+    monkeypatch.setattr(result, "_git", lambda *_: "")
+    monkeypatch.setenv("CVAE_LAB_COMMIT", "abc1234")
+    assert result.provenance()["commit"] == "abc1234"
+    monkeypatch.delenv("CVAE_LAB_COMMIT")
+    assert result.provenance()["commit"] == ""
 
 
 @pytest.mark.xdist_group("sweep")

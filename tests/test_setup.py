@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from cvae_lab.runs.folder import find_runs
+from cvae_lab.runs.reference import learning_summary
 from cvae_lab.runs.tables import END, RESULTS, START, STUDY, markdown, runs_table
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,9 @@ def _tables():
     for name in ("ablation", "minutes", "course"):
         table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
         yield ROOT / "figures/README.md", name, markdown(table, STUDY)
+    handout = ROOT / "figures/handout"  # made on a GPU; without it, the section is empty
+    runs = find_runs(handout) if handout.exists() else []
+    yield ROOT / "figures/README.md", "handout", "\n".join(f"- {learning_summary(run)}" for run in runs)
 
 
 def test_committed_tables_match_the_committed_records():

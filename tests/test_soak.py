@@ -1,7 +1,9 @@
 """Short runs of the soak test (tests/soak.py) and the fuzzer (tests/fuzz.py). Longer runs are not part of the tests."""
 
+import ast
 import collections
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +59,16 @@ def test_random_inputs_are_used_or_refused_in_one_line():
     assert success > 20, text
     assert refused > 100, text
     assert faults == [0, 0, 0], text
+
+
+def test_every_test_that_the_readme_names_exists():
+    """The table of the section about crashes has one test per row, in the form `file.py`: `test_name`."""
+    text = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+    section = text.split("## What happens after a crash?")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    named = [re.search(r"`(test_\w+\.py)`: `(test_\w+)` \|$", row) for row in rows]
+    assert len(rows) > 10
+    assert all(named), rows
+    for match in named:
+        functions = ast.parse((TESTS / match[1]).read_text(encoding="utf-8")).body
+        assert match[2] in {node.name for node in functions if isinstance(node, ast.FunctionDef)}

@@ -19,7 +19,9 @@ from cvae_lab.config import ModelConfig, RunConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch, Dataset, Video
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device
+from cvae_lab.objective import kl_cost
 from cvae_lab.rollout import Feedback, predict, reference_predict, reference_unroll, unroll
+from cvae_lab.rollout.cuda_graph import GraphedUnroll
 from cvae_lab.rollout.predict import uses_cuda_graphs
 from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.training import TrainState, checkpoint, fit, train_step
@@ -52,6 +54,10 @@ def checks(device: torch.device, models: dict[str, ModelConfig]) -> Iterator[tup
     for name, model in models.items():
         tasks[f"gradients equal the reference loop, {name}"] = lambda model=model: gradients(device, model)
     tasks["one host synchronisation per training step"] = lambda: synchronisations(device)
+    for name, model in {**models, "learned prior": learned}.items():
+        tasks[f"captured gradients equal the reference loop, {name}"] = lambda model=model: captured(
+            device, model
+        )
     tasks["a resumed run equals an uninterrupted one"] = lambda: resumed(device)
     tasks["DDP on one rank equals no DDP"] = lambda: Check(*in_own_process(ddp, str(device), timeout=120))
     for name, task in tasks.items():
@@ -95,6 +101,50 @@ def gradients(device: torch.device, config: ModelConfig) -> Check:
         found.append(flat([p.grad for p in model.parameters() if p.grad is not None]))
     difference = relative(*found)
     return Check(difference < GRADIENT_TOLERANCE, f"relative difference {difference:.1e}")
+
+
+def captured(device: torch.device, config: ModelConfig) -> Check:
+    """Check gradients and batch-norm statistics of recorded training steps, with and without teacher forcing.
+
+    The second batch has other pixels and other weights than the recorded one. It must not use the old values.
+    """
+    if device.type != "cuda":
+        return Check(None, "needs a CUDA device")
+    differences = []
+    for forced in (False, True):
+        mask = torch.full((3, 4), forced)
+        mask[:, 0] = True
+        model = perturbed(config).to(device, memory_format=torch.channels_last).train()
+        graphs = GraphedUnroll(model)
+        found = [
+            trained_twice(graphs, model, mask),
+            trained_twice(None, perturbed(config).to(device).train(), mask),
+        ]
+        if not graphs.graphs:
+            return Check(False, "no graph was recorded")
+        differences.append(relative(*found))
+    return Check(max(differences) < GRADIENT_TOLERANCE, f"relative difference {max(differences):.1e}")
+
+
+def trained_twice(graphs: GraphedUnroll | None, model: CVAE, mask: Tensor) -> Tensor:
+    """Return gradients and buffers after two SGD steps, by graphs or by the reference loop if `graphs` is None."""
+    config, device = model.config, next(model.parameters()).device
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for seed in (5, 6):
+        batch = random_batch(device, clips=3, frames=5, height=config.height, seed=seed)
+        shape = (3, 4, *model.latent_shape(config.height, 2 * config.height))
+        eps = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        optimizer.zero_grad()
+        with exact_float32():
+            feedback = Feedback(mask)
+            out = graphs(*batch, eps, feedback) if graphs else reference_unroll(model, *batch, eps, feedback)
+            loss = (out.prediction - batch.x[:, 1:]).square().mean() + kl_cost(
+                out.mu, out.logvar, out.prior
+            ).mean() / 1e4
+            loss.backward()
+        optimizer.step()
+    values = [p.grad for p in model.parameters() if p.grad is not None]
+    return flat([*values, *(b for b in model.buffers() if b.is_floating_point())])
 
 
 def synchronisations(device: torch.device) -> Check:
@@ -203,9 +253,9 @@ def perturbed(config: ModelConfig) -> CVAE:
     return model
 
 
-def random_batch(device: torch.device, clips: int, frames: int, height: int = 32) -> ClipBatch:
+def random_batch(device: torch.device, clips: int, frames: int, height: int = 32, seed: int = 5) -> ClipBatch:
     """Return clips of random pixels, which are the same on every device."""
-    draws = torch.Generator().manual_seed(5)
+    draws = torch.Generator().manual_seed(seed)
     return ClipBatch(*torch.rand(2, clips, frames, 3, height, 2 * height, generator=draws).to(device))
 
 

@@ -27,12 +27,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cvae_lab.config import RunConfig, TrainConfig
+from cvae_lab.data.clips import ClipBatch
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import reduced_precision
 from cvae_lab.objective import kl_standard_normal, squared_error
-from cvae_lab.rollout import Feedback, evaluating, predict, reference_predict, reference_unroll, unroll
+from cvae_lab.rollout import Feedback, evaluating, predict, reference_predict, reference_unroll
 from cvae_lab.rollout.teacher_forcing import sample_teacher_forcing
 from cvae_lab.training.optimizer import make_optimizer
+from cvae_lab.training.state import TrainingForward, uses_graphs
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -87,8 +89,9 @@ def training_work(
     """Return the work of one optimizer step on random clips, with the network and the optimizer of `run`."""
     height = run.model.height
     config = run.train if fast else replace(run.train, precision="float32")
-    path, layout = (unroll, torch.channels_last) if fast else (reference_unroll, torch.contiguous_format)
+    layout = torch.channels_last if fast else torch.contiguous_format
     model = CVAE(run.model).to(device, memory_format=layout).train()
+    network = TrainingForward(model, uses_graphs(config, device)) if fast else None
     optimizer = make_optimizer(model, config)
     x, p = torch.rand(2, clips, frames, 3, height, 2 * height, device=device)
     eps = torch.randn(clips, frames - 1, *model.latent_shape(height, 2 * height), device=device)
@@ -96,7 +99,10 @@ def training_work(
 
     def step() -> None:
         with reduced_precision(config, device):
-            out = path(model, x, p, eps, Feedback(mask))
+            if network is None:
+                out = reference_unroll(model, x, p, eps, Feedback(mask))
+            else:
+                out = network(ClipBatch(x, p), eps, Feedback(mask))
         error = squared_error(out.prediction, x[:, 1:]).mean()
         optimizer.zero_grad()
         (error + kl_standard_normal(out.mu, out.logvar).mean()).backward()

@@ -173,6 +173,10 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="dtype of convolutions; auto: bfloat16 if the hardware has instructions for it"
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, run steps of small batches as CUDA graphs; false: launch every kernel from Python",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: torch's default")
 
     def __post_init__(self) -> None:

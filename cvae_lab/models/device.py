@@ -57,6 +57,21 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
+    """Return a sentence if the GPU has no bfloat16 units: float32 is used, or emulated bfloat16 because it was set.
+
+    float16 is not offered. Its range ends at 65,504 and its smallest normal number is 6e-5, so it would need a scaled
+    loss in every training step, and the KL weights of this project are as small as 1e-6.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    gpu = f"The GPU (compute capability {major}.{minor}) has no bfloat16 units"
+    if precision_of(config, device) == torch.bfloat16:
+        return f"{gpu}, so precision = 'bfloat16' is emulated and slow; set precision = 'auto' for float32."
+    return f"{gpu}, so the precision is float32."
+
+
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms remain in float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)

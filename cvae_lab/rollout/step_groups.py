@@ -26,6 +26,7 @@ class StepGroups(NamedTuple):
     to_group_order: Tensor
     to_step_order: Tensor
     orders_agree: bool  # True if both orders are the same, for example if all steps are teacher-forced
+    whole: Sequence[bool]  # per group: whether it is one step of all clips
 
     @classmethod
     def of(cls, teacher_forced: Bool[Tensor, "b s"], device: torch.device) -> "StepGroups":
@@ -39,9 +40,20 @@ class StepGroups(NamedTuple):
         starts = torch.tensor([0, 0, *sizes]).cumsum(0)[: len(sizes)]
         before = to_step_order[(to_group_order - len(teacher_forced)).clamp(min=0)]
         before = before - starts.repeat_interleave(torch.tensor(sizes))
-        index = torch.stack([clips, steps, before, to_group_order, to_step_order]).to(device)
+        index = _to_device(torch.stack([clips, steps, before, to_group_order, to_step_order]), device)
         orders_agree = bool((to_group_order.diff() > 0).all())
-        return cls(sizes, *(part.split(sizes) for part in index[:3]), *index[3:], orders_agree)
+        every_clip = torch.arange(len(teacher_forced))
+        whole = [torch.equal(part, every_clip) for part in clips.split(sizes)]
+        return cls(sizes, *(part.split(sizes) for part in index[:3]), *index[3:], orders_agree, whole)
+
+    def previous_in_group(self, values: Float[Tensor, "m ..."], group: int) -> Float[Tensor, "n ..."]:
+        """Return, from values of the previous group, those of the clips of `group` in its order."""
+        # Groups of equal size have the same clips in the same order. Indexing would launch more kernels on a GPU.
+        return values if self.sizes[group - 1] == self.sizes[group] else values[self.previous[group]]
+
+    def of_clips(self, values: Float[Tensor, "b ..."], group: int) -> Float[Tensor, "n ..."]:
+        """Return, from one value per clip, those of the clips of `group` in its order."""
+        return values if self.whole[group] else values[self.clips[group]]
 
     def in_group_order(
         self, values: Float[Tensor, "tb ..."], count: int | None = None
@@ -52,6 +64,13 @@ class StepGroups(NamedTuple):
     def in_step_order(self, values: Float[Tensor, "sb ..."]) -> Float[Tensor, "sb ..."]:
         """Reorder values from group order to step order."""
         return values if self.orders_agree else values[self.to_step_order]
+
+
+def _to_device(index: Tensor, device: torch.device) -> Tensor:
+    """Copy an index from the CPU to the device. The CPU does not wait for a GPU, because the memory is pinned."""
+    if device.type == "cuda":
+        return index.pin_memory().to(device, non_blocking=True)
+    return index.to(device)
 
 
 def steps_by_distance(teacher_forced: Bool[Tensor, "b s"]) -> Iterator[tuple[Tensor, Tensor]]:

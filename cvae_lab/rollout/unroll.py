@@ -15,6 +15,7 @@ def unroll(
     p: Float[Tensor, "b t 3 h w"],
     eps: Float[Tensor, "b s z hz wz"],
     feedback: Feedback,
+    groups: StepGroups | None = None,
 ) -> UnrollOutput:
     """Compute the result of `reference_unroll` in fewer and larger batches.
 
@@ -24,6 +25,9 @@ def unroll(
     A teacher-forced step starts a segment. The first steps of all segments of all clips form one batch, the second
     steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment.
     It is 1 if every step is teacher-forced, and T - 1 if only the first step is.
+
+    Args:
+        groups: the groups of `feedback.teacher_forced` on this device, if they were computed before.
     """
     batch, steps, anchor = x.shape[0], x.shape[1] - 1, model.anchor(x[:, 0], p[:, 0])
     frames = model.frame_transformation(by_step(x))
@@ -31,7 +35,7 @@ def unroll(
     mu, logvar = model.posterior(frames[batch:], labels)
     z = reparameterise(mu, logvar, by_step(eps))
 
-    groups = StepGroups.of(feedback.teacher_forced, x.device)
+    groups = groups or StepGroups.of(feedback.teacher_forced, x.device)
     labels_by_group = groups.in_group_order(labels).split(groups.sizes)
     z_by_group = groups.in_group_order(z).split(groups.sizes)
     predictions, inputs = [], []
@@ -39,9 +43,9 @@ def unroll(
         if g == 0:
             previous = groups.in_group_order(frames, len(clips))
         else:
-            own = feedback.prepare(predictions[-1][groups.previous[g]], clips, groups.steps[g])
+            own = feedback.prepare(groups.previous_in_group(predictions[-1], g), clips, groups.steps[g])
             previous = model.frame_transformation(own)
-        context = None if anchor is None else anchor[clips]
+        context = None if anchor is None else groups.of_clips(anchor, g)
         predictions.append(model.decode_features(previous, labels_by_group[g], z_by_group[g], context))
         inputs.append(previous)
     result = [groups.in_step_order(torch.cat(predictions)), mu, logvar]

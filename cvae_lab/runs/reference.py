@@ -1,12 +1,11 @@
-"""Committed records: copies of finished runs without checkpoints, pictures, and functions that reproduce them."""
+"""Committed records: copies of finished runs without checkpoints, and pictures of them."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -20,11 +19,9 @@ from cvae_lab.data.synthetic.dataset import moves_gallery
 from cvae_lab.evaluation import metrics
 from cvae_lab.evaluation.samples import samples
 from cvae_lab.models.device import pick_device, reduced_precision
-from cvae_lab.runs import tables
-from cvae_lab.runs.folder import RunFolder, best_run, find_runs
+from cvae_lab.runs.folder import RunFolder
 from cvae_lab.runs.result import RunError
-from cvae_lab.runs.studies import STUDIES, Job, Study, plan
-from cvae_lab.runs.sweep import sweep
+from cvae_lab.runs.tables import variant
 from cvae_lab.training import checkpoint
 from cvae_lab.views import figures
 
@@ -161,128 +158,50 @@ def write_pictures(out: Path, run: RunFolder | None) -> list[Path]:
     return [out / name for name in drawn]
 
 
-PRETRAINED = {
-    "minutes": 25.0,
-    "threads": 1,
-}  # pretraining on the synthetic data set `full`, for the study `course`
-TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
-RUN_OVERHEAD = 0.5  # minutes per run for loading data, evaluation and writing files
+def learning_curve(run: RunFolder) -> pd.DataFrame:
+    """Return one row per epoch of a run: frames, heldout_psnr and val_psnr_prior (dB), mse, weighted_kl and lr.
 
-
-@dataclass(frozen=True)
-class Step:
-    """A study, and the runs from which its committed record is made."""
-
-    name: str
-    jobs: list[Job]
-    workers: int
-    minutes: float  # expected minutes of one run
-
-    @property
-    def to_do(self) -> list[Job]:
-        """The jobs that are not finished."""
-        return [job for job in self.jobs if not RunFolder(Path(job.run_dir)).done]
-
-    @property
-    def minutes_left(self) -> float:
-        """Expected minutes until the last job ends."""
-        return len(self.to_do) * (self.minutes + RUN_OVERHEAD) / self.workers
-
-
-def steps(
-    root: Path,
-    out: Path,
-    workers: int,
-    only: Sequence[str] = (),
-    course: str = "",
-    **changes: Any,  # noqa: ANN401
-) -> list[Step]:
-    """Return the studies to run, in order.
-
-    Args:
-        root: the repository. Its committed tables are used to estimate how long a run takes.
-        out: folder of the runs, one folder per study.
-        only: names of studies; empty: all.
-        course: folder of the course's data; empty: leave out the studies that need it.
-        changes: parameters, `data` and `seeds` that replace those of every run, for a trial run.
+    `frames` is the number of frames that were predicted in training so far. `weighted_kl` is the second term of the
+    loss, so mse + weighted_kl = loss if all frames have equal weights.
     """
-    data, seeds = changes.pop("data", ""), changes.pop("seeds", ())
-    studies = dict(STUDIES)
-    if course:
-        start = out / "pretrained" / "full-seed0"
-        studies["pretrained"] = Study("", PRETRAINED, {"full": {}}, seeds=(0,), data="full")
-        studies["course"] = Study(
-            "", {"threads": 1},
-            {"random-weights-10-minutes": {"minutes": 10.0}, "random-weights-35-minutes": {"minutes": 35.0},
-             "pretrained-10-minutes": {"minutes": 10.0, "init_from": str(start)}}, data=course,
-        )  # fmt: skip
-    if unknown := set(only) - set(studies):
-        raise RunError(f"There is no record {min(unknown)!r}; choose from {', '.join(studies)}.")
-    found = []
-    for name, study in studies.items():
-        if not only or name in only:
-            variants = {key: {**variant, **changes} for key, variant in study.variants.items()}
-            jobs = plan(data or study.data, out / name, variants, seeds or study.seeds, study.base)
-            timed = name in ("minutes", "course", "pretrained")  # no other run may be active at the same time
-            found.append(Step(name, jobs, 1 if timed else max(1, workers), _minutes(root, name, study)))
-    return found
+    train, history = run.config.train, run.history
+    table = history[["heldout_psnr", "val_psnr_prior", "mse", "lr"]].copy()
+    table.insert(0, "frames", history["step"] * train.batch_size * (train.n_frames - 1))
+    return table.assign(weighted_kl=(history["loss"] - history["mse"]).clip(lower=0.0))
 
 
-def _minutes(root: Path, name: str, study: Study) -> float:
-    """Expected minutes of a run of a study: its time limit, or the mean in the committed record."""
-    budgets = [(study.base | changes).get("minutes", 0.0) for changes in study.variants.values()]
-    table = root / "figures" / "studies" / f"{name}.csv"
-    if all(budgets):
-        return sum(budgets) / len(budgets)
-    if name == "reference":
-        return float(np.mean([run.result["minutes"] for run in find_runs(root / "figures" / "reference")]))
-    recorded = pd.read_csv(table) if table.exists() else pd.DataFrame()
-    return float(recorded["minutes"].mean()) if "minutes" in recorded else study.base["epochs"] * 0.3
+def learning_curve_picture(runs: Sequence[RunFolder]) -> Figure:
+    """Draw PSNR (left) and the two terms of the loss (right) against the frames that were predicted in training."""
+    with plt.rc_context(figures.STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+        for run, colour in zip(runs, figures.PALETTE, strict=False):
+            curve, name = learning_curve(run), variant(run)
+            thousands, scored = curve["frames"] / 1000, curve["heldout_psnr"].notna()
+            left.plot(thousands[scored], curve["heldout_psnr"][scored], "o-", color=colour, label=name)
+            right.plot(thousands, curve["mse"], "-", color=colour, label=f"{name}: error")
+            right.plot(
+                thousands, curve["weighted_kl"].replace(0.0, np.nan), "--", color=colour, label=f"{name}: KL"
+            )
+        left.axhline(
+            runs[0].result["baseline_static"], color=figures.GREY, linestyle=":", label="static baseline"
+        )
+        figures.quiet(left).set(ylabel="held-out PSNR, dB")
+        figures.quiet(right).set(ylabel="terms of the loss", yscale="log")
+        for panel in (left, right):
+            panel.set_xlabel("thousand predicted frames")
+            panel.legend(fontsize=9)
+    return figure
 
 
-def reproduce(todo: Sequence[Step], root: Path, log: Callable[[str], None] = print) -> None:
-    """Run every step and write its record below `root`/figures.
-
-    Finished runs are skipped, so this function can be interrupted and called again. Raises RunError if a run fails.
-    The records of earlier steps are kept.
-    """
-    for step in todo:
-        log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do")
-        for outcome in sweep(None, step.jobs, step.workers, log=log):
-            if not outcome.ok:
-                raise RunError(f"{outcome.run_dir} failed: {outcome.message}")
-            log(f"  {Path(outcome.run_dir).name}: {outcome.message} ({outcome.minutes:.1f} min)")
-        runs = [RunFolder(Path(job.run_dir)) for job in step.jobs]
-        for record in _write_record(step.name, runs, root / "figures"):
-            log(f"  wrote {record}")
-
-
-def _write_record(name: str, runs: Sequence[RunFolder], figures_dir: Path) -> list[Path]:
-    if name == "pretrained":
-        return []
-    if name == "reference":
-        new, best = figures_dir / ".reference", best_run(runs[0].path.parent)
-        shutil.rmtree(new, ignore_errors=True)
-        for run in runs:
-            export(run, new, pictures=run == best)
-        shutil.rmtree(figures_dir / "reference", ignore_errors=True)
-        return [new.rename(figures_dir / "reference")]
-    table = figures_dir / "studies" / f"{name}.csv"
-    rows = (
-        [row for _, _, row in tables.latent_rows(runs)]
-        if name == "latent"
-        else [tables.run_row(run) for run in runs]
+def learning_summary(run: RunFolder) -> str:
+    """Return one sentence about the length of a run, its scores and its loss, with numbers of the record."""
+    curve, result = learning_curve(run), run.result
+    scores = curve["heldout_psnr"].dropna()
+    last, early = curve.iloc[-1], scores.iloc[len(scores) // 2]
+    fraction = last["weighted_kl"] / (last["mse"] + last["weighted_kl"])
+    return (
+        f"{variant(run)}: {result['minutes']:.1f} minutes on {result['hardware'].split(',')[0]}, "
+        f"{result['epochs']} epochs, {last['frames']:,.0f} predicted frames; held-out PSNR {scores.iloc[-1]:.2f} dB "
+        f"(half of the evaluations earlier {early:.2f} dB); test PSNR {result['psnr_final']:.2f} dB, static baseline "
+        f"{result['baseline_static']:.2f} dB; the weighted KL is {fraction:.1%} of the final loss."
     )
-    tables.write_csv(table, rows)
-    return [table]
-
-
-def write_tables(root: Path) -> list[Path]:
-    """Write the tables and pictures of README.md and figures/README.md from the committed records; return the files."""
-    runs = find_runs(root / "figures" / "reference")
-    readme, more = root / "README.md", root / "figures" / "README.md"
-    tables.into_markdown(readme, "results", tables.markdown(tables.runs_table(runs), tables.RESULTS))
-    for name in TABLES:
-        table = pd.read_csv(root / "figures" / "studies" / f"{name}.csv")
-        tables.into_markdown(more, name, tables.markdown(table, tables.STUDY))
-    return [readme, more, *write_pictures(root / "figures", best_run(root / "figures" / "reference"))]

@@ -101,7 +101,7 @@ STUDIES = {
         "The compact network with its default training, but without random shifts. Each variant changes one setting.",
         {"epochs": 4, "eval_every": 4, **_UNSHIFTED},
         {
-            "as-is": {},
+            "base": {},
             "no-anchor": {"anchor": False},
             "first-frame-only": {"reference_frame": "first"},
             "unroll-1": {"n_frames": 2, "batch_size": 30},

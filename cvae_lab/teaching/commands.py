@@ -26,8 +26,12 @@ def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
         "doctor", "report common mistakes in a trainer's source, which is read and never run", "trainer.py", "lab4.zip"
     )  # fmt: skip
     doctor.add_argument(
-        "source", type=Path, metavar="FILE_OR_FOLDER", help=".py, .ipynb or .zip file, or a folder"
+        "source", type=Path, nargs="?", metavar="FILE_OR_FOLDER", help=".py, .ipynb or .zip file, or a folder"
     )
+    doctor.add_argument(
+        "--measure", type=Path, metavar="CSV",
+        help="instead, train small networks with each mistake (minutes) and write the change in PSNR; default: no",
+    )  # fmt: skip
 
 
 def _add_grading(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -92,11 +96,20 @@ def _add_notebooks(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    from cvae_lab.teaching.doctor import CANNOT_SEE, examine
+    from cvae_lab.teaching.doctor import CANNOT_SEE, costs, examine
 
-    findings = sorted(examine(options.source), key=lambda finding: finding.rule.note)
+    if options.measure:
+        costs.measure(costs.Setting(), options.measure, _log_line)
+        return
+    if options.source is None:
+        raise ValueError("doctor needs a .py, .ipynb or .zip file, or a folder")
+    unread: list[str] = []
+    findings = sorted(examine(options.source, unread.append), key=lambda finding: finding.rule.note)
+    measured = costs.measured()
     for finding in findings:
-        print(finding)
+        print(finding, *filter(None, [measured.pop(finding.rule.name, "")]))
+    for message in unread:
+        print(f"Not examined: {message}.")
     notes = sum(finding.rule.note for finding in findings)
     print(f"{len(findings) - notes} mistakes, {notes} notes.", CANNOT_SEE, sep="\n")
 

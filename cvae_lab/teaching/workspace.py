@@ -12,7 +12,12 @@ from pathlib import Path
 from cvae_lab.data.files import replacing, write_text
 
 RECORD = ".originals.json"  # hashes of the originals that were copied
-RECORDS = ("reference", "studies", "bench.json")  # files and folders in figures/ that the notebooks read
+RECORDS = (
+    "reference",
+    "studies",
+    "handout",
+    "bench.json",
+)  # files and folders in figures/ that the notebooks read
 
 
 def originals() -> Path:

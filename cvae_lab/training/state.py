@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from cvae_lab.config import ConfigError, ModelConfig, TrainConfig
 from cvae_lab.data.clips import ClipBatch
 from cvae_lab.models.cvae import CVAE
-from cvae_lab.models.device import pick_device
-from cvae_lab.rollout import Feedback, UnrollOutput, unroll
+from cvae_lab.models.device import pick_device, precision_notice
+from cvae_lab.rollout import Feedback, UnrollOutput
+from cvae_lab.rollout.cuda_graph import GraphedUnroll
+from cvae_lab.rollout.unroll import unroll
 from cvae_lab.training import distributed
 from cvae_lab.training.optimizer import Muon, make_optimizer, restore_moments
 
@@ -59,15 +60,22 @@ class StepResult(NamedTuple):
 
 
 class TrainingForward(nn.Module):
-    """Module whose `forward` is the whole training unroll, as DistributedDataParallel requires."""
+    """Module whose `forward` is the whole training unroll, as DistributedDataParallel requires.
 
-    def __init__(self, model: CVAE) -> None:
+    Args:
+        graphs: use CUDA graphs where possible. The model must be on a GPU.
+    """
+
+    def __init__(self, model: CVAE, graphs: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.graphs = GraphedUnroll(model) if graphs else None
 
     def forward(
         self, batch: ClipBatch, eps: Float[Tensor, "b s z hz wz"], feedback: Feedback
     ) -> UnrollOutput:
+        if self.graphs is not None:
+            return self.graphs(batch.x, batch.p, eps, feedback)
         return unroll(self.model, batch.x, batch.p, eps, feedback)
 
 
@@ -79,7 +87,7 @@ class TrainState:
     network: nn.Module  # TrainingForward of the model; its gradients are averaged over all ranks
     optimizer: torch.optim.Optimizer | Muon
     generators: dict[str, torch.Generator]
-    average: AveragedModel | None = None  # exponential moving average of the weights
+    average: "WeightAverage | None" = None  # exponential moving average of the weights
     epoch: int = 0
     step: int = 0
     elapsed: float = 0.0  # duration of training in seconds, including the time before a resume
@@ -91,6 +99,9 @@ class TrainState:
     def create(cls, model_config: ModelConfig, config: TrainConfig) -> "TrainState":
         """Create new weights and generators from `config.seed`. The global random state is not changed."""
         device = pick_device(config.device)
+        notice = precision_notice(config, device)
+        if notice and not distributed.rank():
+            _log.warning(notice)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "weights"))
             model = CVAE(model_config).to(device, memory_format=torch.channels_last)
@@ -102,10 +113,10 @@ class TrainState:
         generators["noise"].manual_seed(stream_seed(config.seed, "noise", 0, distributed.rank()))
         return cls(
             model,
-            distributed.data_parallel(TrainingForward(model)),
+            distributed.data_parallel(TrainingForward(model, uses_graphs(config, device))),
             make_optimizer(model, config),
             generators,
-            weight_average(model, config.ema) if config.ema else None,
+            WeightAverage(model, config.ema) if config.ema else None,
             kl_weight=config.beta_max,
         )
 
@@ -123,7 +134,7 @@ class TrainState:
         if is_finite:
             self.optimizer.step()
             if self.average is not None:
-                self.average.update_parameters(self.model)
+                self.average.update(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors, numbers and strings only, so that a file of it loads with `weights_only=True`."""
@@ -131,7 +142,7 @@ class TrainState:
         return {
             "state_dict": self.model.state_dict(),
             "average": None if average is None else average.module.state_dict(),
-            "n_averaged": 0 if average is None else int(average.n_averaged),
+            "n_averaged": 0 if average is None else average.count,
             "optimizer": self.optimizer.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "epoch": self.epoch,
@@ -147,7 +158,7 @@ class TrainState:
         self.model.load_state_dict(state["state_dict"])
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
-            self.average.n_averaged.fill_(state["n_averaged"])
+            self.average.count = int(state["n_averaged"])
         if isinstance(self.optimizer, Muon):
             self.optimizer.load_state_dict(state["optimizer"])
         else:
@@ -171,24 +182,41 @@ class TrainState:
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
 
 
-def weight_average(model: CVAE, decay: float) -> AveragedModel:
-    """Create an exponential moving average of the weights and buffers of `model`.
+def uses_graphs(config: TrainConfig, device: torch.device) -> bool:
+    """Whether training uses CUDA graphs: on one GPU, unless the configuration turns them off."""
+    return config.cuda_graphs and device.type == "cuda" and distributed.world() == 1
+
+
+class WeightAverage:
+    """Exponential moving average of the weights and buffers of a model.
 
     Update n uses the decay min(decay, (1 + n) / (10 + n)), so that the contribution of the initial weights decreases
-    quickly.
+    quickly. n is counted on the CPU. With `torch.optim.swa_utils.AveragedModel`, every update waits for the GPU.
     """
 
-    def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
-        n = int(n_averaged)
-        for target, value in zip(averaged, current, strict=True):
+    def __init__(self, model: CVAE, decay: float) -> None:
+        self.module = copy.deepcopy(model)
+        self.decay = decay
+        self.count = 1  # number of models in the average, including the initial weights
+
+    @torch.no_grad()
+    def update(self, model: CVAE) -> None:
+        """Add the current weights. Buffers that are not floating-point numbers are copied."""
+        pairs = zip(_values(self.module), _values(model), strict=True)
+        averaged, current = [], []
+        for target, value in pairs:
             if target.is_floating_point():
-                target.lerp_(value, 1 - min(decay, (1 + n) / (10 + n)))
+                averaged.append(target)
+                current.append(value)
             else:
                 target.copy_(value)
+        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_(averaged, current, weight)  # one kernel on a GPU
+        self.count += 1
 
-    average = AveragedModel(model, multi_avg_fn=torch.no_grad()(update), use_buffers=True)
-    average.n_averaged.fill_(1)  # the initial weights are the first value in the average
-    return average
+
+def _values(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 class Clock:

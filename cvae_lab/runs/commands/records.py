@@ -6,8 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from cvae_lab.runs.commands import WORKERS, Add, add_parameters, benchmark, log_line, values
+
+REST = ("bench", "tables", "notebooks")
+"""Records that are not studies."""
 
 
 def add_commands(add: Add) -> None:
@@ -25,7 +29,7 @@ def add_commands(add: Add) -> None:
     again = add(
         "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
-        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0",
+        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0 -p stop_after 0",
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
     again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")
@@ -59,9 +63,9 @@ def pictures(options: argparse.Namespace) -> None:
         print(f"Wrote {picture}")
 
 
-def reproduce(options: argparse.Namespace) -> None:
+def reproduce(options: argparse.Namespace) -> int:
+    """Return 1 if a run or a notebook failed."""
     from cvae_lab.config import ConfigError
-    from cvae_lab.runs import reference
     from cvae_lab.runs.result import commit_to_reproduce, provenance
 
     changes = values(options.params, ("data", "seed"))
@@ -71,30 +75,50 @@ def reproduce(options: argparse.Namespace) -> None:
             "-p, --data and --seeds are for a trial run, which must not replace the records of this folder; give "
             "another --root."
         )
-    commit = provenance()["commit"] if options.dry_run or is_trial else commit_to_reproduce()
+    makes_runs = not options.only or set(options.only) - {"tables", "notebooks"}
+    is_record = makes_runs and not (options.dry_run or is_trial)
+    commit = commit_to_reproduce() if is_record else provenance()["commit"]
     out = options.out.resolve() / (f"trial-{commit}" if is_trial else commit)
-    rest = [name for name in ("bench", "tables", "notebooks") if not options.only or name in options.only]
-    only = [name for name in options.only if name not in rest]
-    extra = {"data": options.data, "seeds": options.seeds or ()}
+    todo = _planned(options, out, changes)
+    return 0 if options.dry_run else _reproduce(options, out, todo)
+
+
+def _planned(options: argparse.Namespace, out: Path, changes: dict[str, Any]) -> list[Any]:
+    """Return the studies to run, and print how many runs are left and how long they take."""
+    from cvae_lab.runs.reproduce import steps
+
+    only = [name for name in options.only if name not in REST]
+    if options.only and not only:
+        return []
     workers = options.workers or os.cpu_count() or 1
-    todo = []
-    if only or not options.only:
-        todo = reference.steps(options.root, out, workers, only, options.course, **extra, **changes)
+    trial = {"data": options.data, "seeds": options.seeds or ()}
+    todo = steps(options.root, out, workers, only, options.course, **trial, **changes)
     for step in todo:
         counts = f"{len(step.to_do):>4} of {len(step.jobs):>3} runs to do, {step.workers} at a time"
-        print(f"{step.name:<12}{counts}, about {step.minutes_left / 60:.1f} h")
+        copies = f", {len(step.copies)} copied" if step.copies else ""
+        print(f"{step.name:<12}{counts}, about {step.minutes_left:.0f} min{copies}")
     log_line(
-        f"About {sum(step.minutes_left for step in todo) / 60:.1f} h of training; the runs are written to {out}"
+        f"About {sum(step.minutes_left for step in todo):.0f} min of training; the runs are written to {out}"
     )
-    if options.dry_run:
-        return
-    reference.reproduce(todo, options.root, log_line)
+    return todo
+
+
+def _reproduce(options: argparse.Namespace, out: Path, todo: list[Any]) -> int:
+    from cvae_lab.runs.reproduce import reproduce, write_tables
+
+    rest = [name for name in REST if not options.only or name in options.only]
+    failures = reproduce(todo, options.root, log_line)
     if "bench" in rest:
         _measure(options.root, out)
-    for file in reference.write_tables(options.root) if "tables" in rest else ():
+    for file in write_tables(options.root) if "tables" in rest else ():
         print(f"Wrote {file}")
     if "notebooks" in rest:
-        _execute_notebooks(options.root, out)
+        failures += _execute_notebooks(options.root, out)
+    if failures:
+        print(
+            f"{len(failures)} failed; run the same command again to repeat only these:", *failures, sep="\n  "
+        )
+    return 1 if failures else 0
 
 
 def _measure(root: Path, out: Path) -> None:
@@ -107,13 +131,20 @@ def _measure(root: Path, out: Path) -> None:
     shutil.copyfile(out / "bench.json", root / "figures" / "bench.json")
 
 
-def _execute_notebooks(root: Path, out: Path) -> None:
-    """Execute the committed notebooks in place. A file in `out`/notebooks marks each notebook that is done."""
-    marks = out / "notebooks"
+def _execute_notebooks(root: Path, out: Path) -> list[str]:
+    """Execute the committed notebooks in place; return one line for each failed notebook.
+
+    A file in `out`/notebooks marks each notebook that is done.
+    """
+    marks, failures = out / "notebooks", []
     marks.mkdir(parents=True, exist_ok=True)
     for notebook in sorted((root / "notebooks").glob("**/[0-9]*.ipynb")):
         mark = marks / notebook.relative_to(root / "notebooks").as_posix().replace("/", "-")
         if not mark.exists():
-            subprocess.run([sys.executable, root / "tests" / "execute_notebook.py", notebook], check=True)
+            command = [sys.executable, root / "tests" / "execute_notebook.py", notebook]
+            if subprocess.run(command, check=False).returncode:
+                failures.append(f"{notebook}: a cell failed")
+                continue
             mark.touch()
             log_line(f"Executed {notebook}")
+    return failures

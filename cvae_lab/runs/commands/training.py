@@ -53,7 +53,7 @@ def _add_sweep(add: Add) -> None:
 def _add_study(add: Add) -> None:
     study = add(
         "study", "train every variant of a study with every seed",
-        "ablation --out runs/ablation", "ablation --variants as-is no-noise --seeds 0 --out runs/noise",
+        "ablation --out runs/ablation", "ablation --variants base no-noise --seeds 0 --out runs/noise",
         "initial-weights --data FOLDER --out runs/initial-weights --workers 1",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))

@@ -1,90 +1,45 @@
-"""Rules about noise, training, checkpoints and output. Each function yields the lines with its mistake."""
+"""Rules about training, checkpoints and output. Each function yields the lines with its mistake."""
 
 import ast
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from cvae_lab.teaching.doctor.flow import Function, functions, name_of, names_in, roles_of
+from cvae_lab.teaching.doctor.flow import (
+    Function,
+    definitions,
+    functions,
+    name_of,
+    names_in,
+    nodes_of,
+    scopes,
+)
 
-NOISE_NAME = re.compile(r"^(eps|epsilon|noise|z|latent|sample)", re.I)
-LOGVAR = re.compile(r"log_?var|lnvar", re.I)
-
-
-def uniform_noise(tree: ast.Module) -> Iterator[int]:
-    """z or its noise is drawn by `torch.rand`, which is uniform."""
-    for function in functions(tree):
-        reparameterises = "reparam" in function.name.lower()
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and name_of(node.func) in ("rand", "rand_like", "uniform_") and (
-                names_in(node.func) & {"torch", "np", "numpy"} or name_of(node.func) != "rand"
-            ):  # fmt: skip
-                targets = [
-                    name_of(t)
-                    for a in ast.walk(function)
-                    if isinstance(a, ast.Assign) and node in ast.walk(a.value)
-                    for t in a.targets
-                ]
-                if reparameterises or any(NOISE_NAME.match(name) for name in targets):
-                    yield node.lineno
-
-
-def logvar_as_deviation(tree: ast.Module) -> Iterator[int]:
-    """`mu + logvar * eps` or `mu + exp(logvar) * eps`: the factor must be exp(logvar / 2)."""
-    for function in functions(tree):
-        defined = {
-            name_of(t): a.value
-            for a in ast.walk(function)
-            if isinstance(a, ast.Assign)
-            for t in a.targets
-            if isinstance(t, ast.Name)
-        }
-        for node in ast.walk(function):
-            if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
-                continue
-            for mean, product in ((node.left, node.right), (node.right, node.left)):
-                if not (re.search(r"mu|mean", name_of(mean), re.I) and isinstance(product, ast.BinOp)):
-                    continue
-                if isinstance(product.op, ast.Mult) and any(
-                    _is_variance(part, defined) for part in (product.left, product.right)
-                ):
-                    yield node.lineno
-
-
-def _is_variance(node: ast.expr, defined: dict[str, ast.expr], depth: int = 0) -> bool:
-    """Whether an expression is logvar itself, or exp(logvar) without the factor 1/2."""
-    if isinstance(node, ast.Name):
-        if LOGVAR.search(node.id):
-            return True
-        source = defined.get(node.id)
-        return (
-            depth < 3
-            and source is not None
-            and "exp" in names_in(source)
-            and _is_variance(source, {}, depth + 1)
-        )
-    if not isinstance(node, ast.Call) or name_of(node.func) not in ("exp", "exp_"):
-        return False
-    inner = node.args[0] if node.args else node.func.value
-    return isinstance(inner, ast.Name | ast.Attribute) and bool(LOGVAR.search(name_of(inner)))
+OPTIMIZER = re.compile(r"opt|adam|sgd|scaler", re.I)
+TEACHER_FORCING = re.compile(r"tf|teacher|forc", re.I)
 
 
 def one_draw_per_epoch(tree: ast.Module) -> Iterator[int]:
     """The random decision about teacher forcing is made outside the loop over batches."""
     for function in functions(tree):
-        loaders = [
-            n for n in ast.walk(function)
-            if isinstance(n, ast.For) and any("loader" in name.lower() for name in names_in(n.iter))
-        ]  # fmt: skip
+        loaders = [n for n in ast.walk(function) if isinstance(n, ast.For) and _over_batches(n)]
         inside = {id(n) for loop in loaders for n in ast.walk(loop)}
-        for node in ast.walk(function):
-            draws = isinstance(node, ast.Compare) and {"random", "rand", "uniform"} & names_in(node)
-            if (
-                loaders
-                and draws
-                and id(node) not in inside
-                and re.search("tf|teacher|forc", _text(node), re.I)
-            ):
-                yield node.lineno
+        for node in ast.walk(function) if loaders else ():
+            if id(node) in inside or not isinstance(node, ast.Assign | ast.If):
+                continue
+            drawn = node.value if isinstance(node, ast.Assign) else node.test
+            names = [name_of(t) for t in node.targets] if isinstance(node, ast.Assign) else []
+            random = {"random", "rand", "uniform", "bernoulli", "binomial"} & names_in(drawn)
+            if random and not names_in(drawn) & {"randperm", "seed"} and TEACHER_FORCING.search(
+                " ".join([_text(drawn), *names])
+            ):  # fmt: skip
+                yield drawn.lineno
+
+
+def _over_batches(loop: ast.For) -> bool:
+    """Whether a loop is over the batches of a data loader."""
+    names = " ".join(names_in(loop.iter))
+    return bool(re.search(r"loader|(^|[ _])dl($|[ _])|batches", names, re.I))
 
 
 def _text(node: ast.AST) -> str:
@@ -94,10 +49,15 @@ def _text(node: ast.AST) -> str:
 def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
     """The training loader does not shuffle."""
     for function in functions(tree):
-        if "train" not in function.name.lower():
-            continue
         for node in ast.walk(function):
             if isinstance(node, ast.Call) and name_of(node.func) == "DataLoader":
+                targets = [
+                    name_of(t) for a in ast.walk(function) if isinstance(a, ast.Assign) and a.value is node
+                    for t in a.targets
+                ]  # fmt: skip
+                names = " ".join([*(targets or [function.name]), *names_in(node)])
+                if not re.search("train", names, re.I) or re.search("val|test", " ".join(targets), re.I):
+                    continue
                 words = {word.arg: word.value for word in node.keywords}
                 shuffle, sampler = words.get("shuffle"), words.get("sampler") or words.get("batch_sampler")
                 off = shuffle is None or (isinstance(shuffle, ast.Constant) and shuffle.value is False)
@@ -105,55 +65,30 @@ def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
                     yield node.lineno
 
 
-def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
-    """Frames are converted to uint8 without a clamp, so values outside [0, 1] wrap around."""
-    bounded = re.compile(r"clamp|clip|sigmoid|save_image|make_grid")
-    roles = {name for name, role in roles_of(tree).items() if role == "Generator"}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Assign)
-            and names_in(node.value) & roles
-            and bounded.search(_text(node.value))
-        ):
-            return  # every prediction is clamped when it is computed
-    for function in functions(tree):
-        if any(bounded.search(name) for name in names_in(function) if "grad" not in name):
-            continue
-        scales = any(
-            isinstance(node, ast.Constant) and node.value in (255, 255.0) for node in ast.walk(function)
-        )
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and _to_bytes(node) and (scales or "ToPILImage" in names_in(node)):
-                yield node.lineno
-
-
-def _to_bytes(node: ast.Call) -> bool:
-    name = name_of(node.func)
-    if name in ("astype", "to", "type"):
-        return "uint8" in ast.dump(node)
-    return name == "byte" or (isinstance(node.func, ast.Call) and name_of(node.func.func) == "ToPILImage")
-
-
 def optimizer_not_saved(tree: ast.Module) -> Iterator[int]:
     """A checkpoint contains no optimizer state, or contains the weights of the model in its place."""
-    for node in ast.walk(tree):
-        if not (
-            isinstance(node, ast.Call) and name_of(node.func) == "save" and "torch" in names_in(node.func)
-        ):
-            continue
-        for saved in node.args[:1]:
-            if not isinstance(saved, ast.Dict):
-                continue
-            keys = {
-                k.value: v
-                for k, v in zip(saved.keys, saved.values, strict=True)
-                if isinstance(k, ast.Constant)
-            }
+    for node, keys in _saved(tree):
+        if keys:
             optimizers = [v for k, v in keys.items() if re.search("opt", str(k), re.I)]
             resumes = {"epoch", "last_epoch"} & set(keys) or optimizers
             good = any(re.search(r"opt", _text(v.func.value), re.I) for v in optimizers if _state_dict(v))
             if resumes and not good:
                 yield (optimizers[0] if optimizers else node).lineno
+
+
+def _saved(tree: ast.Module) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
+    """Yield each torch.save of a dict, with the expression of each key. The dict may be a variable."""
+    for function in functions(tree):
+        defined = definitions(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and name_of(node.func) == "save" and "torch" in names_in(node.func):
+                saved = node.args[0] if node.args else None
+                saved = defined.get(saved.id, saved) if isinstance(saved, ast.Name) else saved
+                if isinstance(saved, ast.Dict):
+                    pairs = zip(saved.keys, saved.values, strict=True)
+                    yield node, {str(k.value): v for k, v in pairs if isinstance(k, ast.Constant)}
+                elif isinstance(saved, ast.Call) and name_of(saved.func) == "dict":
+                    yield node, {word.arg: word.value for word in saved.keywords if word.arg}
 
 
 def _state_dict(node: ast.expr) -> bool:
@@ -166,37 +101,47 @@ def _state_dict(node: ast.expr) -> bool:
 
 def restarted_schedules(tree: ast.Module) -> Iterator[int]:
     """After a checkpoint is loaded, the learning-rate schedule starts again from its beginning."""
-    schedules = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and re.search(r"LR$", name_of(n.func))]
-    if not schedules:
-        return
-    for function, restored in _resuming(tree):
-        own = [n for n in ast.walk(function) if n in schedules]
+    schedules = _calls(tree, r"LR$")
+    for resume in _resumes(tree) if schedules else ():
+        own = [n for n in _calls(resume.function, r"LR$") if n.lineno > resume.line]
         continues = any(word.arg == "last_epoch" for n in own for word in n.keywords)
-        if not continues and not any(re.search("sched", text, re.I) for text in restored):
-            yield own[0].lineno if own else function.lineno
+        if not continues and not any(re.search("sched", text, re.I) for text in resume.restored):
+            yield own[0].lineno if own else resume.line
 
 
 def optimizer_not_restored(tree: ast.Module) -> Iterator[int]:
     """After a checkpoint is loaded, the optimizer is new and its saved state is not restored."""
-    for function, restored in _resuming(tree):
-        makes = [
-            n for n in ast.walk(function)
-            if isinstance(n, ast.Call) and re.search(r"Adam|SGD|RMSprop|Muon|Lion", name_of(n.func))
-        ]  # fmt: skip
-        if makes and not any(re.search("opt", text, re.I) for text in restored):
-            yield makes[0].lineno
+    optimizers = _calls(tree, OPTIMIZERS)
+    for resume in _resumes(tree) if optimizers else ():
+        own = [n for n in _calls(resume.function, OPTIMIZERS) if n.lineno > resume.line]
+        if not any(re.search("opt", text, re.I) for text in resume.restored):
+            yield own[0].lineno if own else resume.line
 
 
-def _resuming(tree: ast.Module) -> Iterator[tuple[Function, list[str]]]:
-    """Yield each function that resumes training from a checkpoint, and the names of the objects that it restores."""
+OPTIMIZERS = r"Adam|SGD|RMSprop|Muon|Lion"
+
+
+class _Resume(NamedTuple):
+    """A function that resumes training: the line that loads the checkpoint, and the objects that it restores."""
+
+    function: Function
+    line: int
+    restored: list[str]
+
+
+def _resumes(tree: ast.Module) -> Iterator[_Resume]:
+    """Yield each function that loads a checkpoint to continue training: it restores an epoch or makes an optimizer."""
     for function in functions(tree):
-        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
-        loads = any(name_of(n.func) == "load" and "torch" in names_in(n.func) for n in calls)
-        restored = [_text(n.func) for n in calls if name_of(n.func) == "load_state_dict"]
+        loads = [n.lineno for n in _calls(function, "^load$") if "torch" in names_in(n.func)]
+        restored = [_text(n.func) for n in _calls(function, "^load_state_dict$")]
         epochs = [t for n in ast.walk(function) if isinstance(n, ast.Assign) for t in n.targets]
-        makes = any(re.search(r"LR$|Adam|SGD", name_of(n.func)) for n in calls)
+        makes = [n for n in _calls(function, rf"LR$|{OPTIMIZERS}") if n.lineno > min(loads, default=0)]
         if loads and restored and (makes or any("epoch" in name_of(target) for target in epochs)):
-            yield function, restored
+            yield _Resume(function, loads[0], restored)
+
+
+def _calls(tree: ast.AST, pattern: str) -> list[ast.Call]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and re.search(pattern, name_of(n.func))]
 
 
 def short_mean(tree: ast.Module) -> Iterator[int]:
@@ -208,6 +153,10 @@ def short_mean(tree: ast.Module) -> Iterator[int]:
             counts = "len" in names_in(divisor.left) and "sum" in names_in(node.left)
             if one_less and counts and re.search("psnr", _text(node), re.I):
                 yield node.lineno
+        elif (
+            isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.right) == "628"
+        ):
+            yield node.lineno
 
 
 def separate_clips(tree: ast.Module) -> Iterator[int]:
@@ -218,45 +167,70 @@ def separate_clips(tree: ast.Module) -> Iterator[int]:
             for node in ast.walk(function):
                 if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
                     names = names_in(node)
-                    if names & set(arguments) and any(re.search(r"len", name, re.I) for name in names):
+                    parts = (node.left, node.right)
+                    fixed = any(
+                        isinstance(part, ast.Constant) and part.value in (8, 10, 16, 32) for part in parts
+                    )
+                    lengths = re.compile(r"len|n_frames|num_frames|window|seq|clip", re.I)
+                    if names & set(arguments) and (fixed or any(lengths.search(name) for name in names)):
                         yield node.lineno
                         break
 
 
 def accumulated_ramp(tree: ast.Module) -> Iterator[int]:
     """A cyclical ramp is computed by repeated addition, so it does not reach its last value."""
-    for function in functions(tree):
-        if re.search("cycl|anneal|frange", function.name, re.I):
-            for loop in ast.walk(function):
-                if isinstance(loop, ast.While) and any(isinstance(n, ast.AugAssign) for n in ast.walk(loop)):
-                    yield loop.lineno
+    for loop in ast.walk(tree):
+        if isinstance(loop, ast.While):
+            for part in ast.walk(loop):
+                if isinstance(part, ast.AugAssign) and isinstance(part.op, ast.Add):
+                    is_count = isinstance(part.value, ast.Constant) and isinstance(part.value.value, int)
+                    if not is_count and name_of(part.target) in names_in(loop.test):
+                        yield loop.lineno
+                        break
 
 
 def hidden_eval(tree: ast.Module) -> Iterator[int]:
     """A module defines its own `eval` method, so batch norm and dropout stay in training mode."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and any(name_of(base) == "Module" for base in node.bases):
+        if isinstance(node, ast.ClassDef) and any(name_of(base).endswith("Module") for base in node.bases):
             for method in node.body:
                 if isinstance(method, Function) and method.name == "eval":
                     yield method.lineno
 
 
 def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
-    """Gradients are never set to zero between steps."""
-    if any(isinstance(n, ast.Call) and name_of(n.func) == "zero_grad" for n in ast.walk(tree)):
+    """Gradients are never set to zero between steps.
+
+    `backward` and the step of the optimizer may be in different functions, or outside all functions.
+    """
+    if any(_resets_gradients(node) for node in ast.walk(tree)):
         return
-    for function in functions(tree):
-        calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
-        backward = [n.lineno for n in calls if name_of(n.func) == "backward"]
-        if backward and any(name_of(n.func).endswith("step") for n in calls):
-            yield backward[0]
+    steps = any(_is_optimizer_step(node) for node in ast.walk(tree))
+    for scope in scopes(tree):
+        calls = [node for node in nodes_of(scope) if isinstance(node, ast.Call)]
+        backward = [node.lineno for node in calls if name_of(node.func) == "backward"]
+        if backward and (steps or any(name_of(node.func).endswith("step") for node in calls)):
+            yield min(backward)
+            return
 
 
-def averaged_kl(tree: ast.Module) -> Iterator[int]:
-    """The KL is averaged over latents instead of summed."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and name_of(node.func) == "mean":
-            inner = node.args[0] if node.args else getattr(node.func, "value", node)
-            names = names_in(inner)
-            if "exp" in names and any(LOGVAR.search(name) for name in names) and isinstance(inner, ast.BinOp):
-                yield node.lineno
+def _resets_gradients(node: ast.AST) -> bool:
+    """Whether a node calls `zero_grad`, assigns to a `.grad`, or calls `.grad.zero_()`."""
+    if isinstance(node, ast.Assign):
+        return any(isinstance(target, ast.Attribute) and target.attr == "grad" for target in node.targets)
+    if not isinstance(node, ast.Call):
+        return False
+    return name_of(node.func) == "zero_grad" or (
+        name_of(node.func) in ("zero_", "fill_", "detach_") and "grad" in names_in(node.func)
+    )
+
+
+def _is_optimizer_step(node: ast.AST) -> bool:
+    """Whether a node calls `step` of an optimizer, a scaler or a list of them, by the name of the object."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "step"
+        and bool(OPTIMIZER.search(_text(node.func.value)))
+        and not re.search(r"sched", name_of(node.func.value), re.I)
+    )

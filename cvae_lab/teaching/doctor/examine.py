@@ -6,8 +6,9 @@ Each mistake is reported with file, line, reason and correction.
 import ast
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cvae_lab.data.pixels import DataError
@@ -35,15 +36,29 @@ class Finding:
         )
 
 
-def examine(path: Path) -> list[Finding]:
+def examine(path: Path, unread: Callable[[str], object] | None = None) -> list[Finding]:
     """Return the mistakes in a .py or .ipynb file, or in a folder or zip of such files, by file and line.
 
-    In a notebook, lines are counted over all code cells together. Raises DataError if a file cannot be read or there is
-    no such file.
+    In a notebook, lines are counted over all code cells together. Raises DataError if there is no such file, or if no
+    file can be examined.
+
+    Args:
+        unread: called with the reason for each file that cannot be examined, if other files can. Without it, the first
+            such file raises DataError.
     """
-    findings = []
-    for name, source in sources(path):
-        findings += examine_source(source, name)
+    findings, errors, count = [], [], 0
+    for name, read in sources(path):
+        count += 1
+        try:
+            findings += examine_source(read(), name)
+        except DataError as error:
+            if unread is None:
+                raise
+            errors.append(error)
+    if errors and len(errors) == count:
+        raise errors[0]
+    for error in errors:
+        unread(str(error))
     return findings
 
 
@@ -60,23 +75,33 @@ def examine_source(source: str, name: str = "trainer.py") -> list[Finding]:
     ]
 
 
-def sources(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (name, Python source) of every .py and .ipynb file at a path. A zip is read without unpacking it."""
+def sources(path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield (name, function that returns the Python source) of every .py and .ipynb file at a path.
+
+    A zip is read without unpacking it.
+    """
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.suffix in (".py", ".ipynb") and f.is_file())
-        texts = ((str(f.relative_to(path)), _read(f)) for f in files if ".ipynb_checkpoints" not in f.parts)
+        kept = [
+            f for f in files if not {".ipynb_checkpoints", "__MACOSX"} & set(f.parts) and f.name[:2] != "._"
+        ]
+        texts = ((str(f.relative_to(path)), partial(_read, f)) for f in kept)
     elif zipfile.is_zipfile(path):
         texts = _from_zip(path)
     elif path.is_file():
-        texts = iter([(path.name, _read(path))])
+        texts = iter([(path.name, partial(_read, path))])
     else:
         raise DataError(f"{path}: no such file; give a .py, .ipynb or .zip file, or a folder")
     count = 0
-    for name, text in texts:
+    for name, read in texts:
         count += 1
-        yield name, _notebook_source(text, name) if name.endswith(".ipynb") else text
+        yield name, partial(_source, name, read)
     if not count:
         raise DataError(f"{path}: contains no .py or .ipynb file; give the source code of the trainer")
+
+
+def _source(name: str, read: Callable[[], str]) -> str:
+    return _notebook_source(read(), name) if name.endswith(".ipynb") else read()
 
 
 def _read(file: Path) -> str:
@@ -87,17 +112,26 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def _from_zip(path: Path) -> Iterator[tuple[str, str]]:
+def _from_zip(path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
             if item.filename.endswith((".py", ".ipynb")) and not item.filename.startswith("__MACOSX"):
-                with archive.open(item) as file:
-                    content = file.read(MAX_BYTES + 1)  # the size given in the archive may be wrong
-                if len(content) > MAX_BYTES:
-                    raise DataError(
-                        f"{path}: {item.filename} is larger than {MAX_BYTES // 1_000_000} MB; remove it from the zip"
-                    )
-                yield item.filename, content.decode("utf-8", errors="replace")
+                yield item.filename, partial(_read_from_zip, path, archive, item)
+
+
+def _read_from_zip(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) -> str:
+    try:
+        with archive.open(item) as file:
+            content = file.read(MAX_BYTES + 1)  # the size given in the archive may be wrong
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: {item.filename} cannot be unpacked ({error}); make the zip again"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise DataError(
+            f"{path}: {item.filename} is larger than {MAX_BYTES // 1_000_000} MB; remove it from the zip"
+        )
+    return content.decode("utf-8", errors="replace")
 
 
 def _notebook_source(text: str, name: str) -> str:

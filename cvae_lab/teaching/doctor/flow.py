@@ -18,8 +18,10 @@ ATTRIBUTES = {
 }
 """Attribute names in the code of the course, and the module of each."""
 
-FRAMES = re.compile(r"^(img|imgs|image|images|frame|frames|x|video|videos|clip)$", re.I)
-LABELS = re.compile(r"^(label|labels|pose|poses|cond|p|lbl|lbls)$", re.I)
+_SEQUENCE = r"(s|_seq|_seqs|_sequence|_list|_batch|_clip|_tensor)?$"
+_PART = r"^(input_|batch_|train_|val_|test_|gt_|true_)?"
+FRAMES = re.compile(_PART + r"(img|image|frame|video|clip|rgb|x)" + _SEQUENCE, re.I)
+LABELS = re.compile(_PART + r"(label|lab|pose|cond|condition|p|lbl|skeleton|keypoint)" + _SEQUENCE, re.I)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -30,7 +32,8 @@ class Tag:
 
     Args:
         kind: frames, labels (whole clips), frame, label (one step), prediction, posterior, prior, noise, uniform.
-        offset: for frame and label: index minus the loop variable; None if the index is constant or unknown.
+        offset: for frame and label: index minus the number of the loop's iteration; None if the index is constant or
+            unknown. For frames and labels: number of frames that a slice such as x[1:] leaves out at the beginning.
         constant: for frame and label: the constant index.
     """
 
@@ -54,14 +57,17 @@ class Call:
 
 
 def roles_of(tree: ast.AST) -> dict[str, str]:
-    """Map attribute names to modules: the names in ATTRIBUTES, and every `self.NAME = RGB_Encoder(...)`."""
+    """Map names to modules: the names in ATTRIBUTES, and every `self.NAME = RGB_Encoder(...)` or `NAME = ...`."""
     roles = dict(ATTRIBUTES)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            made = name_of(node.value.func)
+            value = node.value
+            while isinstance(value.func, ast.Attribute) and isinstance(value.func.value, ast.Call):
+                value = value.func.value  # RGB_Encoder(3, 128).to(device)
+            made = name_of(value.func)
             for target in node.targets:
-                if isinstance(target, ast.Attribute) and made in ROLES:
-                    roles[target.attr] = made
+                if made in ROLES and name_of(target):
+                    roles[name_of(target)] = made
     return roles
 
 
@@ -78,8 +84,47 @@ def names_in(node: ast.AST) -> set[str]:
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:
-    """Yield every function of a file."""
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
+    """Yield every function of a file, and its statements outside functions and classes as a function `main`."""
+    yield from (node for node in ast.walk(tree) if isinstance(node, Function))
+    outside = [
+        s
+        for s in getattr(tree, "body", [])
+        if not isinstance(s, ast.ClassDef | ast.Import | ast.ImportFrom | Function)
+    ]
+    if outside and isinstance(tree, ast.Module):
+        empty = ast.arguments([], [], None, [], [], None, [])
+        yield ast.FunctionDef(
+            "main", empty, outside, [], lineno=outside[0].lineno, end_lineno=outside[-1].end_lineno
+        )
+
+
+def definitions(function: Function) -> dict[str, ast.expr]:
+    """Return the last expression assigned to each variable of a function."""
+    return {
+        name_of(t): a.value
+        for a in ast.walk(function)
+        if isinstance(a, ast.Assign)
+        for t in a.targets
+        if isinstance(t, ast.Name)
+    }
+
+
+def scopes(tree: ast.Module) -> Iterator[ast.Module | Function]:
+    """Yield the file, whose scope is the code outside all functions, and then every function."""
+    yield tree
+    yield from functions(tree)
+
+
+def nodes_of(scope: ast.Module | Function) -> Iterator[ast.AST]:
+    """Yield the nodes of a function with those of its inner functions, or the nodes of a file outside its functions."""
+    if isinstance(scope, Function):
+        yield from ast.walk(scope)
+        return
+    waiting: list[ast.AST] = [scope]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, Function))
 
 
 class Flow:
@@ -87,6 +132,7 @@ class Flow:
 
     def __init__(self, function: Function, roles: dict[str, str]) -> None:
         self.roles, self.values, self.calls, self.loop = roles, {}, {}, None
+        self.counters: dict[str, int] = {}  # loop variables, and the value of each in the first iteration
         for argument in function.args.args:
             for pattern, kind in ((FRAMES, "frames"), (LABELS, "labels")):
                 if pattern.match(argument.arg):
@@ -128,8 +174,8 @@ class Flow:
 
     def _for(self, node: ast.For) -> None:
         outer = self.loop
-        counts = isinstance(node.target, ast.Name) and "range" in names_in(node.iter)
-        self.loop = node if counts else outer
+        if loops_over_frames(node) or self._iterates(node.target, node.iter):
+            self.loop = node
         self._targets_from_loader(node.target)
         for _ in range(2):
             before = dict(self.values)
@@ -138,11 +184,32 @@ class Flow:
                 self.values[name] = self.values.get(name, NOTHING) | value
         self.loop = outer
 
+    def _iterates(self, target: ast.expr, source: ast.expr, start: int = 0) -> bool:
+        """Set the elements of `for x_t, p_t in zip(x[1:], p[1:])`; return whether any source is a clip."""
+        name = name_of(source.func) if isinstance(source, ast.Call) else ""
+        if name == "zip" and isinstance(target, ast.Tuple):
+            pairs = zip(target.elts, source.args, strict=False)
+            found = [self._iterates(*pair) for pair in pairs]  # a list, because each call sets its variable
+            return any(found)
+        if name == "enumerate" and isinstance(target, ast.Tuple) and source.args:
+            first = source.args[1] if len(source.args) > 1 else None
+            first = first or next((word.value for word in source.keywords), None)
+            self.counters[name_of(target.elts[0])] = first.value if isinstance(first, ast.Constant) else 0
+            return self._iterates(target.elts[1], source.args[0])
+        clips = {tag for tag in self._value(source) if tag.kind in ("frames", "labels")}
+        if name == "range" or not clips or not isinstance(target, ast.Name):
+            return False
+        self.values[target.id] = frozenset(Tag(tag.kind[:-1], tag.offset or 0) for tag in clips)
+        return True
+
     def _targets_from_loader(self, target: ast.expr) -> None:
-        """For a loop such as `for img, label in loader`, derive the content of the variables from their names."""
+        """For `for img, label in loader` or `img, label = batch`, derive the content of variables from their names."""
         for part in ast.walk(target):
             for pattern, kind in ((FRAMES, "frames"), (LABELS, "labels")):
-                if isinstance(part, ast.Name) and isinstance(target, ast.Tuple) and pattern.match(part.id):
+                if (
+                    isinstance(part, ast.Name) and isinstance(target, ast.Tuple)
+                    and pattern.match(part.id) and not self.values.get(part.id)
+                ):  # fmt: skip
                     self.values[part.id] = frozenset({Tag(kind)})
 
     def _assign(self, target: ast.expr, source: ast.expr) -> None:
@@ -152,6 +219,8 @@ class Flow:
             pairs = isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts)
             for index, part in enumerate(target.elts):
                 self._assign(part, source.elts[index] if pairs else source)
+            if not pairs and not self._value(source):
+                self._targets_from_loader(target)
 
     def _value(self, node: ast.expr) -> Value:
         if isinstance(node, ast.Name):
@@ -189,7 +258,7 @@ class Flow:
 
     def _sequence(self, value: Value) -> Value:
         """Return what a list contains after `append(value)` in a loop: all frames if the loop begins at frame 0."""
-        start = first_value(self.loop) if self.loop else None
+        start = first_value(self.loop) if self.loop and loops_over_frames(self.loop) else None
         whole = {"frame": "frames", "label": "labels"}
         return frozenset(
             Tag(whole[tag.kind]) if tag.kind in whole and start is not None and tag.offset == -start else tag
@@ -197,35 +266,53 @@ class Flow:
         )
 
     def _subscript(self, node: ast.Subscript) -> Value:
-        value = self._value(node.value)
-        index = _index(node.slice, self.loop.target.id if self.loop else "")
-        single = {"frames": "frame", "labels": "label"}
-        return frozenset(
-            Tag(single[tag.kind], *index) if tag.kind in single and index else tag for tag in value
-        )
+        return frozenset(self._element(tag, node.slice) for tag in self._value(node.value))
+
+    def _element(self, tag: Tag, index: ast.expr) -> Tag:
+        """The content of `value[index]` if the value has this tag."""
+        if tag.kind not in ("frames", "labels"):
+            return tag
+        shift, counters = tag.offset or 0, dict(self.counters)
+        if self.loop and isinstance(self.loop.target, ast.Name) and loops_over_frames(self.loop):
+            counters[self.loop.target.id] = 0
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        for part in parts:
+            offset = _offset(part, counters)
+            if offset is not None:
+                return Tag(tag.kind[:-1], offset + shift)
+        for part in parts:
+            if isinstance(part, ast.Constant) and isinstance(part.value, int):
+                return Tag(tag.kind[:-1], None, part.value + shift if part.value >= 0 else part.value)
+            lower = part.lower if isinstance(part, ast.Slice) else None
+            if isinstance(lower, ast.Constant) and isinstance(lower.value, int) and lower.value > 0:
+                return Tag(tag.kind, shift + lower.value)
+        return tag
 
 
-def _index(node: ast.expr, variable: str) -> tuple[int | None, int | None] | None:
-    """(offset from the loop variable, constant index) of an index expression; None if neither is known."""
-    parts = node.elts if isinstance(node, ast.Tuple) else [node]
-    for part in parts:
-        if isinstance(part, ast.Constant) and isinstance(part.value, int):
-            return None, part.value
-        if isinstance(part, ast.Name) and part.id == variable and variable:
-            return 0, None
-        if (
-            isinstance(part, ast.BinOp) and isinstance(part.op, ast.Add | ast.Sub)
-            and isinstance(part.left, ast.Name) and part.left.id == variable and variable
-            and isinstance(part.right, ast.Constant)
-        ):  # fmt: skip
-            return (1 if isinstance(part.op, ast.Add) else -1) * part.right.value, None
+def loops_over_frames(loop: ast.For) -> bool:
+    """Whether a loop is `for NAME in range(...)`, with or without a progress bar."""
+    return isinstance(loop.target, ast.Name) and bool({"range", "trange"} & names_in(loop.iter))
+
+
+def _offset(node: ast.expr, counters: dict[str, int]) -> int | None:
+    """Index expression minus the number of the iteration, for a counter such as `t` or `t - 1`; None for others."""
+    if isinstance(node, ast.Name) and node.id in counters:
+        return counters[node.id]
+    if (
+        isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
+        and isinstance(node.left, ast.Name) and node.left.id in counters
+        and isinstance(node.right, ast.Constant) and isinstance(node.right.value, int)
+    ):  # fmt: skip
+        return counters[node.left.id] + (1 if isinstance(node.op, ast.Add) else -1) * node.right.value
     return None
 
 
 def first_value(loop: ast.For) -> int | None:
-    """Return the first value of `for i in range(...)`; None if it is not a constant."""
+    """Return the first value of `for i in range(...)`; None if it is not a constant; 0 for a loop over a clip."""
+    if not loops_over_frames(loop):
+        return 0
     for node in ast.walk(loop.iter):
-        if isinstance(node, ast.Call) and name_of(node.func) == "range":
+        if isinstance(node, ast.Call) and name_of(node.func) in ("range", "trange"):
             if len(node.args) == 1:
                 return 0
             start = node.args[0]

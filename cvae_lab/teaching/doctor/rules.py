@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor import code_rules, frame_rules
+from cvae_lab.teaching.doctor import code_rules, frame_rules, latent_rules, pixel_rules
 
 
 class Rule(NamedTuple):
@@ -18,10 +18,10 @@ class Rule(NamedTuple):
 
 
 RULES = (
-    Rule("uniform noise", code_rules.uniform_noise,
+    Rule("uniform noise", latent_rules.uniform_noise,
          "z must be normally distributed; uniform noise on [0, 1) has mean 0.5 and a variance of 1/12",
          "torch.randn_like(mu), or torch.randn(shape)"),
-    Rule("logvar used as a standard deviation", code_rules.logvar_as_deviation,
+    Rule("logvar used as a standard deviation", latent_rules.logvar_as_deviation,
          "the standard deviation is exp(logvar / 2); otherwise KL and sample belong to different distributions",
          "mu + torch.exp(0.5 * logvar) * eps"),
     Rule("posterior of the previous frame", frame_rules.posterior_of_previous_frame,
@@ -48,7 +48,7 @@ RULES = (
     Rule("schedule restarts on resume", code_rules.restarted_schedules,
          "after a resume, the learning rate has its first value again",
          "scheduler.load_state_dict(checkpoint[...]), and save the state of the scheduler"),
-    Rule("pixels wrap around", code_rules.wrapped_pixels,
+    Rule("pixels wrap around", pixel_rules.wrapped_pixels,
          "values outside [0, 1] become bright or dark pixels in the GIF",
          "frame.clamp(0, 1) before the conversion to uint8"),
     Rule("clips in fixed order", code_rules.unshuffled_clips,
@@ -72,7 +72,7 @@ RULES = (
     Rule("one teacher-forcing draw per epoch", code_rules.one_draw_per_epoch,
          "whole epochs are trained with or without teacher forcing, so the actual ratio has a large variance",
          "one random decision per batch, clip or step", note=True),
-    Rule("KL averaged over latents", code_rules.averaged_kl,
+    Rule("KL averaged over latents", latent_rules.averaged_kl,
          "the effective KL weight is then smaller than beta by a factor equal to the number of latents",
          "the sum over latents, and the mean over the batch", note=True),
 )  # fmt: skip
