@@ -15,7 +15,7 @@ from cvae_lab.data import load
 from cvae_lab.models import pretrained
 from cvae_lab.models.pretrained import weights_file
 from cvae_lab.models.weight_files import CheckpointError
-from cvae_lab.runs import pretrain as making
+from cvae_lab.runs import pretraining as making
 from cvae_lab.runs.studies import plan
 from cvae_lab.training import loop
 from cvae_lab.training.checkpoint import create_state

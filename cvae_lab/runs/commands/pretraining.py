@@ -31,7 +31,7 @@ def add_commands(add: Add) -> None:
 
 
 def pretrain(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.pretrain import pretrain as train
+    from cvae_lab.runs.pretraining import pretrain as train
 
     params = {"device": options.device} | values(options.params, ("data", "height", "minutes", "seed"))
     command = shlex.join(["cvae-lab", *sys.argv[1:]]).replace(str(options.out), options.out.name)
@@ -44,7 +44,7 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    from cvae_lab.runs.pretrain import demo as show
+    from cvae_lab.runs.pretraining import demo as show
 
     prediction, baseline = show(options.out, options.height)
     print(f"PSNR of the prediction: {prediction:.2f} dB (mean over all frames of the test clips of `small`)")
