@@ -278,8 +278,7 @@ def _ranks(count: int, sizes: Sizes) -> float:
     words = str(sizes.width), str(sizes.seconds)
     command = [sys.executable, *torchrun, "--no-python", sys.executable, "-c", _RANK, *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=MAX_WAIT)
-    # torch 2.13 sometimes aborts in the shutdown of its threads, after the result was printed.
-    if not done.stdout.strip():
+    if done.returncode or not done.stdout.strip():
         raise RuntimeError(last_line(done.stderr))
     return float(done.stdout.splitlines()[-1])
 

@@ -6,6 +6,7 @@ whole batch. There are two exceptions, which each rank computes from its own sha
 `handout`, and the mean KL that is clamped for free bits. With one process, the functions of this module have no effect.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        dist.barrier()  # a rank that ends first would close connections that others still use
     finally:
+        gc.collect()  # a discarded DDP object in a reference cycle would keep threads of the group alive until exit
         dist.destroy_process_group()
 
 
