@@ -148,7 +148,7 @@ def test_params_lists_every_parameter_with_range_default_and_meaning(capsys):
         assert re.search(rf"^{name}: .*default ", text, re.M), name
     assert main(["params", "lr"]) == 0
     line, meaning = capsys.readouterr().out.splitlines()
-    assert line == "lr: float, 1e-08 to 1; default 0.004"
+    assert line == "lr: float, 1e-08 to 1; default 0.008"
     assert meaning.strip() == "learning rate after warm-up"
 
 

@@ -58,14 +58,14 @@ class TrainConfig:
         0.1, ge=0.0, le=0.5, description="fraction of each training recording held out to select checkpoints"
     )
     eval_every: int = Field(
-        5,
+        10,
         ge=1,
         le=10**6,
         description="epochs between evaluations (1 if tf_strategy is adaptive); the last epoch is evaluated",
     )
 
     optimizer: Literal["adam", "adamw", "adamax", "muon"] = Field("muon", description="optimizer")
-    lr: float = Field(4e-3, ge=1e-8, le=1.0, description="learning rate after warm-up")
+    lr: float = Field(8e-3, ge=1e-8, le=1.0, description="learning rate after warm-up")
     lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning-rate schedule")
     lr_warmup: float = Field(
         0.02, ge=0.0, le=0.5, description="fraction of training in which the learning rate rises from 0"

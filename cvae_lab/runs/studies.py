@@ -73,8 +73,6 @@ SHORT = {"epochs": 5, "eval_every": 5}
 
 _MIX = {"kl_strategy": "stages", "stages": (("monotonic", 1, 1), ("cyclical", 2, 2))}
 
-_UNSHIFTED = {"shift": 0}
-
 _FORCING = {"free": {}, "forced": {"tf_strategy": "constant", "tf_start": 0.5}}
 
 STUDIES = {
@@ -98,13 +96,15 @@ STUDIES = {
         | {"stages": _MIX},
     ),
     "ablation": Study(
-        "The compact network with its default training, but without random shifts. Each variant changes one setting.",
-        {"epochs": 4, "eval_every": 4, **_UNSHIFTED},
+        "The compact network with its default training for 20 epochs. Each variant changes one setting.",
+        {"epochs": 20, "eval_every": 20},
         {
             "base": {},
             "no-anchor": {"anchor": False},
             "first-frame-only": {"reference_frame": "first"},
             "unroll-1": {"n_frames": 2, "batch_size": 30},
+            "unroll-6": {"n_frames": 7, "batch_size": 5},
+            "half-batch": {"batch_size": 5},
             "equal-weights": {"weighting": "equal"},
             "half-forced": _FORCING["forced"],
             "no-noise": {"feedback_noise": 0.0},
@@ -114,8 +114,11 @@ STUDIES = {
             "labels-on-white": {"invert_labels": False},
             "width-16": {"width": 16},
             "adamw": {"optimizer": "adamw", "lr": 2e-3},
+            "half-lr": {"lr": 4e-3},
+            "double-lr": {"lr": 1.6e-2},
+            "paste": {"paste": 0.3},
             "no-flip": {"flip": False},
-            "shift-2": {"shift": 2},
+            "no-shift": {"shift": 0},
         },
     ),
     "minutes": Study(
