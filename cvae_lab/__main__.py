@@ -275,6 +275,9 @@ def _comparison_commands(commands: Any) -> None:  # noqa: ANN401
     instead.add_argument(
         "--scaling", action="store_true", help="measure how time grows with sizes and processes"
     )
+    instead.add_argument(
+        "--sizes", action="store_true", help="measure cost, memory and PSNR of every frame size (minutes)"
+    )
     bench.add_argument(
         "--budget", type=float, default=540.0,
         help="--gpu: seconds for all parts together; the training runs of 4 minutes need about 2400",

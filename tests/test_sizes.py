@@ -7,8 +7,11 @@ from PIL import Image
 
 from cvae_lab import CVAE, ModelConfig, RunConfig, load_model
 from cvae_lab.__main__ import main
+from cvae_lab.bench import flops_per_frame
+from cvae_lab.bench import sizes as bench_sizes
 from cvae_lab.data import DataError, Dataset, Video, load, read_folder, write_folder
 from cvae_lab.data.clips import Clip
+from cvae_lab.data.pixels import to_float
 from cvae_lab.data.synthetic import dataset as synthetic
 from cvae_lab.data.synthetic import drawing, motion, skeleton
 from cvae_lab.evaluation.corrections import correction_weights
@@ -306,3 +309,22 @@ def test_the_first_frame_correction_has_about_the_same_weight_in_every_size():
     assert weights[0].min() < 0.5
     for other in weights[1:]:
         torch.testing.assert_close(other, weights[0], atol=0.1, rtol=0)
+
+
+# --- measurements ---
+
+
+def test_bench_measures_cost_memory_and_psnr_of_a_size():
+    """A frame of 64 x 128 has 4 times the pixels, and its network one level more."""
+    (row,) = bench_sizes.sizes((32,), epochs=1, repeats=1)
+    model = CVAE(ModelConfig())
+    assert row.parameters == sum(weights.numel() for weights in model.parameters())
+    assert min(row.training, row.rollout) > 0
+    assert row.peak_mib > 50
+    truth = [to_float(clip.answer) for clip in load("tiny", progress=False).tests]
+    static = [-10 * (x[1:] - x[:1]).square().mean((1, 2, 3)).log10() for x in truth]
+    assert row.static == pytest.approx(float(torch.cat(static).mean()), abs=1e-3)
+    assert row.psnr > 5
+    assert len(str(row)) == len(bench_sizes.HEAD.split("   (")[0])
+    larger = flops_per_frame(CVAE(ModelConfig(height=64))) / 1e9
+    assert 2 < larger / row.gflop < 6

@@ -229,6 +229,9 @@ def bench(options: argparse.Namespace) -> None:
     if options.scaling:
         _bench_scaling(options, about)
         return
+    if options.sizes:
+        _bench_sizes(options, about)
+        return
     print(HEAD)
     rows = []
     for row in bench(tuple(options.presets), options.repeats):
@@ -271,6 +274,24 @@ def _bench_scaling(options: argparse.Namespace, about: dict[str, str]) -> None:
     if options.out:
         about["command"] += " --scaling"
         write_text(options.out, as_json(rows, about))
+        print(f"Wrote {options.out}.")
+
+
+def _bench_sizes(options: argparse.Namespace, about: dict[str, str]) -> None:
+    import json
+    from dataclasses import asdict
+
+    from cvae_lab.bench.sizes import HEAD, sizes
+    from cvae_lab.data.files import write_text
+
+    print(HEAD)
+    rows = []
+    for row in sizes(repeats=options.repeats):
+        rows.append(asdict(row))
+        _log_line(str(row))
+    if options.out:
+        about["command"] += " --sizes"
+        write_text(options.out, json.dumps({**about, "rows": rows}, indent=2))
         print(f"Wrote {options.out}.")
 
 
@@ -321,7 +342,7 @@ def reproduce(options: argparse.Namespace) -> None:
         return
     reference.reproduce(todo, options.root, _log_line)
     if "bench" in rest and not (out / "bench.json").exists():
-        plain = {"gpu": None, "scaling": False}
+        plain = {"gpu": None, "scaling": False, "sizes": False}
         bench(argparse.Namespace(presets=["handout", "compact"], repeats=3, out=out / "bench.json", **plain))
     if "bench" in rest:
         shutil.copyfile(out / "bench.json", options.root / "figures" / "bench.json")
