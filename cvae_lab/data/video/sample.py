@@ -1,4 +1,4 @@
-"""A video file with known joints, for notebook 10: the synthetic figure, enlarged to 256 x 512 pixels."""
+"""A video file with known joints, for notebook 10: the synthetic figure, rendered at 256 x 512 pixels."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from cvae_lab.data.synthetic import drawing, motion, skeleton
 from cvae_lab.data.video.keypoints import JOINTS
 
-ENLARGED = 8  # factor by which the 32 x 64 pixels of the synthetic data set are enlarged
+ENLARGED = 8  # times as high and as wide as a frame of the synthetic data set with 32 x 64 pixels
 FPS = 25
 
 
@@ -21,10 +21,9 @@ def write_sample_video(folder: str | Path, frames: int = 450, seed: int = 0) -> 
     A joint outside the picture is missing, as in the output of a pose estimator.
     """
     places = _places(frames, seed)
-    pictures = drawing.frames(places, np.zeros(frames), np.ones(frames)).transpose(0, 2, 3, 1)
-    width, height = _size()
+    pictures = drawing.frames(places, np.zeros(frames), np.ones(frames), _size()[1]).transpose(0, 2, 3, 1)
     video, keypoints = Path(folder) / "clip.mp4", Path(folder) / "clip.npz"
-    _write_mp4(video, [Image.fromarray(picture).resize((width, height)) for picture in pictures])
+    _write_mp4(video, [Image.fromarray(picture) for picture in pictures])
     np.savez(keypoints, keypoints=sample_joints(frames, seed), joints=np.array(JOINTS))
     return video, keypoints
 

@@ -26,6 +26,9 @@ def add_commands(add: Add) -> None:
     instead.add_argument(
         "--scaling", action="store_true", help="measure how time grows with sizes and processes"
     )
+    instead.add_argument(
+        "--sizes", action="store_true", help="measure cost, memory and PSNR of every frame size (minutes)"
+    )
     bench.add_argument(
         "--budget", type=float, default=540.0,
         help="--gpu: seconds for all parts together; the training runs of 4 minutes need about 2400",
@@ -47,6 +50,9 @@ def bench(options: argparse.Namespace) -> None:
         return
     if options.scaling:
         _bench_scaling(options, about)
+        return
+    if options.sizes:
+        _bench_sizes(options, about)
         return
     print(HEAD)
     rows = []
@@ -90,4 +96,22 @@ def _bench_scaling(options: argparse.Namespace, about: dict[str, str]) -> None:
     if options.out:
         about["command"] += " --scaling"
         write_text(options.out, as_json(rows, about))
+        print(f"Wrote {options.out}.")
+
+
+def _bench_sizes(options: argparse.Namespace, about: dict[str, str]) -> None:
+    import json
+    from dataclasses import asdict
+
+    from cvae_lab.bench.sizes import HEAD, sizes
+    from cvae_lab.data.files import write_text
+
+    print(HEAD)
+    rows = []
+    for row in sizes(repeats=options.repeats):
+        rows.append(asdict(row))
+        log_line(str(row))
+    if options.out:
+        about["command"] += " --sizes"
+        write_text(options.out, json.dumps({**about, "rows": rows}, indent=2))
         print(f"Wrote {options.out}.")

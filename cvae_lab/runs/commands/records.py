@@ -124,7 +124,7 @@ def _reproduce(options: argparse.Namespace, out: Path, todo: list[Any]) -> int:
 def _measure(root: Path, out: Path) -> None:
     """Run `bench`, unless `out`/bench.json is there, and copy its table to the figures."""
     if not (out / "bench.json").exists():
-        plain = {"gpu": None, "scaling": False}
+        plain = {"gpu": None, "scaling": False, "sizes": False}
         benchmark.bench(
             argparse.Namespace(presets=["handout", "compact"], repeats=3, out=out / "bench.json", **plain)
         )
