@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from cvae_lab.bench.gpu_checks import checks
+from cvae_lab.bench.gpu_sizes import NORMAL, TINY, Sizes, configuration
 from cvae_lab.bench.measure import (
     Case,
     Work,
@@ -48,33 +49,6 @@ Result = dict[str, Any]
 GRACE = 20.0  # seconds that a part may exceed its time limit before it is stopped
 MIN_CORES = 4  # with fewer CPU cores, rendering the data would slow down the measurements
 
-
-class Sizes(NamedTuple):
-    """Sizes and numbers of repeats of the measurements."""
-
-    models: Mapping[str, Mapping[str, Any]]  # parameters of every network, by name
-    timed: tuple[str, ...]  # names of the networks whose training and rollout are timed
-    data: str
-    frames: int  # number of frames per training clip
-    batches: tuple[int, ...]  # in the order of their measurement: the most important sizes are the first
-    streams: tuple[int, ...]
-    labels: int  # number of labels per predicted clip
-    minutes: tuple[float, ...]
-    repeats: int
-
-
-NORMAL = Sizes(
-    {"compact": {}, "compact, width 64": {"width": 64}, "handout": {"preset": "handout"}},
-    ("handout", "compact"), "full", 8, (2, 128, 512, 2048, 32, 8), (6, 1, 60, 600), 630, (1, 2, 4), 5,
-)  # fmt: skip
-TINY = Sizes(
-    {
-        "compact": {"width": 8}, "compact, width 16": {"width": 16},
-        "handout": {"preset": "handout", "width": 8, "label_width": 8, "decoder_width": 16, "latents": 4},
-    },
-    ("handout", "compact"), "tiny", 3, (2,), (1, 2), 18, (0.02,), 1,
-)  # fmt: skip
-"""Small sizes for testing all parts on a CPU. The measured times are not meaningful."""
 
 FRACTIONS = {"machine": 0.01, "checks": 0.04, "training": 0.2, "rollout": 0.12, "score": 0.63}
 """Parts in order, with fractions of the time beyond MINIMUM. The time that a part does not use goes to later parts."""
@@ -210,7 +184,7 @@ def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
 
 def check(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
     """Yield the result of every check of `gpu_checks`."""
-    models = {name: _run(sizes, name, device).model for name in sizes.timed}
+    models = {name: configuration(sizes, name, device).model for name in sizes.timed}
     for name, result in checks(device, models):
         yield {"check": name, **result._asdict()}
 
@@ -223,7 +197,7 @@ def training(device: torch.device, sizes: Sizes, ends: float, graphs: bool = Tru
             if not batches[name]:
                 continue
             batch = batches[name].pop(0)
-            run = _run(sizes, name, device).with_training(cuda_graphs=graphs)
+            run = configuration(sizes, name, device).with_training(cuda_graphs=graphs)
             for forcing in (0.0, 1.0, 0.5):
                 row = _training_row(run, device, sizes, batch, forcing, ends, rates)
                 yield {"model": name, "what": "training", "forcing": forcing, "batch": batch} | row
@@ -255,7 +229,7 @@ def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]
             # 600 whole clips need 12 GB and much time. Shorter clips give the same frames/s.
             frames = sizes.labels if streams <= 6 else sizes.labels // 4
             lengths = {True: frames, False: min(frames, 38)}
-            run = _run(sizes, name, device)
+            run = configuration(sizes, name, device)
 
             def make(fast: bool, run: RunConfig = run, n: int = streams, lengths: dict = lengths) -> Work:
                 return rollout_work(run, device, fast, n, lengths[fast])
@@ -281,7 +255,9 @@ def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
                 continue
             began = time.time()
             try:
-                yield key | _score(_run(sizes, name, device).with_training(minutes=float(minutes)), data)
+                yield key | _score(
+                    configuration(sizes, name, device).with_training(minutes=float(minutes)), data
+                )
             except RuntimeError as error:
                 yield key | {"error": last_line(str(error))}
             evaluation = max(0.0, time.time() - began - 60 * minutes)
@@ -299,10 +275,6 @@ def _score(run: RunConfig, data: Dataset) -> Result:
         "epochs": last["epoch"], "frames_per_s": last["frames_per_s"],
         "parameters": sum(p.numel() for p in state.model.parameters()),
     }  # fmt: skip
-
-
-def _run(sizes: Sizes, name: str, device: torch.device) -> RunConfig:
-    return RunConfig.from_params(sizes.data, **sizes.models[name], device=str(device))
 
 
 def line(row: Result) -> str:

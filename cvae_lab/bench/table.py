@@ -44,9 +44,7 @@ class Row:
     ratio: float
     spread: float  # (max - min) / median over the repeats
     against_handout: float  # ours / reference loop of `handout`; NaN if it was not timed
-    literal_of_matmul: (
-        float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
-    )
+    literal_of_matmul: float  # fraction of the float32 matrix-product rate that the reference loop reaches
     share_of_matmul: float  # the same fraction for ours, at the precision of ours
     share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
     peak_mib: float  # peak memory of ours in a separate process; NaN if not measured

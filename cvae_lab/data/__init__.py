@@ -51,6 +51,8 @@ def load(
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
+        height: height of a frame in pixels; the width is twice the height. None means the size of the pictures in a
+            folder (`read_folder`), and 32 for a synthetic data set.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -61,6 +63,7 @@ def load(
             required=required,
             fit=fit,
             answers=answers,
+            size=None if height is None else (height, 2 * height),
         )
     return _synthetic(str(data), seed, progress, height or 32)
 

@@ -235,11 +235,17 @@ def _escaped(path: Path | str) -> str:
 
 
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
-    """Return the parameters of a job for the notebook. Those that its parameters cell does not have are in `extra`."""
+    """Return the parameters of a job for the notebook. Those that its parameters cell does not have are in `extra`.
+
+    A training parameter of that cell gets the value of the configuration if the job does not set it. The values in the
+    committed notebook are for a short run.
+    """
     own = set(papermill.inspect_notebook(_escaped(template)))
+    train = RunConfig.from_params(job.data, **job.params).train
     # Tuples become lists, because papermill would write a tuple as text.
     params = json.loads(json.dumps(job.params))
-    direct = {name: value for name, value in params.items() if name in own}
+    direct = {name: getattr(train, name) for name in own if hasattr(train, name)}
+    direct |= {name: value for name, value in params.items() if name in own}
     extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
 

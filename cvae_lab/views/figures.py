@@ -83,7 +83,7 @@ def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> F
         values = np.asarray(values, float)
         thickness = 1.3 + 0.9 * (len(curves) - 1 - i)
         ax.stairs(values, np.arange(len(values) + 1) + 0.5, baseline=None, label=name, linewidth=thickness)
-        ax.patches[-1].set_edgecolor(_colour(i))
+        ax.patches[-1].set_edgecolor(PALETTE[i % len(PALETTE)])
     quiet(ax).set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -120,7 +120,9 @@ def histories(
         ax.remove()
     for ax, column in zip(axes.flat, columns, strict=False):
         for i, (name, group) in enumerate(groups.items()):
-            colour = GREY if name.startswith("all ") else _colour(i - (len(histories) >= MANY))
+            colour = (
+                GREY if name.startswith("all ") else PALETTE[(i - (len(histories) >= MANY)) % len(PALETTE)]
+            )
             _band(ax, group, column, name, colour) if several else _line(ax, group[0], column, name, colour)
         _scale_axis(ax, column, [h[column] for group in groups.values() for h in group])
         if baseline is not None and "psnr" in column:
@@ -213,10 +215,15 @@ def psnr_per_frame(
         ax.plot(_frames(values), values, dashes, label=_with_mean(name, values), **style)
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
-        style = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
+        style = {"color": PALETTE[i % len(PALETTE)], "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
         if len(curves) <= 2:  # more than two raw lines would hide each other
             ax.plot(_frames(values), values, **style)
-        ax.plot(_frames(values), _smoothed(values, smooth), color=_colour(i), label=_with_mean(name, values))
+        ax.plot(
+            _frames(values),
+            _smoothed(values, smooth),
+            color=PALETTE[i % len(PALETTE)],
+            label=_with_mean(name, values),
+        )
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
         ax.axvspan(0.5, horizon + 0.5, color=PALETTE[4], alpha=0.25, linewidth=0)
@@ -266,13 +273,9 @@ def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baselin
     """One sentence: the best variant, its distance to the next one, and the standard deviation over seeds."""
     if len(names) == 1:
         return f"{names[0]}: {means[0] - baseline:+.2f} dB against the static baseline"
-    deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)" if spread[-2:].any() else ""
     sentence = f"Best: {names[-1]}, {means[-1]:.2f} dB; {names[-2]} is {means[-1] - means[-2]:.2f} dB lower"
-    return textwrap.fill(sentence + deviation, 95)
-
-
-def _colour(i: int) -> str:
-    return PALETTE[i % len(PALETTE)]
+    deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)"
+    return textwrap.fill(sentence + deviation * bool(spread[-2:].any()), 95)
 
 
 def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np.ndarray, "high wide 3"]:

@@ -29,7 +29,7 @@ def add_commands(add: Add) -> None:
     again = add(
         "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
-        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0 -p stop_after 0",
+        "--root copy --data tiny --seeds 0 -p epochs 1",
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
     again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")

@@ -54,7 +54,7 @@ def _add_study(add: Add) -> None:
     study = add(
         "study", "train every variant of a study with every seed",
         "ablation --out runs/ablation", "ablation --variants base no-noise --seeds 0 --out runs/noise",
-        "initial-weights --data FOLDER --out runs/initial-weights --workers 1",
+        "initial-weights --data FOLDER --out runs/initial",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     text = "folder of the run folders; required, no default"
