@@ -1,4 +1,4 @@
-"""Scores equal those of NumPy and scikit-image for every file format, and no file can harm the grading machine."""
+"""Scores equal those of NumPy and scikit-image for every file format, and harmful files do no damage."""
 
 import io
 import itertools
