@@ -56,7 +56,7 @@ def require(condition, what):
 
 
 def edits(maximum=3, minimum=1):
-    """Strategy for random changes of bytes: kind of change, position as a fraction of the length, and data."""
+    """Hypothesis strategy for random changes of bytes: kind, position as a fraction of the length, and data."""
     place = st.floats(0, 1, exclude_max=True)
     kinds = st.sampled_from(["replace", "insert", "delete", "flip", "cut"])
     return st.lists(

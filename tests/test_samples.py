@@ -1,4 +1,4 @@
-"""Test the comparison of samples and the regression from latents with generated data of known result."""
+"""Test the comparison of samples and the regression from latents with data whose result is known."""
 
 import numpy as np
 import pytest
