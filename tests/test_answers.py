@@ -1,4 +1,4 @@
-"""Find and read the course's answers: files in or beside a data folder, and files given by path."""
+"""Find and read the true frames of the course: files in or beside a data folder, and files given by path."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def read(root, **options):
 
 @pytest.fixture
 def truth(data_folder):
-    """Remove the answers of the data folder, and return true frames for both clips: levels 0, 50 + k, 60 + k."""
+    """Delete the answers in the data folder. Return true frames of clip k with the grey levels 0, 50 + k, 60 + k."""
     shutil.rmtree(data_folder / "test/test_answer")
     return [
         torch.stack([torch.full((3, 32, 64), v, dtype=torch.uint8) for v in (0, 50 + k, 60 + k)])

@@ -1,4 +1,4 @@
-"""Test the parts, the time budget and the checks of `bench --gpu`, and the whole command with tiny sizes on a CPU."""
+"""Test parts, time limit and checks of `bench --gpu`, and the whole command with tiny sizes on a CPU."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_the_command_line_names_the_parts_of_the_budget():
 
 @pytest.fixture
 def parts(monkeypatch):
-    """Replace the processes of the parts. Return the list of calls: part and time limit in seconds."""
+    """Replace the processes that run the parts. Return the list of calls: part and time limit in seconds."""
     calls = []
 
     def run(function, part, device, tiny, ends, graphs, seconds):

@@ -38,7 +38,7 @@ def clip_file(tmp_path):
 
 @pytest.fixture
 def clip_page(page, clip_file):
-    """A page that shows the player of `clip_file`."""
+    """Open a page that shows the player of `clip_file`."""
     page.goto(clip_file.as_uri())
     wait_for_frame(page, 1)
     return page

@@ -1,4 +1,4 @@
-"""Test the cache of decoded and rendered pixels: old and damaged files are rebuilt, and no cache is required."""
+"""Test the pixel cache: old and damaged files are rebuilt, and everything also works without a cache."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from cvae_lab.data import cache
 
 
 def make(value):
-    """Return a builder of `value` that counts its calls."""
+    """Return a function that returns `value` and counts its calls."""
 
     def build():
         build.calls += 1
@@ -43,7 +43,7 @@ def test_a_value_is_built_once_per_key(tmp_path, value):
 
 
 def test_every_kind_of_damage_is_detected_and_the_value_built_again(tmp_path, value, caplog):
-    """Damage 40 copies of a file by a flipped bit, 4 kB of zeros, a missing end or random bytes."""
+    """Damage 40 copies of a file: flip a bit, write zeros or random bytes, or cut off the end."""
     cache.cached(tmp_path, "n", "k", make(value))
     file, rng = tmp_path / "n.pt", np.random.default_rng(0)
     sound = file.read_bytes()
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_gives_one_warning(tmp_path, value, capl
 
 
 def test_on_a_full_disk_the_value_is_returned_without_a_cache(tmp_path):
-    """A limit of 100 kB per file makes writes fail as on a full disk."""
+    """With a limit of 100 kB per file, writes fail as on a full disk."""
     code = (
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed run equals an uninterrupted run, course files load, and other files raise an error."""
+"""Checkpoints: a resumed run equals an uninterrupted run, course checkpoints load, other files raise an error."""
 
 import copy
 import itertools
@@ -428,7 +428,7 @@ def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, conte
 
 @pytest.fixture
 def file_size_limit():
-    """A function that limits the size of the files that this process writes, as a disk quota does."""
+    """Return a function that limits the size of the files that this process writes, as a disk quota does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

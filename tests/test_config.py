@@ -1,4 +1,4 @@
-"""Configurations: values outside a range or a choice are refused, parameter names, conversion to JSON and back."""
+"""Configurations: invalid values are refused; parameter names; conversion to JSON and back."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Scores equal those of NumPy and scikit-image for every file format, and no file can harm the grading machine."""
+"""Scores equal those of NumPy and scikit-image for every file format, and harmful files do no damage."""
 
 import io
 import itertools
@@ -355,7 +355,7 @@ def data_set():
 
 
 def test_files_that_claim_gigabytes_are_refused_in_little_memory_and_time(tmp_path):
-    """The files are read in a separate process with a file-size limit, and its peak memory is measured."""
+    """The files are read in a separate process with a file-size limit. The peak memory of this process is measured."""
     names = bombs(tmp_path)
     code = f"""
         import resource, sys, time

@@ -62,7 +62,7 @@ def test_every_subpackage_is_installed():
 
 
 def _imported_entries(file: Path):
-    """Entries of the package that a file imports at module level or inside a function."""
+    """Yield the entries of the package that a file imports at module level or inside a function."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cvae_lab"):
             parts = node.module.split(".")

@@ -83,8 +83,8 @@ def epoch_means(losses, per_epoch):
 def assert_equal_weights(trained, expected, initial):
     """Compare weights. The largest difference may be one per cent of the largest change in training.
 
-    The bias before the batch norm is left out. Batch norm subtracts it again, so its gradient is only rounding error,
-    and Adam scales this to full steps.
+    The bias before the batch norm is not compared. Batch norm subtracts it again, so its gradient is only
+    rounding error, and Adam scales this to full steps.
     """
     wanted, start = expected.state_dict(), initial.state_dict()  # tensors without gradient
     largest = max(float((wanted[name] - start[name]).abs().max()) for name, _ in trained.named_parameters())

@@ -41,7 +41,10 @@ BATCH, FRAMES = 2, 6
 
 
 def build(preset, seed=0, **options):
-    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
+    """Return a model with random numbers added to all weights.
+
+    Without them, each block of `compact` would return its input unchanged.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         name = "handout" if preset == "handout" else "compact"

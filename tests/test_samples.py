@@ -1,4 +1,4 @@
-"""Test samples and probes on generated videos and codes with known results."""
+"""Test the comparison of samples and the regression from latents with data whose result is known."""
 
 import numpy as np
 import pytest

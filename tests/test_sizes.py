@@ -113,7 +113,7 @@ def test_check_reports_the_pictures_at_their_own_size(folder, capsys, caplog):
 
 @pytest.mark.parametrize("height", [64, 128])
 def test_synthetic_frames_of_every_size_show_the_same_scene(height):
-    """Averaged down to 32 x 64 pixels, they equal the default frames, except for rounding at the edges of shapes."""
+    """Larger frames, averaged down to 32 x 64, equal the default frames, except for rounding at the edges of shapes."""
     recording = synthetic.Recording(24, (0, 0, 0))
     small, large = (synthetic._render_recording(recording, height=h) for h in (32, height))
     assert large[0].shape == large[1].shape == (24, 3, height, 2 * height)
@@ -300,7 +300,7 @@ def test_sprite_sheets_of_a_long_large_clip_are_small_enough_for_phones():
 
 
 def test_the_first_frame_correction_has_on_average_the_same_weight_in_every_size():
-    """The same poses, drawn in three sizes."""
+    """Labels of the same poses, drawn in three sizes."""
     poses = motion.routine(40, np.random.default_rng(0))
     places = skeleton.joints(poses)
     lost = np.zeros(places.shape[:2], bool)

@@ -113,7 +113,7 @@ def test_a_short_recording_is_the_beginning_of_a_long_one():
 
 @pytest.fixture(scope="module")
 def varied_recordings():
-    """Render the first four training recordings of `varied`, cut to 12 frames."""
+    """Render the first four training recordings of `varied`, with 12 frames each."""
     train, _, _ = synthetic._recordings("varied", 0)
     return [one._replace(frames=12) for one in train[:4]]
 

@@ -1,4 +1,4 @@
-"""Making a data set from a video: decoding, keypoints, tracks, camera, estimator, splits, errors for faulty files."""
+"""Data sets made from a video: decoding, keypoints, tracks, camera, estimator, splits, errors for faulty files."""
 
 import json
 import os
@@ -285,7 +285,10 @@ def test_a_crop_leaves_room_for_the_head_above_the_joints():
 
 
 def in_format(points, names):
-    """Return one person in a format. Joints are copied from `points` (joints, 2); other keypoints have confidence 0."""
+    """Return one person in the format of a pose estimator.
+
+    Joints are copied from `points` (joints, 2); other keypoints have confidence 0.
+    """
     values = np.zeros((len(names), 3))
     for i, name in enumerate(names):
         if name in JOINTS:

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -93,3 +95,8 @@ def with_band(
     """Draw a line and the band between `low` and `high` around it."""
     ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     ax.plot(x, mean, color=color, label=label)
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average over `window` frames, and over fewer frames at the ends."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()

@@ -26,6 +26,7 @@ from cvae_lab.views.figure_style import (
     described,
     quiet,
     save_vector,
+    smoothed,
     with_band,
 )
 
@@ -220,7 +221,7 @@ def psnr_per_frame(
             ax.plot(_frames(values), values, **style)
         ax.plot(
             _frames(values),
-            _smoothed(values, smooth),
+            smoothed(values, smooth),
             color=PALETTE[i % len(PALETTE)],
             label=_with_mean(name, values),
         )
@@ -292,11 +293,6 @@ def _finite(values: ArrayLike) -> np.ndarray:
 
 def _frames(values: np.ndarray) -> np.ndarray:
     return np.arange(1, len(values) + 1)
-
-
-def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average over `window` frames, and over fewer frames at the ends."""
-    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
 def _with_mean(name: str, values: np.ndarray) -> str:
