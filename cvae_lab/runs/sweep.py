@@ -260,7 +260,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(set().union(*(_assigned(cells[index]) for index in marked)) - own):
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known | own), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f" Did you mean {near[0]}?" if near else " `cvae-lab params` lists all names."
             raise ConfigError(f"papermill set {name!r} in the notebook, but this is not a parameter.{hint}")
         found[name] = namespace[name]
     return found
