@@ -494,6 +494,28 @@ def test_folders_of_single_students_are_graded_together(class_folder):
     assert names == {str(folder / name) for name in ("ben", "carla", "dora.npz", "emil/submission.csv")}
 
 
+@pytest.mark.parametrize("name", ["s4.csv", "s4.txt", "s4/0.png", "1.png", "s4_text.csv"])
+def test_a_broken_submission_does_not_turn_the_class_into_one_submission(name, tmp_path):
+    """Each of these names could be a part of a prediction in several files."""
+    for student in range(3):
+        write_csv(tmp_path / f"s{student}.csv", PREDICTION)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("0.5 0.5" if "text" in name else "<html>Sign in</html>")
+    table = grade_class(tmp_path, data_set()).set_index("submission")
+    assert (table.loc[["s0.csv", "s1.csv", "s2.csv"], "fault"] == "").all()
+    others = set(table.index) - {"s0.csv", "s1.csv", "s2.csv"}
+    assert others == ({name.removesuffix("/0.png")} if name != "1.png" else set())
+    assert table.loc[list(others), "fault"].str.len().gt(0).all()
+
+
+def test_a_class_of_one_text_file_per_student_is_graded_file_by_file(tmp_path):
+    folder = write_texts(tmp_path / "class", [PREDICTION[0], TRUTH[0]])
+    data = data_set()
+    table = grade_class(folder, Dataset("class", data.train, data.val, data.tests[:1]))
+    assert table["submission"].tolist() == ["pred1.csv", "pred0.csv"]
+    assert (table["fault"] == "").all()
+
+
 @pytest.mark.parametrize(("bias", "level"), [(0.302, 0.302), (-1.7, 1 / (1 + np.exp(1.7)))])
 def test_a_checkpoint_predicts_the_test_clips_with_the_activation_that_fits(bias, level, tmp_path):
     """The last layer outputs a constant. In the second case, a sigmoid of it is closer to the dark frames."""

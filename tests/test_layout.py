@@ -54,9 +54,10 @@ def test_a_module_has_at_most_300_lines_and_a_function_at_most_40(file):
 
 
 def test_every_subpackage_is_installed():
-    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = set(listed["tool"]["setuptools"]["packages"])
-    packages -= {name for name in packages if name.split(".")[1:2] in (["notebooks"], ["figures"])}  # no code
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    setuptools = project["tool"]["setuptools"]
+    data = tuple(setuptools["package-dir"])  # notebooks and figures, which lie outside the package
+    packages = {name for name in setuptools["packages"] if not name.startswith(data)}
     folders = {file.parent.relative_to(PACKAGE.parent) for file in FILES}
     assert packages == {".".join(folder.parts) for folder in folders}
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cvae_lab.bench.gpu_checks import checks
-from cvae_lab.bench.gpu_sizes import NORMAL, TINY, Sizes, configuration
+from cvae_lab.bench.gpu_sizes import MINIMUM, NORMAL, TINY, Sizes, allowance, chosen_parts, configuration
 from cvae_lab.bench.measure import (
     Case,
     Work,
@@ -50,17 +50,6 @@ GRACE = 20.0  # seconds that a part may exceed its time limit before it is stopp
 MIN_CORES = 4  # with fewer CPU cores, rendering the data would slow down the measurements
 
 
-FRACTIONS = {"machine": 0.01, "checks": 0.04, "training": 0.2, "rollout": 0.12, "score": 0.63}
-"""Parts in order, with fractions of the time beyond MINIMUM. The time that a part does not use goes to later parts."""
-
-MINIMUM = {"machine": 12.0, "checks": 50.0, "training": 55.0, "rollout": 30.0, "score": 75.0}
-"""Seconds that a part needs for its first results: the start of a process, the choice of kernels, the first rows.
-
-On an H100, a process starts in 7 s, and the first training step of `handout` takes 17 s, because cuDNN loads and
-compiles its kernels.
-"""
-
-
 def gpu(
     out: Path,
     device: str = "auto",
@@ -80,7 +69,7 @@ def gpu(
         about: entries that are written to the file before the rows, such as command and commit.
         log: function that is called with each line of progress.
     """
-    parts, device = _parts(only), _device_name(device)
+    parts, device = chosen_parts(only), _device_name(device)
     content = {**(about or {}), "budget_s": budget, "rows": []}
     with rendering((TINY if tiny else NORMAL).data if "score" in parts else "") as rendered:
         started = time.monotonic()
@@ -93,37 +82,25 @@ def gpu(
             ends = time.time() + allowed
             if part == "score":
                 rendered(allowed)
-            most = ends - time.time() + GRACE
-            for graphs in (True, False):
-                rows = []
-                for row in rows_of_process(run_part, part, device, tiny, ends, graphs, seconds=most):
-                    rows.append({"part": part, **row})
-                    log(f"{time.monotonic() - started:5.0f} s  {line(rows[-1])}")
-                content["rows"] += rows
-                write_text(out, json.dumps(content, indent=2))
-                most = ends - time.time() + GRACE
-                if part != "training" or "CUDA error" not in str(rows) or most < MINIMUM[part]:
-                    break  # else repeat without graphs, because no later row of this process can be right
+            for row in _rows(part, device, tiny, ends):
+                content["rows"].append(row)
+                log(f"{time.monotonic() - started:5.0f} s  {line(row)}")
+            write_text(out, json.dumps(content, indent=2))
     return content["rows"]
 
 
-def _parts(only: Sequence[str]) -> list[str]:
-    """Return the parts to run, in their order. Raises ConfigError if a name is unknown."""
-    if unknown := set(only) - set(FRACTIONS):
-        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
-    return [part for part in FRACTIONS if not only or part in only]
+def _rows(part: str, device: str, tiny: bool, ends: float) -> Iterator[Result]:
+    """Run a part in its own process and yield its rows.
 
-
-def allowance(left: float, parts: Sequence[str]) -> float:
-    """Return the seconds for the first of the remaining parts: its minimum, and its fraction of what all leave.
-
-    Args:
-        left: seconds for all these parts. If the sum of their minima is greater, each part gets less than its minimum.
+    After a CUDA error in training, no later row of the process can be right. The part is then repeated without graphs.
     """
-    needed = sum(MINIMUM[part] for part in parts)
-    if left < needed:
-        return left * MINIMUM[parts[0]] / needed
-    return MINIMUM[parts[0]] + (left - needed) * FRACTIONS[parts[0]] / sum(FRACTIONS[part] for part in parts)
+    for graphs in (True, False):
+        failed, most = False, ends - time.time() + GRACE
+        for row in rows_of_process(run_part, part, device, tiny, ends, graphs, seconds=most):
+            failed |= "CUDA error" in str(row)
+            yield {"part": part, **row}
+        if part != "training" or not failed or ends - time.time() + GRACE < MINIMUM[part]:
+            return
 
 
 def _device_name(name: str) -> str:

@@ -237,8 +237,7 @@ def _escaped(path: Path | str) -> str:
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
     """Return the parameters of a job for the notebook. Those that its parameters cell does not have are in `extra`.
 
-    A training parameter of that cell gets the value of the configuration if the job does not set it. The values in the
-    committed notebook are for a short run.
+    A training parameter that the job does not set gets its configured default. The notebook has values for short runs.
     """
     own = set(papermill.inspect_notebook(_escaped(template)))
     train = RunConfig.from_params(job.data, **job.params).train
@@ -266,7 +265,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(set().union(*(_assigned(cells[index]) for index in marked)) - own):
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known | own), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f" Did you mean {near[0]}?" if near else " `cvae-lab params` lists all names."
             raise ConfigError(f"papermill set {name!r} in the notebook, but this is not a parameter.{hint}")
         found[name] = namespace[name]
     return found

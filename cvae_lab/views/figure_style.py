@@ -100,3 +100,11 @@ def with_band(
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """Centred moving average over `window` frames, and over fewer frames at the ends."""
     return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """Draw one legend for all panels, which contains every name once."""
+    handles = [ax.get_legend_handles_labels() for ax in figure.axes]
+    entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
+    ncols = min(len(entries), columns)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)

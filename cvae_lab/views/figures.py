@@ -24,6 +24,7 @@ from cvae_lab.views.figure_style import (
     WIDTH,
     DescribedFigure,
     described,
+    legend_below,
     quiet,
     save_vector,
     smoothed,
@@ -113,28 +114,34 @@ def histories(
     if len(groups) >= MANY:
         groups = _extremes(groups, columns[-1])
     several = any(len(group) > 1 for group in groups.values())
-    rows, cols = math.ceil(len(columns) / 3), min(3, len(columns))
-    figure, axes = plt.subplots(
-        rows, cols, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False, FigureClass=DescribedFigure
-    )  # fmt: skip
-    for ax in axes.flat[len(columns) :]:
-        ax.remove()
+    figure, axes = _panels(len(columns))
     for ax, column in zip(axes.flat, columns, strict=False):
         for i, (name, group) in enumerate(groups.items()):
-            colour = (
-                GREY if name.startswith("all ") else PALETTE[(i - (len(histories) >= MANY)) % len(PALETTE)]
-            )
+            number = i - (len(histories) >= MANY)  # without the grey band of all runs
+            colour = GREY if number < 0 else PALETTE[number % len(PALETTE)]
             _band(ax, group, column, name, colour) if several else _line(ax, group[0], column, name, colour)
         _scale_axis(ax, column, [h[column] for group in groups.values() for h in group])
         if baseline is not None and "psnr" in column:
             ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="static baseline")
-        label = "fraction of training" if several else "epoch"
-        quiet(ax).set(xlabel=label, title=COLUMN_LABELS.get(column, column))
+        quiet(ax).set(xlabel="fraction of training" if several else "epoch")
+        ax.set_title(COLUMN_LABELS.get(column, column))
         ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
     _same_time_axis(figure)
-    _legend_below(figure, columns=1 if len(histories) >= MANY else 5)
-    shown = ", ".join(COLUMN_LABELS.get(column, column) for column in columns)
-    return described(figure, f"Training histories of {', '.join(groups)}. Panels: {shown}.")
+    legend_below(figure, columns=1 if len(histories) >= MANY else 5)
+    titles = ", ".join(ax.get_title() for ax in figure.axes)
+    return described(figure, f"Training histories of {', '.join(groups)}. Panels: {titles}.")
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """Create a figure with `count` panels, three per row."""
+    rows = math.ceil(count / 3)
+    figure, axes = plt.subplots(
+        rows, min(3, count), figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False,
+        FigureClass=DescribedFigure,
+    )  # fmt: skip
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, axes
 
 
 def _same_time_axis(figure: Figure) -> None:
@@ -142,14 +149,6 @@ def _same_time_axis(figure: Figure) -> None:
     ends = [ax.get_xlim() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
-
-
-def _legend_below(figure: Figure, columns: int) -> None:
-    """Draw one legend for all panels, which contains every name once."""
-    handles = [ax.get_legend_handles_labels() for ax in figure.axes]
-    entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
-    ncols = min(len(entries), columns)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
 
 
 def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str, list[pd.DataFrame]]:

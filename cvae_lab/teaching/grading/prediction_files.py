@@ -55,11 +55,11 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
         return _folder(path, frames)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".txt"):
-        return (
-            read_submission(path, frames)
-            if is_later_csv(path)
-            else [read_2023(path, _lengths(path, frames, 1)[0])]
-        )
+        if is_later_csv(path):
+            return read_submission(path, frames)
+        if not _begins_with_number(path):
+            raise DataError(f"{path}: empty, or begins with something else than a number; write it again")
+        return [read_2023(path, _lengths(path, frames, 1)[0])]
     if suffix == ".npz":
         return _npz(path)
     if suffix == ".gif":
@@ -124,7 +124,14 @@ def picture_folders(folder: Path) -> list[Path]:
 
 def text_files(folder: Path) -> list[Path]:
     """Return the files in a folder that have the text format of 2023, in order of their numbers."""
-    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and not is_prose(file)]
+    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and _begins_with_number(file)]
+
+
+def _begins_with_number(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return (
+            re.match(rb"(\xef\xbb\xbf)?\s*([-+.]*[0-9]|nan|inf)", opened.read(64), re.IGNORECASE) is not None
+        )
 
 
 def _is_text(path: Path) -> bool:

@@ -35,6 +35,7 @@ FILES = (".csv", ".txt", ".npz", ".gif", ".zip", *VIDEO_FORMATS, *CHECKPOINTS)
 MAX_BYTES = 2_000_000_000  # maximum size of a checkpoint, or of all unpacked files of a zip archive together
 MAX_MEMBERS = 20_000  # maximum number of files in a zip archive
 SIMILAR = 45.0  # PSNR in dB between two submissions; from this value on, one is probably a copy of the other
+MAX_FAULT = 500  # characters of an error message that are kept
 SAMPLES = 8  # frames per clip that are kept to compare submissions with each other
 
 
@@ -71,7 +72,7 @@ def grade_class(
             log(f"{name}: {found['mean PSNR']:.2f} dB")
         except Exception as error:  # no error in a submission may stop the grading of the others
             kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-            rows[name] = row | {"fault": kind + (str(error).splitlines() or ["unreadable"])[0]}
+            rows[name] = row | {"fault": kind + (" ".join(str(error).split())[:MAX_FAULT] or "unreadable")}
             log(f"{name}: {rows[name]['fault']}")
         rows[name] |= {"static baseline": baseline}
     for name, others in _similar(samples).items():
@@ -117,7 +118,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: number of test clips. If there are several, a folder of picture folders is one submission.
+        n_clips: number of test clips. A folder of more text files or picture folders is the folder of a class.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
@@ -126,9 +127,22 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
         return [folder] if folder.suffix.lower() in FILES and not is_note else []
     if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
         return []
-    if numbered(folder, PICTURES) or text_files(folder) or (n_clips > 1 and picture_folders(folder)):
+    found = {inner: submissions(inner, n_clips) for inner in sorted(folder.iterdir())}
+    if _is_one_submission(folder, [inner for inner in found if found[inner]], n_clips):
         return [folder]
-    return [path for inner in sorted(folder.iterdir()) for path in submissions(inner, n_clips)]
+    return [path for paths in found.values() for path in paths]
+
+
+def _is_one_submission(folder: Path, candidates: Sequence[Path], n_clips: int) -> bool:
+    """Whether the pictures, text files or picture folders in a folder are the parts of one prediction.
+
+    They must be more than the other submissions in the folder. A class folder with one broken file of this kind is
+    therefore still read as a class.
+    """
+    if pictures := numbered(folder, PICTURES):
+        return len(pictures) > len(candidates)
+    parts = text_files(folder) or (picture_folders(folder) if n_clips > 1 else [])
+    return 0 < len(parts) <= n_clips and len(parts) > len(set(candidates) - set(parts))
 
 
 def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:

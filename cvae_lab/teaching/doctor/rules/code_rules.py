@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor.flow import (
+from cvae_lab.teaching.doctor.syntax import (
     Function,
     definitions,
     functions,

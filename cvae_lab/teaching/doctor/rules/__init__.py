@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor import code_rules, frame_rules, latent_rules, pixel_rules
+from cvae_lab.teaching.doctor.rules import code_rules, frame_rules, latent_rules, pixel_rules
 
 
 class Rule(NamedTuple):

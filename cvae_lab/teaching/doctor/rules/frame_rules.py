@@ -4,17 +4,8 @@ import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import (
-    Call,
-    Flow,
-    Function,
-    Tag,
-    first_value,
-    functions,
-    name_of,
-    names_in,
-    roles_of,
-)
+from cvae_lab.teaching.doctor.flow import Call, Flow, Tag
+from cvae_lab.teaching.doctor.syntax import Function, first_value, functions, name_of, names_in, roles_of
 
 EVALUATION = re.compile(r"val|eval|test|infer|predict|generat|rollout|demo|submi", re.I)
 LOGVAR = re.compile(r"log_?var|ln_?var|log_?sigma", re.I)

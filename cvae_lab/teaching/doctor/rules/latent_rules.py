@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import Function, definitions, functions, name_of, names_in, roles_of
+from cvae_lab.teaching.doctor.syntax import Function, definitions, functions, name_of, names_in, roles_of
 
 NOISE_NAME = re.compile(r"^(eps|epsilon|noise|z|latent|sample)", re.I)
 LOGVAR = re.compile(r"log_?var|ln_?var|log_?sigma", re.I)

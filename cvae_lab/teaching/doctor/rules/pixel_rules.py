@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import functions, name_of, names_in, nodes_of, roles_of, scopes
+from cvae_lab.teaching.doctor.syntax import functions, name_of, names_in, nodes_of, roles_of, scopes
 
 BOUNDED = re.compile(r"clamp_?|clip_?|sigmoid_?|save_image|make_grid|hardtanh")
 FRAME_NAME = re.compile(r"im(g|age)|frame|pred|out|video|recon|gen|fake|sample", re.I)
