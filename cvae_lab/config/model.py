@@ -22,11 +22,13 @@ class ModelConfig:
     and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
     """
 
-    name: Preset = Field("compact", description="network: handout (the course's) or compact (smaller)")
+    name: Preset = Field(
+        "compact", description="network: `handout` (the course's network) or `compact` (a smaller network)"
+    )
     height: Literal[32, 64, 128] = Field(
         32,
-        description="frame height in pixels; the width is twice the height. Data are read or rendered in this size; "
-        "each doubling adds a level to `compact`, so z keeps its size",
+        description="frame height in pixels; the width is twice the height. Data are read or rendered at this size. "
+        "Each doubling adds a level to `compact`, so the size of z does not change",
     )
     width: int = Field(
         32,
@@ -39,10 +41,14 @@ class ModelConfig:
         192, ge=16, le=1024, description="handout: channels between decoder and generator (D_out_dim)"
     )
     latents: int = Field(8, ge=1, le=64, description="channels of z")
-    anchor: bool = Field(True, description="give features of the first frame and its label to every step")
+    anchor: bool = Field(
+        True, description="give features of the first frame and of its label to the decoder at every step"
+    )
     norm: Literal["group", "none"] = Field("group", description="normalisation layers")
     output: Literal["sigmoid", "linear"] = Field("sigmoid", description="output activation of the generator")
-    invert_labels: bool = Field(True, description="encode 1 - label, so that the white background is 0")
+    invert_labels: bool = Field(
+        True, description="encode 1 - label instead of the label, so that the white background is 0"
+    )
     dropout: float = Field(0.0, ge=0.0, le=0.9, description="dropout probability in decoder and generator")
     prior: Literal["normal", "learned"] = Field(
         "normal", description="prior of z: N(0, I), or p(z | previous frame, label)"

@@ -31,8 +31,8 @@ ANY_PRESET: Any = object()
 """Default of the argument `preset` of `RunConfig.from_params`; None is not a valid preset."""
 
 MEANING = (
-    "parameters of the course's network together: assignment (the task sheet) or tuned (the best public solutions); "
-    "other parameters replace single values"
+    "set of training parameters for the course's network: assignment (values of the task sheet) or tuned (values of "
+    "the best public solutions); parameters given in addition replace single values"
 )
 
 

@@ -97,10 +97,10 @@ class RunConfig:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError("The configuration is not JSON text.") from error
         if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
-            raise ConfigError("The configuration of a run needs data, model and train.")
+            raise ConfigError("The configuration of a run must contain data, model and train.")
         parts = [raw.get("model"), raw.get("train")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ConfigError("The configuration of a run needs data, model and train.")
+            raise ConfigError("The configuration of a run must contain data, model and train.")
         train = {name: _tuples(value) for name, value in current_names(parts[1], None).items()}
         return cls(raw["data"], ModelConfig(**parts[0]), TrainConfig(**train))
 

@@ -56,7 +56,7 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
     year, files = answer_files(path)
     if not path.exists() or year == "none":
         raise DataError(
-            f"{path}: no true frames found; give GT0.csv, … (2023), gt.csv (later years), or their folder"
+            f"{path}: no true frames found; give GT0.csv, … (2023), gt.csv (later years), or the folder of these files"
         )
     lengths = {clip.name: len(clip) for clip in clips}
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
@@ -85,7 +85,9 @@ def _check_answers(path: Path, clips: Sequence[Clip], sources: dict[str, Path]) 
         )
     if not sources:
         names = ", ".join(clip.name for clip in clips)
-        raise DataError(f"{path}: no file has answers of clip {names}; number the files like the test clips")
+        raise DataError(
+            f"{path}: no file has the true frames of clip {names}; number the files like the test clips"
+        )
     for file in sources.values():
         regular(file)
 
@@ -95,8 +97,8 @@ def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
     difference = float((answer[0].float() - clip.first.float()).abs().mean())
     if difference > SAME_FRAME:
         logger.warning(
-            "%s: the first frame of clip %s differs from the one in test_img by %.0f grey levels on average; "
-            "check that these are the answers of these clips.",
+            "%s: the first frame of clip %s differs from the frame in test_img by %.0f grey levels on average; check "
+            "that the file has the true frames of this clip.",
             path,
             clip.name,
             difference,

@@ -67,14 +67,14 @@ def _read(file: Path, key: str) -> dict[str, Any] | None:
     except Exception as error:
         reason = type(error).__name__
     if file.is_file():
-        logger.warning("%s: this cache file is damaged (%s); it is built again.", file, reason)
+        logger.warning("%s: this cache file is damaged (%s); its content is computed again.", file, reason)
     return None
 
 
 @functools.cache
 def _warn_not_written(folder: Path, reason: str) -> None:
     logger.warning(
-        "%s: no cache was written (%s); the next run has to read or render the data again. "
+        "%s: the cache file was not written (%s); the next run must read or render the data again. "
         "Free some space, or set CVAE_LAB_CACHE to another folder.",
         folder,
         reason,

@@ -56,7 +56,8 @@ class Video:
         if not starts:
             longest = max((b - a for a, b in self.recordings), default=0)
             raise ValueError(
-                f"video {self.name!r}: no recording holds a clip of {n_frames} frames, the longest recording has "
+                f"video {self.name!r}: no recording is long enough for a clip of {n_frames} frames, the longest "
+                f"recording has "
                 f"{longest}; use clips of {longest} frames or fewer, or check the boundaries {self.boundaries}"
             )
         return torch.cat(starts)
@@ -81,7 +82,7 @@ class Video:
         if not held:
             raise ValueError(
                 f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and keep as "
-                "many; use shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
+                "many; use shorter clips (n_frames), set holdout = 0, or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 

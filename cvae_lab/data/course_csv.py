@@ -56,7 +56,9 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
         wanted = (
             f"{frames_per_clip} rows for each clip" if isinstance(frames_per_clip, int) else f"{limit} rows"
         )
-        raise DataError(f"{path} has {count} rows; a submission has {wanted}, one per frame; write it again")
+        raise DataError(
+            f"{path} has {count} rows; a submission has {wanted}, one per frame; write the file again"
+        )
     frames = torch.frombuffer(rows, dtype=torch.uint8).reshape(-1, 3, HEIGHT, WIDTH)
     return list(frames.split(lengths))
 
@@ -117,9 +119,10 @@ def _row_fault(path: Path, number: int, names: list[str], fields: list[bytes]) -
                 )
         elif not _are_pixels(np.array([_number(text)])):
             return DataError(
-                f"{path}: line {number}, column {name}: {text!r} is not a whole number from 0 to 255; correct it"
+                f"{path}: line {number}, column {name}: {text!r} is not a whole number from 0 to 255; correct this "
+                f"value"
             )
-    return DataError(f"{path}: line {number} cannot be read; write it again")
+    return DataError(f"{path}: line {number} cannot be read; write the file again")
 
 
 def _number(text: str) -> float:
@@ -142,7 +145,7 @@ def _parse(text: bytes | str, separator: str) -> Float[np.ndarray, " n"] | None:
 def regular(path: Path) -> Path:
     """Return the path. Raises DataError if there is no regular file."""
     if not path.is_file():  # reading from a pipe or a device could block forever
-        raise DataError(f"{path}: no such file, or not a regular one; give the path of a text file")
+        raise DataError(f"{path}: there is no regular file at this path; give the path of a text file")
     return path
 
 
@@ -164,21 +167,21 @@ def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
     """
     size = regular(path).stat().st_size
     if size > MAX_CHARACTERS * frames * VALUES:
-        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; use the file of this clip")
+        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; give the file of this clip")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     values = _parse(text, " ")
     if values is None:
         words = text.split()
         bad = next((i for i, word in enumerate(words) if math.isnan(_number(word))), len(words) - 1)
-        raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct it")
+        raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct this value")
     if values.size != frames * VALUES:
         raise DataError(
-            f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}; use the file of this clip"
+            f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}; give the file of this clip"
         )
     outside = ~((values >= 0) & (values <= 1))  # true for NaN
     if outside.any():
         bad = int(outside.argmax())
-        raise DataError(f"{path}: {_place(bad)}: {values[bad]:g} is not in [0, 1]; correct it")
+        raise DataError(f"{path}: {_place(bad)}: {values[bad]:g} is not in [0, 1]; correct this value")
     return to_uint8(torch.from_numpy(values.astype(np.float32)).reshape(frames, 3, HEIGHT, WIDTH))
 
 

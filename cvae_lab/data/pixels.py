@@ -132,7 +132,7 @@ def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> No
     if size != first:
         raise DataError(
             f"{file}: {size[0]} x {size[1]} pixels, but the first file of its folder has "
-            f"{first[0]} x {first[1]}; resize all to one size"
+            f"{first[0]} x {first[1]}; resize all pictures of the folder to one size"
         )
 
 
@@ -160,10 +160,12 @@ def open_picture(file: Path) -> Image.Image:
             picture.info["is_16_bit"] = "16" in str(picture.tile[0][3]) if picture.tile else False
             picture.load()
     except Image.DecompressionBombError as error:
-        raise DataError(f"{file}: too large ({error}); make it smaller") from error
+        raise DataError(f"{file}: the picture is too large ({error}); make it smaller") from error
     # Pillow raises errors of almost any type for damaged files.
     except Exception as error:
-        raise DataError(f"{file}: not a readable PNG or JPEG file ({error}); replace the file") from error
+        raise DataError(
+            f"{file}: this is not a readable PNG or JPEG file ({error}); replace the file"
+        ) from error
     return picture
 
 
@@ -180,9 +182,9 @@ def _check_chunks(file: Path) -> None:
                 code = zlib.crc32(stream.read(min(BLOCK, size - start)), code)
             end = stream.read(4)
             if len(end) < 4:
-                raise ValueError("it is cut off")
+                raise ValueError("the file is truncated")
             if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS") and int.from_bytes(end, "big") != code:
-                raise ValueError(f"the checksum of its part {kind.decode()} is wrong")
+                raise ValueError(f"the checksum of its chunk {kind.decode()} is wrong")
 
 
 def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:

@@ -21,7 +21,8 @@ def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
     rising = all(a < b for a, b in itertools.pairwise((0, *boundaries, frames)))
     if len(boundaries) < len(words) or not rising:
         raise DataError(
-            f"{file}: must hold the index of the first frame of every recording except the first, in increasing "
-            f"order, each from 1 to {frames - 1}; correct it, or remove it to detect boundaries from the frames"
+            f"{file}: the file must contain the index of the first frame of every recording except the first, in "
+            f"increasing "
+            f"order, each from 1 to {frames - 1}; correct the file, or remove it to detect boundaries from the frames"
         )
     return boundaries

@@ -27,28 +27,32 @@ def find_root(root: Path) -> Path:
     if root.is_file():
         raise DataError(f"{root}: this is a file; {_unpack(root)}")
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that holds train, val or test")
+        raise DataError(f"{root}: there is no such folder; give the folder that contains train, val or test")
     if any((root / part).is_dir() for part in PARTS):
         return root
     if any((root / f"{part}_img").is_dir() for part in PARTS):
         raise DataError(f"{root}: this is one split of a data set; use {root.resolve().parent}")
     inner = _data_sets_inside(root)
     if len(inner) > 1:
-        raise DataError(f"{root}: holds several data sets; use one of {', '.join(map(str, inner[:4]))}")
+        raise DataError(
+            f"{root}: this folder contains several data sets; give one of {', '.join(map(str, inner[:4]))}"
+        )
     if inner:
         logger.warning("%s: the data set in the subfolder %s is read.", root, inner[0].relative_to(root))
         return inner[0]
     archives = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip")
     if archives:
-        raise DataError(f"{root}: holds none of train, val and test; {_unpack(archives[0])}")
-    raise DataError(f"{root}: holds none of train, val and test; give the folder that holds them")
+        raise DataError(f"{root}: this folder contains none of train, val and test; {_unpack(archives[0])}")
+    raise DataError(
+        f"{root}: this folder contains none of train, val and test; give the folder that contains them"
+    )
 
 
 def _unpack(file: Path) -> str:
     if file.suffix.lower() != ".zip":
-        return "give the folder that holds train, val or test"
+        return "give the folder that contains train, val or test"
     out = file.with_suffix("")
-    return f'unpack it by: python -m zipfile -e "{file}" "{out}", then use "{out}"'
+    return f'unpack it with: python -m zipfile -e "{file}" "{out}", then use "{out}"'
 
 
 def _data_sets_inside(root: Path) -> list[Path]:
@@ -89,7 +93,7 @@ def find_parts(
             found[part] = _test_groups(root, answers) if part == "test" else _video_groups(root, part)
     if not found:
         raise DataError(
-            f"{root}: holds no pictures in {' or '.join(parts)}; add them, or give another folder"
+            f"{root}: this folder contains no pictures in {' or '.join(parts)}; add pictures, or give another folder"
         )
     return found
 
@@ -131,7 +135,10 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
         first = _not_empty(numbered_pictures(images[number]), images[number], "PNG or JPEG files")
         poses = _not_empty(numbered_pictures(labels[number]), labels[number], "PNG or JPEG files")
         if len(first) != 1:
-            raise DataError(f"{images[number]}: {len(first)} images; keep only the clip's first frame")
+            raise DataError(
+                f"{images[number]}: {len(first)} images, but the folder must contain only the first frame "
+                f"of the clip; remove the others"
+            )
         if len(poses) < 2:
             raise DataError(
                 f"{labels[number]}: {len(poses)} label is too few to predict a frame; a clip needs 2 labels or more"
@@ -149,5 +156,5 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
 
 def _not_empty(found: dict[int, Path], folder: Path, what: str) -> dict[int, Path]:
     if not found:
-        raise DataError(f"{folder}: holds no {what}; add them")
+        raise DataError(f"{folder}: this folder contains no {what}; add them")
     return found

@@ -25,7 +25,7 @@ def numbered_pictures(folder: Path) -> dict[int, Path]:
     files = [path for path in _entries(folder) if path.suffix.lower() in PICTURES and not path.is_dir()]
     for file in files:
         if not file.is_file():  # reading from a pipe or a device could block forever
-            raise DataError(f"{file}: not a regular file; replace it with a picture or remove it")
+            raise DataError(f"{file}: this is not a regular file; replace it with a picture or remove it")
     return _by_number(files)
 
 
@@ -37,7 +37,8 @@ def numbered_folders(folder: Path) -> dict[int, Path]:
 def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; the assignment's layout requires it, add it or correct its name"
+            f"{folder}: there is no such folder, but the assignment's layout requires it; add the folder or correct "
+            f"its name"
         )
     return sorted(path for path in folder.iterdir() if not is_ignored(path.name))
 
@@ -101,8 +102,8 @@ def in_order(files: dict[int, Path]) -> list[Path]:
     gaps = [b for a, b in itertools.pairwise(numbers) if b != a + 1]
     if gaps:
         raise DataError(
-            f"{files[gaps[0]].parent}: gap in the numbering before {_few(files[n].name for n in gaps)}; "
-            "add the missing files or number them without gaps"
+            f"{files[gaps[0]].parent}: the numbering has a gap before {_few(files[n].name for n in gaps)}; "
+            "add the missing files, or number the files without gaps"
         )
     return [files[n] for n in numbers]
 

@@ -26,7 +26,7 @@ def write_folder(dataset: Dataset, out: str | Path) -> None:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+            f"{out}: this folder already exists and is not empty; choose a new or empty folder, or remove it first"
         )
     if names := [clip.name for clip in dataset.tests if not re.fullmatch("[0-9]+", clip.name)]:
         raise DataError(f"test clip {names[0]!r}: the name is not a number; rename the clip")

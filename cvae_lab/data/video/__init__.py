@@ -96,7 +96,7 @@ def _check_settings(out: Path, size: tuple[int, int], fit: str, pose: str) -> No
     """Raise an error for a wrong setting before the video is decoded, because decoding takes long."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+            f"{out}: this folder already exists and is not empty; choose a new or empty folder, or remove it first"
         )
     if tuple(size) not in SIZES:
         raise ValueError(f"size is {size}; choose from {', '.join(f'{h}x{w}' for h, w in SIZES)}")
@@ -125,9 +125,9 @@ def split(file: str | Path, tracks: Tracks) -> dict[str, list[Segment]]:
     total = sum(stop - start for start, stop in left)
     if total < 5 * MIN_FRAMES:
         raise DataError(
-            f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of them lie in "
-            f"recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or one that "
-            "shows the whole person"
+            f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of these frames "
+            f"are in recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or a "
+            f"video that shows the whole person"
         )
     held = min(TEST_FRAMES, max(MIN_FRAMES, total // 10))
     parts: dict[str, list[Segment]] = {}

@@ -74,7 +74,10 @@ def read_video(
             times.append(time)
             numbers.append(number)
     if view is None:
-        raise DataError(f"{file}: no frame could be decoded; check that the file plays, or convert it to MP4")
+        raise DataError(
+            f"{file}: no frame could be decoded; check that a video player can play the file, or convert "
+            f"it to MP4"
+        )
     frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *view.shape, 3))
     left, top, *_ = view.crop
     return DecodedVideo(
@@ -115,17 +118,19 @@ def _open(file: Path) -> av.container.InputContainer:
     try:
         container = av.open(str(file))
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file; correct the name") from error
+        raise DataError(f"{file}: there is no such file; correct the name") from error
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
-            f"{file}: not a video file, or its header or end is missing ({error.strerror}); copy the file again, "
+            f"{file}: this is not a video file, or the header or the end of the file is missing ({error.strerror}); "
+            f"copy the file again, "
             "or convert it to MP4"
         ) from error
     if not container.streams.video:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         container.close()
         raise DataError(
-            f"{file}: no video stream (it holds {kinds}); give a file with pictures, or copy it again if incomplete"
+            f"{file}: the file has no video stream (it contains {kinds}); give a video file, or copy the file again if "
+            f"it is incomplete"
         )
     return container
 
@@ -143,7 +148,7 @@ def _broken(file: Path, count: int, readable: float, length: float | None, why: 
     announced = f" of {length:.1f} s" if length else ""
     return (
         f"{file}: the file is truncated or damaged after {count} frames, {max(readable, 0):.1f} s{announced} ({why}); "
-        "copy the file again, or use its beginning with the option seconds"
+        "copy the file again, or read only the first part with the option seconds"
     )
 
 
@@ -165,7 +170,7 @@ class _View:
         picture = _upright(frame)
         if picture.shape[1::-1] != self.size:
             raise DataError(
-                f"{file}: frame {number} has another size than frame 0; convert the file to one size"
+                f"{file}: frame {number} has another size than frame 0; convert the video to one frame size"
             )
         left, top, width, height = self.crop
         picture = Image.fromarray(picture[top : top + height, left : left + width])

@@ -52,8 +52,8 @@ def install(python: str = sys.executable) -> Path:
     for step in steps:
         if subprocess.run(step, check=False).returncode:
             raise DataError(
-                f"{folder}: {MEDIAPIPE} could not be installed, '{' '.join(step)}' failed (output above); it has "
-                "wheels for Python 3.9 to 3.12, select such a Python with --python"
+                f"{folder}: {MEDIAPIPE} could not be installed, because '{' '.join(step)}' failed (see the output "
+                f"above); its wheels are for Python 3.9 to 3.12, so give one of these versions with --python"
             )
     (folder / COMPLETE).write_text(MEDIAPIPE + "\n")
     return folder
@@ -67,8 +67,8 @@ def check_installed() -> None:
     """Raise DataError if the environment is missing. It is installed only by the user's command."""
     if not (environment() / COMPLETE).is_file():
         raise DataError(
-            f"{environment()}: the pose estimator is not installed; run 'cvae-lab video-setup' once (it downloads "
-            "about 140 MB), or give keypoints from another program with --pose"
+            f"{environment()}: the pose estimator is not installed; run 'cvae-lab video-setup' once (this command "
+            f"downloads about 140 MB), or give keypoints from another program with --pose"
         )
 
 
