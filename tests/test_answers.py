@@ -98,7 +98,7 @@ def test_wrong_answers_are_not_used_if_found_and_refused_if_given(data_folder, t
         read(data_folder, answers=data_folder / "empty")
     (data_folder / "GT7.csv").write_text("0.5")
     with pytest.raises(
-        DataError, match=r"no file has answers of clip 0, 1; number the files like the test clips"
+        DataError, match=r"no file has the true frames of clip 0, 1; number the files like the test clips"
     ):
         read(data_folder, answers=data_folder / "GT7.csv")
     with pytest.raises(DataError, match=r"nowhere: no true frames found"):

@@ -519,7 +519,7 @@ def test_data_without_answers_are_refused(tmp_path):
 
 def test_a_folder_without_submissions_is_refused(tmp_path):
     (tmp_path / "readme.md").write_text("none")
-    with pytest.raises(DataError, match="holds no submission"):
+    with pytest.raises(DataError, match="there is no submission in this folder"):
         grade_class(tmp_path, data_set())
     with pytest.raises(DataError, match="no such file"):
         grade_class(tmp_path / "nowhere", data_set())
@@ -534,4 +534,4 @@ def test_a_zip_archive_holds_one_submission(names, tmp_path):
             archive.write(file, name)
         archive.writestr("report.pdf", b"")
     (fault,) = grade_class(tmp_path / "class", data_set())["fault"]
-    assert "must hold one submission" in fault
+    assert "must contain one submission" in fault

@@ -136,7 +136,7 @@ def gpu(
 def _parts(only: Sequence[str]) -> list[str]:
     """Return the parts to run, in their order. Raises ConfigError if a name is unknown."""
     if unknown := set(only) - set(FRACTIONS):
-        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
+        raise ConfigError(f"There is no benchmark part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
     return [part for part in FRACTIONS if not only or part in only]
 
 

@@ -44,7 +44,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.train.sigma and self.train.scale == "handout":
             raise ConfigError(
-                'sigma belongs to scale = "elbo"; at scale = "handout" only beta_max sets the KL weight.'
+                'sigma is used only at scale = "elbo"; at scale = "handout" only beta_max sets the KL weight.'
             )
         if self.train.scale == "elbo" and self.train.weighting != "equal":
             raise ConfigError(

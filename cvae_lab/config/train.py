@@ -89,8 +89,7 @@ class TrainConfig:
         1.0,
         ge=0.0,
         le=10**6,
-        description="largest gradient norm; a gradient with a larger norm is scaled down to it; "
-        "0: no clipping",
+        description="largest gradient norm; a larger gradients are scaled down to this norm; 0: no clipping",
     )
     ema: float = Field(
         0.998,

@@ -26,7 +26,10 @@ def latent_row(model: CVAE, source: str, seed: int = 0) -> dict[str, Any]:
     tests = load(source, progress=False, height=model.config.height).tests
     clips = [clip for clip in tests if clip.answer is not None]
     if not clips:
-        raise DataError(f"{source}: no test clip has true frames, so the latent cannot be diagnosed")
+        raise DataError(
+            f"{source}: no test clip has true frames, so the latent cannot be diagnosed; give a data set "
+            f"with true frames"
+        )
     length = min(FRAMES + 1, *map(len, clips))
     videos = [Clip(clip.name, clip.first, clip.labels[:length], clip.answer[:length]) for clip in clips]
     found = diagnose(model, videos, seed)

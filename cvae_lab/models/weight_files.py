@@ -132,12 +132,12 @@ def _check_kind(path: Path, names: list[str]) -> None:
     last = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in last or any("/code/" in name for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript archive, which holds code; save the weights instead: "
+            f"{path} is a TorchScript archive, which contains code; save the weights instead: "
             "torch.save(model.state_dict(), 'weights.pt')."
         )
     if "data.pkl" not in last:
         files = [name for name in names if not name.endswith("/") and "__MACOSX" not in name]
-        inside = f"it holds {files[0]}" if files else "it holds no file"
+        inside = f"it holds {files[0]}" if files else "it contains no file"
         raise CheckpointError(f"{path} is a zip archive, not a checkpoint ({inside}); unpack it first.")
 
 
@@ -160,7 +160,7 @@ def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
         mentions_modules = b"torch.nn.modules" in file.read(2**20)
     if any(name.startswith("torch.nn.modules") for name in names) or (names and mentions_modules):
         return CheckpointError(
-            f"{path} holds a whole pickled module, which runs code when it is read, so it is refused. "
+            f"{path} contains a whole pickled module. Reading this module would run code, so the file is refused. "
             "Convert it on the machine where it was saved:\n"
             f"    model = torch.load({path.name!r}, weights_only=False)\n"
             f"    torch.save(model.state_dict(), {path.stem + '_weights.pt'!r})"

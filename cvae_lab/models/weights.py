@@ -56,7 +56,7 @@ def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) 
         renamed[".".join(part for part in parts if part not in _WRAPPERS)] = tensor
     if len(renamed) < len(weights):
         raise CheckpointError(
-            f"{path} holds two networks whose tensors have the same names; save one of them alone."
+            f"{path} contains two networks whose tensors have the same names; save one of them alone."
         )
     if removed:
         words = " and ".join(f"{prefix}. ({_WRAPPERS[prefix]})" for prefix in sorted(removed))

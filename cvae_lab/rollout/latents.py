@@ -28,7 +28,7 @@ def clip_streams(source: NoiseSource, clips: int) -> list[torch.Generator]:
     if isinstance(source, Sequence):
         if len(source) != clips:
             raise ValueError(
-                f"{len(source)} generators for {clips} clips; pass one per clip, or a single one."
+                f"{len(source)} generators for {clips} clips; pass one generator per clip, or a single generator."
             )
         return list(source)
     source = source or torch.Generator().manual_seed(0)

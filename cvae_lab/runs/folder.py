@@ -84,7 +84,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise RunInUseError(
-                f"{self.path} is in use by another training or notebook; wait until it ends, or choose another folder."
+                f"{self.path} is in use by another training process or notebook; wait until that process ends, or "
+                f"choose another folder."
             ) from None
         _locks[key] = lock
         remove_stale(self.path)
@@ -231,7 +232,10 @@ class RunFolder:
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w). Raises RunError for a damaged file."""
         if not (self.path / "predictions.npz").exists():
-            raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain it.")
+            raise RunError(
+                f"{self.path} has no predictions.npz; copies made by `cvae-lab export` do not contain this "
+                f"file."
+            )
         return read_arrays(self.path / "predictions.npz")
 
 

@@ -112,7 +112,7 @@ def _kinds(chosen: Sequence[_Chosen], plain: bool, batch_statistics: bool) -> tu
     for file, *_ in chosen:
         if not checkpoint.is_course(file) and checkpoint.load_model(file).config.name != "handout":
             raise RunError(
-                f"{file} holds a network without batch norm (preset compact), so --batch-statistics has no effect; "
+                f"{file} contains a network without batch norm (preset compact), so --batch-statistics has no effect; "
                 "omit this option."
             )
     return ("plain", BATCH_STATISTICS)
@@ -238,7 +238,10 @@ def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Lo
     for file in write_course_files(out, form, clips, whole):
         if file.suffix == ".npz":
             height, width = clips[0].first.shape[-2:]
-            log(f"The course's formats have frames of 32 x 64 pixels, not {height} x {width}; wrote {file}.")
+            log(
+                f"The course's formats have frames of 32 x 64 pixels, not {height} x {width}, so the frames were "
+                f"written to {file}."
+            )
         else:
             log(f"To hand in: {file}")
     log(f"Open first: {out / f'clip{clips[0].name}.html'}")

@@ -141,10 +141,13 @@ def reproduce(todo: Sequence[Step], root: Path, log: Log = print) -> list[str]:
     """
     failures: list[str] = []
     for step in todo:
-        log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do, {len(step.copies)} are copies")
+        log(
+            f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do, {len(step.copies)} are copied from equal "
+            f"runs"
+        )
         failed = [*_train(step, log), *_copy(step)]
         if failed:
-            log(f"  {step.name} keeps its old record, because {len(failed)} runs failed")
+            log(f"  {step.name} keeps the previous record, because {len(failed)} runs failed")
         else:
             log(f"  wrote {_write_record(step, root / 'figures')}")
         failures += failed
@@ -181,7 +184,7 @@ def _copy(step: Step) -> list[str]:
 def _write_record(step: Step, figures_dir: Path) -> Path | str:
     runs = [RunFolder(Path(job.run_dir)) for job in step.jobs]
     if step.name == "pretrained":
-        return "nothing, because these runs are only initial weights"
+        return "nothing, because these runs only provide initial weights"
     if step.name in FOLDERS:
         new, best = figures_dir / f".{step.name}", best_run(runs[0].path.parent)
         shutil.rmtree(new, ignore_errors=True)

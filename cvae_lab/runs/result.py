@@ -96,7 +96,7 @@ def read_scores(text: str, file: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError):
         table = pd.DataFrame()
     if list(table) != list(SCORE_COLUMNS) or not text.endswith("\n"):
-        raise RunError(f"{file} is damaged or cut off; run the training command again to write it.")
+        raise RunError(f"{file} is damaged or truncated; run the training command again to write it.")
     return table
 
 

@@ -134,7 +134,7 @@ STUDIES = {
     ),
     "initial-weights": Study(
         "PSNR with random and with pretrained initial weights, by number of training frames and CPU time on one core. "
-        "Give your data with --data; the score of a run is that of its held-out segments.",
+        "Give your data with --data; each run is scored on held-out segments.",
         {"eval_every": 1000, "threads": 1, "device": "cpu", "clock": "cpu"},
         {
             f"{weights or 'random'}-{frames or 'all'}-frames-{minutes}-minutes": {

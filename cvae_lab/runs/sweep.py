@@ -192,7 +192,7 @@ def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
         in_use = RunInUseError.__name__ in (type(error).__name__, getattr(error, "ename", ""))
         return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60, in_use)
     if not run.done:
-        return Outcome(job.run_dir, False, "the notebook ended without a result.json", 0.0)
+        return Outcome(job.run_dir, False, "the notebook ended and wrote no result.json", 0.0)
     return Outcome(job.run_dir, True, "done", (time.monotonic() - started) / 60)
 
 
@@ -205,7 +205,9 @@ def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
             f"{run.path} already contains a run with {difference}; give another --out, or remove that run."
         )
     whole = template is None or (run.path / "notebook.ipynb").exists()
-    return Outcome(job.run_dir, True, "done before" if whole else "done before, without notebook.ipynb", 0.0)
+    return Outcome(
+        job.run_dir, True, "done before" if whole else "finished earlier, without notebook.ipynb", 0.0
+    )
 
 
 def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:

@@ -200,7 +200,9 @@ def into_markdown(path: Path, name: str, text: str) -> None:
     """Replace the text between the two markers of this name in a file. Raises RunError if they are missing."""
     whole, start, end = path.read_text(), START.format(name), END.format(name)
     if start not in whole or end not in whole:
-        raise RunError(f"{path} has no lines {start!r} and {end!r}; add them where the table should be.")
+        raise RunError(
+            f"{path} has no lines {start!r} and {end!r}; add these two lines where the table should be."
+        )
     before, rest = whole.split(start, 1)
     write_text(path, f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}")
 

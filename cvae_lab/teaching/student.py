@@ -76,14 +76,14 @@ def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> Noteboo
             stubs.add(match["answer"])
             if match["answer"] not in answers:
                 raise StudentEditionError(
-                    f"exercise {match['answer']} has no solution; add a cell that defines it"
+                    f"exercise {match['answer']} has no solution; add a cell that defines this function"
                 )
             head, body = answers[match["answer"]]
             cell.source = SOLUTION.format(head=head, body=body)
             cell.metadata["nbgrader"] = _metadata(f"answer_{match['answer']}", grade=False)
     if stubs != checked:
         raise StudentEditionError(
-            f"exercise {sorted(stubs ^ checked)[0]} lacks its stub or its check; add the cell"
+            f"exercise {sorted(stubs ^ checked)[0]} has no stub or no check; add the missing cell"
         )
     return merged
 
@@ -128,7 +128,7 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
         raise StudentEditionError("nbgrader is not installed; run pip install 'cvae-lab[teach]'")
     source = source or originals()
     if not (source / "solutions").is_dir():
-        raise StudentEditionError(f"{source} holds no solutions; install cvae-lab again")
+        raise StudentEditionError(f"{source} contains no solutions; install cvae-lab again")
     files = [source / f"{name}.ipynb" for name in names] or sorted(source.glob("[0-9]*.ipynb"))
     target = folder / "source" / ASSIGNMENT
     target.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,9 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
             (target / other.name).unlink(missing_ok=True)
     for file in files:
         if not file.exists():
-            raise StudentEditionError(f"there is no notebook {file.stem}; see {source} for their names")
+            raise StudentEditionError(
+                f"there is no notebook {file.stem}; see {source} for the names of the notebooks"
+            )
         merged = teacher_notebook(nbformat.read(file, 4), nbformat.read(source / "solutions" / file.name, 4))
         with replacing(target / file.name) as temporary:
             nbformat.write(merged, temporary)

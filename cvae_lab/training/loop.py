@@ -119,7 +119,8 @@ def _sampler(
 ) -> ClipSampler:
     if config.batch_size < distributed.world():
         raise ConfigError(
-            f"batch_size = {config.batch_size} is less than the number of processes, {distributed.world()}; raise it."
+            f"batch_size = {config.batch_size} is less than the number of processes, {distributed.world()}; increase "
+            f"batch_size."
         )
     return ClipSampler(
         video, config.n_frames, config.batch_size, generator, device,

@@ -128,7 +128,7 @@ def sweep_status(running: Sequence[RunStatus], waiting: int, elsewhere: int = 0)
         elsewhere: number of runs that another process is training.
     """
     if not running:
-        return f"another process is training {elsewhere} of the runs; waiting until they end"
+        return f"another process is training {elsewhere} of the runs; waiting until these runs end"
     totals = [run.total_seconds for run in running if not math.isnan(run.total_seconds)]
     left = "? min left"
     if totals:

@@ -39,7 +39,7 @@ def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> lis
     shapes = " ".join(str(tuple(part.shape)) for part in parts)
     if len({part.shape for part in parts}) > 1:
         raise ValueError(
-            f"The clips have different shapes, {shapes}: leave the first frame out of all of them."
+            f"The clips have different shapes, {shapes}: give clips of one shape, all without the first frame."
         )
     if not len(label):
         raise ValueError("There are no frames to show: give at least one.")

@@ -98,10 +98,10 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     m, frames = measured, measured["frames"]
     turned = f", turned by its rotation flag of {m['rotation']} degrees" if m["rotation"] else ""
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
-    yield f"Frames: {frames} in {m['seconds']:.1f} s, {m['median_pause']:.3f} s apart (median)."
+    yield f"Frames: {frames} in {m['seconds']:.1f} s, the median time between frames is {m['median_pause']:.3f} s."
     if m["longest_pause"] > 1.5 * m["median_pause"]:
         advice = "" if settings["fps"] else "; the option fps selects evenly spaced frames"
-        yield f"Warning: frames are unevenly spaced, by up to {m['longest_pause']:.2f} s{advice}."
+        yield f"Warning: the time between frames varies and is up to {m['longest_pause']:.2f} s{advice}."
     by = "mediapipe, on this machine" if settings["pose"] == "mediapipe" else Path(settings["pose"]).name
     yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%}) by {by}."
     yield (

@@ -91,7 +91,7 @@ def sources(path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     elif path.is_file():
         texts = iter([(path.name, partial(_read, path))])
     else:
-        raise DataError(f"{path}: no such file; give a .py, .ipynb or .zip file, or a folder")
+        raise DataError(f"{path}: there is no such file; give a .py, .ipynb or .zip file, or a folder")
     count = 0
     for name, read in texts:
         count += 1
@@ -140,6 +140,6 @@ def _notebook_source(text: str, name: str) -> str:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name}: not a notebook ({error}); save it again in Jupyter") from error
+        raise DataError(f"{name}: this is not a notebook ({error}); save it again in Jupyter") from error
     lines = "\n".join(code).splitlines()
     return "\n".join("# " + line if line.lstrip().startswith(("!", "%", "?")) else line for line in lines)

@@ -50,7 +50,7 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     If the file is the predictions.npz of a run, its validation clips are left out. Raises DataError for other formats.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; correct the name")
+        raise DataError(f"{path}: there is no such file or folder; correct the name")
     if path.is_dir():
         return _folder(path, frames)
     suffix = path.suffix.lower()
@@ -67,7 +67,8 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     if suffix in VIDEO_FORMATS:
         return [_joined(path, _video_frames(path))]
     raise DataError(
-        f"{path}: unknown kind of file; give a submission CSV, a text file in the 2023 format, a GIF, a video, "
+        f"{path}: the format of this file is unknown; give a submission CSV, a text file in the 2023 format, a GIF, a "
+        f"video, "
         "an npz or a "
         "folder of PNGs"
     )
@@ -155,7 +156,8 @@ def _folder(path: Path, frames: Lengths) -> Clips:
     if len(tables) == 1:
         return read_submission(tables[0], frames)
     raise DataError(
-        f"{path}: holds no pictures, no text files of 2023 and not exactly one submission CSV; give one of these"
+        f"{path}: this folder contains no pictures, no text files of 2023 and not exactly one submission CSV; add one "
+        f"of these"
     )
 
 
@@ -171,7 +173,7 @@ def _bounded(path: Path, clips: Iterable[UInt8[Tensor, "t 3 h w"]]) -> Clips:
 
 def _check_total(path: Path, total: int) -> None:
     if total > MAX_VALUES:
-        raise DataError(f"{path}: more than {MAX_VALUES:,} bytes of pixels; give smaller or fewer frames")
+        raise DataError(f"{path}: more than {MAX_VALUES:,} bytes of pixels; give fewer or smaller frames")
 
 
 def _joined(path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "t 3 h w"]:
@@ -181,12 +183,12 @@ def _joined(path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8
         shape = shape or picture.shape
         if picture.shape != shape:
             raise DataError(
-                f"{path}: picture {number} has another size than the first; bring all to one size"
+                f"{path}: picture {number} has another size than the first picture; resize all pictures to one size"
             )
         _check_total(path, len(pixels) + picture.size)
         pixels += picture.tobytes()
     if shape is None:
-        raise DataError(f"{path}: holds no frames; write the file again")
+        raise DataError(f"{path}: the file contains no frames; write the file again")
     return torch.frombuffer(pixels, dtype=torch.uint8).reshape(-1, *shape).permute(0, 3, 1, 2)
 
 
@@ -203,9 +205,9 @@ def _gif_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large ({error}); make it smaller") from error
+        raise DataError(f"{path}: the picture is too large ({error}); make it smaller") from error
     except Exception as error:  # damaged files make Pillow raise errors of almost any type
-        raise DataError(f"{path}: not a readable GIF ({error}); write it again") from error
+        raise DataError(f"{path}: this is not a readable GIF ({error}); write it again") from error
 
 
 def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -213,7 +215,7 @@ def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     try:
         with av.open(str(path), format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
-                raise DataError(f"{path}: holds no video stream; give a file with pictures")
+                raise DataError(f"{path}: the file has no video stream; give a video file")
             stream = container.streams.video[0]
             _check_size(path, stream.width, stream.height)
             for frame in container.decode(stream):
@@ -222,12 +224,14 @@ def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not a readable video ({error}); write it again") from error
+        raise DataError(f"{path}: this is not a readable video ({error}); write it again") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: too large (it claims {width} x {height} pixels); make it smaller")
+        raise DataError(
+            f"{path}: the picture is too large ({width} x {height} pixels by its header); make it smaller"
+        )
 
 
 def _npz(path: Path) -> Clips:
@@ -240,9 +244,11 @@ def _npz(path: Path) -> Clips:
     except DataError:
         raise
     except Exception as error:  # damaged archives raise errors of many types
-        raise DataError(f"{path}: not a readable npz of arrays ({error}); write it again") from error
+        raise DataError(
+            f"{path}: this is not a readable npz file of arrays ({error}); write it again"
+        ) from error
     if not clips:
-        raise DataError(f"{path}: holds no arrays; write one array per clip")
+        raise DataError(f"{path}: the file contains no arrays; write one array per clip")
     return clips
 
 

@@ -38,11 +38,13 @@ def aligned(predicted: Frames, true: Frames, number: int) -> tuple[Frames, Frame
     if predicted.shape[1:] != true.shape[1:] or abs(len(predicted) - len(true)) > 1:
         raise DataError(
             f"clip {number}: the prediction has {_described(predicted)}, the answer {_described(true)}; both must have "
-            "equally many frames of one size, and one of them may lack frame 0"
+            f"the same number of frames of the same size, but frame 0 may be missing in one of them"
         )
     longest = max(len(predicted), len(true))
     if longest < 2:
-        raise DataError(f"clip {number}: it has only frame 0, which is not scored; give at least 2 frames")
+        raise DataError(
+            f"clip {number}: the only frame is frame 0, which is not scored; give at least 2 frames"
+        )
     return predicted[len(predicted) - longest + 1 :], true[len(true) - longest + 1 :]
 
 

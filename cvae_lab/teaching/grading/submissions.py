@@ -98,7 +98,7 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
     for root in roots:
         if not root.exists():
             raise DataError(
-                f"{root}: no such file or folder; give a folder with one file or folder per student"
+                f"{root}: there is no such file or folder; give a folder with one file or folder per student"
             )
         for path in submissions(root, n_clips):
             below = path.relative_to(root).as_posix()
@@ -106,7 +106,8 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
             found.append(("/".join(parts), path))
     if not found:
         raise DataError(
-            f"{', '.join(map(str, roots))}: holds no submission; give a folder with one file or folder per student"
+            f"{', '.join(map(str, roots))}: there is no submission in this folder; give a folder with one file or "
+            f"folder per student"
         )
     return found
 
@@ -135,7 +136,9 @@ def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[
     """The predicted clips of a submission. If they cannot be read, an error of any type may be raised."""
     linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
     if linked:
-        raise DataError(f"{linked}: a link to another file, which is not followed; hand in the file itself")
+        raise DataError(
+            f"{linked}: this is a link to another file, and links are not followed; hand in the file itself"
+        )
     if path.suffix.lower() == ".zip":
         return _from_zip(path, tests, data, log)
     if path.suffix.lower() in CHECKPOINTS:
@@ -159,17 +162,19 @@ def _check_size(path: Path) -> None:
             members = archive.infolist()
         if len(members) > MAX_MEMBERS:
             raise DataError(
-                f"{path}: an archive of more than {MAX_MEMBERS} files; hand in the prediction alone"
+                f"{path}: this archive has more than {MAX_MEMBERS} files; hand in only the prediction"
             )
         size = max(size, sum(member.file_size for member in members))
     if size > MAX_BYTES:
-        raise DataError(f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} that are read; hand in less")
+        raise DataError(
+            f"{path}: {size:,} bytes are more than the limit of {MAX_BYTES:,} bytes; hand in a smaller file"
+        )
 
 
 def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
     """Unpack a zip archive to a temporary folder and read its prediction. It must contain exactly one submission."""
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a zip archive, or incomplete; hand it in again")
+        raise DataError(f"{path}: this is not a zip archive, or it is incomplete; hand in the file again")
     _check_size(path)
     with tempfile.TemporaryDirectory() as temporary:
         # zipfile creates no links, writes no file outside the folder, and writes at most the size given for each file.
@@ -178,7 +183,9 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
         found = submissions(Path(temporary), len(tests))
         if len(found) != 1 or found[0].suffix.lower() == ".zip":
             names = ", ".join(str(file.relative_to(temporary)) for file in found[:3]) or "none"
-            raise DataError(f"{path}: the archive must hold one submission, and holds {len(found)} ({names})")
+            raise DataError(
+                f"{path}: the archive must contain one submission, but it contains {len(found)} ({names})"
+            )
         try:
             return _prediction(found[0], tests, data, log)
         except (ValueError, OSError) as error:
