@@ -129,22 +129,23 @@ def gpu(
                 write_text(out, json.dumps(content, indent=2))
                 most = ends - time.time() + GRACE
                 if part != "training" or "CUDA error" not in str(rows) or most < MINIMUM[part]:
-                    break  # else repeat without graphs, because no later row of this process can be right
+                    break  # the part is repeated without graphs, because all later rows of this process would be wrong
     return content["rows"]
 
 
 def _parts(only: Sequence[str]) -> list[str]:
-    """Return the parts to run, in their order. Raises ConfigError if a name is unknown."""
+    """Return the parts to run, in their order. Raises ConfigError for an unknown part."""
     if unknown := set(only) - set(FRACTIONS):
         raise ConfigError(f"There is no benchmark part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
     return [part for part in FRACTIONS if not only or part in only]
 
 
 def allowance(left: float, parts: Sequence[str]) -> float:
-    """Return the seconds for the first of the remaining parts: its minimum, and its fraction of what all leave.
+    """Return the time limit in seconds for the first of the remaining parts: minimum plus fraction of the rest.
 
     Args:
-        left: seconds for all these parts. If the sum of their minima is greater, each part gets less than its minimum.
+        left: seconds for all remaining parts. If this is less than the sum of the minima, each part gets less than its
+            minimum.
     """
     needed = sum(MINIMUM[part] for part in parts)
     if left < needed:
@@ -153,7 +154,10 @@ def allowance(left: float, parts: Sequence[str]) -> float:
 
 
 def _device_name(name: str) -> str:
-    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; here, `auto` never selects a CPU."""
+    """Return the name of the device.
+
+    Raises ConfigError if `auto` finds no GPU, because `auto` never means a CPU here.
+    """
     if name == "auto" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
     return "cuda" if name == "auto" else name
@@ -161,7 +165,7 @@ def _device_name(name: str) -> str:
 
 @contextmanager
 def rendering(data: str) -> Iterator[Callable[[float], None]]:
-    """Render a data set into the cache in another process. Yield a function that waits some seconds for its end."""
+    """Render a data set to the cache in another process. Yield a function that waits for the end of that process."""
     if not data:
         yield lambda allowed: None
         return
@@ -178,7 +182,7 @@ def rendering(data: str) -> Iterator[Callable[[float], None]]:
         yield wait
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # also kills the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # also kills the child processes of this process
             process.wait()
 
 
@@ -186,7 +190,7 @@ def run_part(part: str, device: str, tiny: bool, ends: float, graphs: bool = Tru
     """Run a part in this process and print each row as one line.
 
     Args:
-        ends: time at which the part is stopped, as a value of `time.time`.
+        ends: deadline of the part, as a value of `time.time`.
         graphs: whether training may use CUDA graphs.
     """
     functions = {

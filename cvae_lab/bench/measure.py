@@ -1,4 +1,4 @@
-"""The actions that are timed: a training step or a prediction, with the reference loop or with the fast path.
+"""Timed actions: a training step or a prediction, by the reference loop or by the fast path.
 
 The reference loop has the settings of public solutions: float32, default memory format, frame by frame. The fast path
 has the settings that `fit` and `predict` use on this device.
@@ -68,7 +68,7 @@ class Work:
 
 
 class Case(NamedTuple):
-    """One comparison: the action and its size."""
+    """One row of the comparison: an action and the size of its work."""
 
     what: str  # name of the row
     kind: Literal["training", "rollout"]

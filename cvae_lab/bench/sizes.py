@@ -53,7 +53,7 @@ class SizeRow:
 
 
 def sizes(heights: Sequence[int] = HEIGHTS, epochs: int = EPOCHS, repeats: int = 3) -> Iterator[SizeRow]:
-    """Yield one row for each height. The same number of epochs gives the PSNR of every size.
+    """Yield one row for each height. The PSNR is measured after the same number of epochs for every size.
 
     CPU time is measured, so other processes on the machine have little influence.
     """

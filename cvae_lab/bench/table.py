@@ -1,4 +1,4 @@
-"""The table of `cvae-lab bench`, which compares the reference loop with the fast path. It contains medians."""
+"""Table of `cvae-lab bench`: medians of the speed of the reference loop and of the fast path."""
 
 import json
 import math
@@ -43,13 +43,13 @@ class Row:
     ours: float
     ratio: float
     spread: float  # (max - min) / median over the repeats
-    against_handout: float  # ours / reference loop of `handout`; NaN if it was not timed
+    against_handout: float  # fast path / reference loop of `handout`; NaN if the reference loop was not timed
     literal_of_matmul: (
         float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
     )
-    share_of_matmul: float  # the same fraction for ours, at the precision of ours
+    share_of_matmul: float  # the same fraction for the fast path, at the precision of the fast path
     share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
-    peak_mib: float  # peak memory of ours in a separate process; NaN if not measured
+    peak_mib: float  # peak memory of the fast path in a separate process; NaN if not measured
     peak_in_own_process: bool = False  # False in old files: there, the peak includes earlier rows
 
     def __str__(self) -> str:
@@ -183,7 +183,8 @@ def fractions_of_matmul(
 ) -> tuple[float, float]:
     """Return the fractions of the machine's matrix-product rate that the reference loop and the fast path reach.
 
-    For both, the operations of the reference loop are counted. Each is compared with the rate at its own precision.
+    Both fractions use the operation count of the reference loop. The rate of the machine is that of the precision in
+    use.
 
     Args:
         reference_speed, speed: frames per second of the reference loop and of the fast path.
@@ -203,7 +204,7 @@ def compare(
     ends: float,
     limits: dict,
 ) -> dict[str, Any]:
-    """Time the fast path and the reference loop. If one of them fails, its error is part of the result.
+    """Time the fast path and the reference loop. If one of the two fails, the result contains the error message.
 
     Args:
         make: function of one boolean that returns the workload: the fast path if True, else the reference loop.
@@ -279,7 +280,7 @@ def _cell(row: dict[str, Any], key: str, format_spec: str, unit: str = "") -> st
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one line for each of the project's GPU targets: the measured value, and whether the target is reached."""
+    """Return one line for each GPU target of the project: the measured value and whether the target is reached."""
     found = []
     mine = [row for row in rows if row.get("model") == "handout" and "ours" in row]
     trained = [row for row in mine if row["what"] == "training"]

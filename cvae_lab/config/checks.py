@@ -11,7 +11,10 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """Error for a parameter with an invalid value. The message names the parameter, the value and what is allowed."""
+    """Error for a parameter with an invalid value.
+
+    The message contains the parameter, the value and the valid range.
+    """
 
 
 class Parameter(NamedTuple):

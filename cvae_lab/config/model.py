@@ -86,12 +86,12 @@ class ModelConfig:
 
     @property
     def latent_stride(self) -> int:
-        """Frame pixels per cell of z, along each axis."""
+        """Number of frame pixels per cell of z, along each axis."""
         return 1 if self.name == "handout" else 8 * 2**self.extra_levels
 
     @property
     def extra_levels(self) -> int:
-        """Number of resolution levels of `compact` in addition to the three for frames of 32 x 64 pixels."""
+        """Number of resolution levels of `compact` beyond the three levels for frames of 32 x 64 pixels."""
         return {32: 0, 64: 1, 128: 2}[self.height]
 
 

@@ -37,12 +37,12 @@ MEANING = (
 
 
 def with_protocol(params: dict[str, Any], preset: Any) -> tuple[dict[str, Any], Any]:  # noqa: ANN401
-    """Replace the parameter `protocol` by the parameters that it stands for; return them and the preset.
+    """Replace the parameter `protocol` by the parameters of this protocol; return all parameters and the preset.
 
     Args:
-        preset: the preset, or ANY_PRESET if it is not given.
+        preset: the preset, or ANY_PRESET if none is given.
 
-    Raises ConfigError for an unknown protocol, or for another network than that of the protocol.
+    Raises ConfigError for an unknown protocol, or if the protocol is for another network than `preset`.
     """
     name = params.get("protocol", "")
     if name == "":

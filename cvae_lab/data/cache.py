@@ -33,9 +33,9 @@ def cache_dir() -> Path:
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the value in the cache file `name` if its key and checksum are correct. Otherwise call `build`.
 
-    The value consists of tensors, numbers and text in dicts, lists and tuples. Tensors from the file are
-    memory-mapped, so that several processes use the same memory. A damaged file is logged and built again. If the
-    file cannot be written, one warning per folder is logged and the value is still returned.
+    Values are tensors, numbers and text in dicts, lists and tuples. Tensors from the file are memory-mapped, so that
+    several processes use the same memory. A damaged file is logged and replaced. If the file cannot be written, one
+    warning per folder is logged and the value is still returned.
     """
     file = folder / f"{name}.pt"
     remove_stale_once(folder.resolve())

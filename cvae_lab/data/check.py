@@ -20,7 +20,7 @@ def report(dataset: Dataset) -> pd.DataFrame:
 
     Three columns hold the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
     first frame of each recording is excluded. `static` repeats that first frame, `copy_previous` repeats the previous
-    true frame, and `mean_frame` is the mean training frame. The value is NaN if the true frames are not known.
+    true frame, and `mean_frame` is the mean training frame. A baseline is NaN if the true frames are not known.
     """
     mean = _mean_frame(dataset.train)
     palette = dataset.palette or STANDARD

@@ -1,7 +1,7 @@
 """Text formats of the course: one file per clip in 2023, and one CSV file for all clips in later years.
 
-Predictions and answers (true frames) have the same format. These files come from other people. A file much larger
-than its format needs is therefore refused before it is read, and every value is checked.
+Predictions and answers (true frames) have the same format. The files may come from unknown people. A file that is much
+larger than a valid file is therefore refused before it is read, and every value is checked.
 """
 
 import math
@@ -64,7 +64,7 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
 
 
 def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
-    """Yield the checked pixels of every row. At most the largest possible length of a row is read at a time."""
+    """Yield the checked pixels of every row. At most the longest possible row is read at once."""
     longest = MAX_CHARACTERS * (VALUES + 2)
     with regular(path).open("rb") as file:
         header = _line(path, file.readline(longest), 1, longest).removeprefix(b"\xef\xbb\xbf").split(b",")

@@ -1,8 +1,8 @@
 """Find out from predictions whether a network was trained with a sigmoid after its generator.
 
 Several public solutions of the assignment have this sigmoid. The weights have the same names and shapes with and
-without it, so both kinds of weights can be loaded. With the wrong activation, the predictions are wrong without any
-error message.
+without the sigmoid, so both kinds of weights can be loaded. With the wrong activation, the predictions are wrong
+without any error message.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sample quality: differences between several predictions of a clip, and factors that the latent encodes."""
+"""Sample quality: differences between several predictions of a clip, and hidden factors that the latent encodes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

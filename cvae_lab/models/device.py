@@ -60,8 +60,8 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
     """Return a sentence if the GPU has no bfloat16 units: float32 is used, or emulated bfloat16 because it was set.
 
-    float16 is not offered. Its range ends at 65,504 and its smallest normal number is 6e-5, so it would need a scaled
-    loss in every training step, and the KL weights of this project are as small as 1e-6.
+    float16 is not offered. The range of float16 ends at 65,504 and its smallest normal number is 6e-5, but KL weights
+    of this project are as small as 1e-6. Every training step would need a scaled loss.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY:
         return None
@@ -73,5 +73,5 @@ def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
 
 
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms remain in float32."""
+    """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms have float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)

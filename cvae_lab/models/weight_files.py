@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 def _plain_dict(factory: object = None, *_: object) -> dict:
-    """Replace a `defaultdict` by a dict with the same values. The factory is not called."""
+    """Replace a `defaultdict` by a dict with the same values, without calling the factory."""
     return {}
 
 
@@ -30,7 +30,7 @@ def _plain_list(items: Iterable = (), _maxlen: object = None) -> list:
 
 
 class _PlainPath(pathlib.PurePosixPath):
-    """Pure path that replaces any `Path`. It cannot open files."""
+    """Pure path that replaces any `Path`, because a pure path cannot open files."""
 
 
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
@@ -94,7 +94,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Return the weights, and the configuration if a run of this project wrote it to the file's metadata."""
+    """Return the weights, and the configuration if the file's metadata contain one of this project."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}

@@ -47,7 +47,7 @@ def _is_weights(value: object) -> bool:
 
 
 def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) -> Weights:
-    """Remove `module.`, `model.` and `_orig_mod.` from the names. No module of the network has one of these names."""
+    """Remove `module.`, `model.` and `_orig_mod.` from the names. These are not names of modules of the network."""
     removed: set[str] = set()
     renamed: Weights = {}
     for name, tensor in weights.items():

@@ -1,6 +1,6 @@
 """Sources of z for each step of a free-running prediction: the prior, the posterior, the prior's mean, or zero.
 
-Every clip has its own noise stream. The prediction of a clip therefore does not depend on the other clips in its batch.
+Every clip has its own noise stream, so the prediction of a clip does not depend on the other clips in the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ STEPS_PER_DRAW = 16  # number of steps per draw of a clip's noise; another numbe
 
 
 def clip_streams(source: NoiseSource, clips: int) -> list[torch.Generator]:
-    """Return one generator per clip. A single `source` draws one number per clip, which is the clip's seed."""
+    """Return one generator per clip. From a single `source`, one number per clip is drawn, which is the clip's seed."""
     if isinstance(source, Sequence):
         if len(source) != clips:
             raise ValueError(

@@ -13,7 +13,7 @@ def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
     """Read the index, counted from 0, of the first frame of every recording except the first.
 
     Args:
-        frames: number of frames of the video; every index must be smaller.
+        frames: number of frames of the video; every index must be smaller than this number.
     """
     with file.open(encoding="utf-8-sig", errors="replace") as stream:
         words = stream.read(1_000_000).split()

@@ -1,4 +1,4 @@
-"""Find the folder of a data set, its splits (train, val, test) and their files. No picture is decoded here."""
+"""Find the folder, the splits (train, val, test) and the files of a data set, without decoding pictures."""
 
 import logging
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def _data_sets_inside(root: Path) -> list[Path]:
         seen += len(level)
         if seen > MAX_FOLDERS:  # for example in a home folder, where the search would take long
             return []
-        # A folder must also hold a picture folder, because many folders have a subfolder called test.
+        # The folder must also contain a picture folder, because a subfolder called test is common.
         if found := [one for one in level if any((one / part / f"{part}_img").is_dir() for part in PARTS)]:
             return found
     return []
@@ -78,11 +78,11 @@ def _folders(folder: Path) -> list[Path]:
 def find_parts(
     root: Path, parts: Sequence[str], required: Sequence[str] = (), answers: Path | None = None
 ) -> dict[str, list[Group]]:
-    """Return the picture files of every split that exists. Check their names and numbers, and that all labels exist.
+    """Return the picture files of every split that exists. Check file names, frame numbers, and that all labels exist.
 
     Args:
         parts: splits to search for.
-        required: splits that must exist. A missing one raises DataError.
+        required: splits that must exist. A missing split raises DataError.
         answers: folder with one folder of true frames for every test clip; the default is `test/test_answer`.
     """
     if unknown := {*parts, *required} - set(PARTS):
@@ -99,7 +99,7 @@ def find_parts(
 
 
 def _is_there(root: Path, part: str) -> bool:
-    """Whether the folder of a split exists and holds pictures. If both picture folders are empty, this is logged."""
+    """Return whether the folder of a split exists and contains pictures. Two empty picture folders are logged."""
     if not (root / part).is_dir():
         return False
     folders = [root / part / f"{part}_{kind}" for kind in ("img", "label")]

@@ -16,7 +16,7 @@ LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 
 
 def is_ignored(name: str) -> bool:
-    """Whether this is a hidden file or one that an operating system creates, such as Thumbs.db or __MACOSX."""
+    """Return whether a file is hidden or created by an operating system, such as Thumbs.db or __MACOSX."""
     return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
 
 
@@ -44,7 +44,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
-    """Return a dict from the last number in each name to its path. All other text must be the same in all names."""
+    """Return a dict from the last number in each file name to the path.
+
+    The rest of the name must be equal for all files.
+    """
     names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
     numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
     if numbers is None or len(set(numbers)) < len(paths):

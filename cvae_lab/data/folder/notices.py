@@ -1,4 +1,4 @@
-"""Messages about a data folder: resized pictures, converted pictures, unknown label colours."""
+"""Log messages about a data folder: resized pictures, converted pictures, unknown label colours."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

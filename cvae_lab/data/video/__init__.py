@@ -1,8 +1,8 @@
 """Make a data set in the course's layout from a video of one person, recorded with a fixed camera.
 
-The modules are used in this order. `decode` reads upright frames. `estimator` computes the joints, or `keypoints` reads
+The modules are used in this order: `decode` reads upright frames. `estimator` computes the joints, or `keypoints` reads
 them from files. `tracks` repairs and smooths the joints. `make_data_set` draws labels, splits the video and writes the
-data set. `report` describes the result.
+data set. `report` describes the data set.
 """
 
 import tempfile
@@ -50,7 +50,7 @@ def make_data_set(
         pose: "mediapipe", or a file or folder of keypoints (see `keypoints`).
         size: height and width of the pictures, one of `SIZES`.
         fps: number of frames per second that are selected by their time stamps; None keeps every frame.
-        seconds: length of the used beginning of the video; None uses all of it.
+        seconds: length of the used beginning of the video; None uses the whole video.
         crop: left, top, width and height in pixels of the upright video. The crop is applied before `fit`.
         fit: "letterbox" adds black bars. "crop" selects the largest box with the aspect ratio of `size` around the
             person.

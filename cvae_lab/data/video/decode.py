@@ -86,7 +86,7 @@ def read_video(
 
 
 def _decode(file: Path, seconds: float | None, progress: bool) -> Iterator[tuple[int, float, av.VideoFrame]]:
-    """Yield number, time since the first frame, and pixels of each frame. Raises DataError for a truncated file."""
+    """Yield number, time since the first frame and pixels of every frame. Raises DataError for a truncated file."""
     with _open(file) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -208,9 +208,9 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> Box:
 def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.ndarray, "*n 2"]) -> Box:
     """Return the largest box with the aspect ratio of `size` inside a picture of `shape`, centred on the person.
 
-    `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between their 2nd and
-    98th percentiles. The top is first moved up by `HEAD` times the height, because the head is higher than its joints.
-    The box is shifted if it would otherwise not be inside the picture.
+    `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between the 2nd and the
+    98th percentile of the positions. The top is first moved up by `HEAD` times the height, because the top of the head
+    is above all joints. A box that is not inside the picture is shifted into the picture.
     """
     (h, w), (height, width) = shape, size
     wide = min(w, h * width / height)
@@ -281,7 +281,7 @@ def _shift(
 
 
 def _touches(x: int, y: int, side: int, person: Float[np.ndarray, "4"]) -> bool:
-    """Whether a block overlaps the person. The result is False if there is no person (NaN)."""
+    """Return whether a block overlaps the person; False if there is no person (NaN)."""
     left, top, right, bottom = person
     return bool(x < right and x + side > left and y < bottom and y + side > top)
 

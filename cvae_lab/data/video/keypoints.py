@@ -1,7 +1,7 @@
 """Read keypoints of other programs (OpenPose folders, COCO JSON, CSV, npz), and convert them to the joints of labels.
 
 Positions are columns and rows in pixels of the whole upright picture before any crop. The origin is the upper left
-corner. Frames are numbered from 0 as in the video file. Left and right are seen from the person.
+corner. Frames are numbered from 0 as in the video file. Left and right are the left and right side of the person.
 
 | joint            | BODY_25      | COCO-18      | COCO-17      | mediapipe-33 |
 |------------------|--------------|--------------|--------------|--------------|
@@ -52,14 +52,14 @@ People = dict[int, list[Float[np.ndarray, "joints 3"]]]
 
 
 def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tuple[Keypoints, int]:
-    """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames hold several persons.
+    """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames show several persons.
 
     The format depends on the kind of `source`. A folder holds OpenPose output. A .json file holds COCO-17 results or
     annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
     the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
 
-    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first of
-    these frames, the largest person is selected.
+    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first frame,
+    the largest person is selected.
     """
     source = Path(source)
     readers: dict[str, Callable[[Path], People]] = {".json": _coco, ".csv": _csv, ".npz": _npz}

@@ -1,4 +1,4 @@
-"""Report on a data set made from a video: measured values, sentences, a contact sheet and an HTML page."""
+"""Report about a data set made from a video: measured values, sentences, a contact sheet and an HTML page."""
 
 import base64
 import html
@@ -33,7 +33,7 @@ Segment = tuple[int, int]
 
 @dataclass(frozen=True)
 class Report:
-    """Report of `make_data_set`: its settings, the measured values, and sentences about both."""
+    """Report of `make_data_set`: settings, measured values, and sentences about both."""
 
     settings: dict[str, Any]
     measured: dict[str, Any]
