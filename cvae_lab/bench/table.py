@@ -183,8 +183,7 @@ def fractions_of_matmul(
 ) -> tuple[float, float]:
     """Return the fractions of the machine's matrix-product rate that the reference loop and the fast path reach.
 
-    Both fractions use the operation count of the reference loop. The rate of the machine is that of the precision in
-    use.
+    Both fractions use the operation count of the reference loop, and the machine's rate at the precision in use.
 
     Args:
         reference_speed, speed: frames per second of the reference loop and of the fast path.

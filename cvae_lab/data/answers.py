@@ -110,8 +110,7 @@ def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
 
 
 def find_answers(root: Path) -> Path | None:
-    """Search for the course's answer files: in the data folder, in its folder test, and in Demo_Test in or beside
-    it."""
+    """Search for the course's answer files in the data folder, its folder test, and Demo_Test in or beside it."""
     places = (root, root / "test", root / "Demo_Test", root.resolve().parent / "Demo_Test")
     return next((place for place in places if place.is_dir() and answer_files(place)[0] != "none"), None)
 

@@ -144,9 +144,7 @@ def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:
         modules.Generator(fused, 3),
     )
     if c.output == "sigmoid":
-        built[-1].append(
-            nn.Sigmoid()
-        )  # has no weights, so tensor names are unchanged
+        built[-1].append(nn.Sigmoid())  # has no weights, so tensor names are unchanged
     return built
 
 

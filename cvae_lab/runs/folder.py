@@ -1,4 +1,4 @@
-"""The folder of a run: training, writing and reading. `result.json` is written last and marks a finished run."""
+"""Folder of a run: training, writing and reading. `result.json` is written last and marks a finished run."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ _locks: dict[Path, FileLock] = {}
 
 
 class RunInUseError(RunError):
-    """Another process is training the run of this folder."""
+    """Error for a run folder in which another process is training."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunFolder:
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
         """Lock the folder, and return the state from which to train.
 
-        This is the state in `last.pt` of an interrupted run with the same configuration, or a new state. If
+        The state is read from `last.pt` of an interrupted run with the same configuration, or it is new. If
         `config.train.threads` is set, it becomes the number of CPU threads of this process. If an error is raised, the
         folder is not changed. `finish`, `unlock` or the end of the process unlocks the folder.
 
@@ -74,7 +74,7 @@ class RunFolder:
             raise
 
     def lock(self) -> None:
-        """Lock the folder for this process. Raises RunInUseError if another process has locked it."""
+        """Lock the folder for this process. Raises RunInUseError if another process has locked the folder."""
         key = self.path.resolve()
         if key in _locks:
             return
@@ -122,7 +122,7 @@ class RunFolder:
 
         Args:
             seed: seed of the samples of z.
-            pictures: also write a GIF of all test clips and a player of the first one. They take most of the time.
+            pictures: also write a GIF of all test clips and a player of the first clip, which takes most of the time.
 
         Raises RunError if the run has no checkpoint or a required score is not finite.
         """
@@ -151,7 +151,7 @@ class RunFolder:
         return result
 
     def _last_record(self, name: str) -> dict[str, Any]:
-        """The record of the epoch after which a checkpoint was saved: the last record of the history inside it."""
+        """Return the last record of the history in a checkpoint: the epoch after which the checkpoint was saved."""
         file = self.path / name
         if not file.exists():
             raise RunError(
@@ -169,7 +169,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished, which means that it has a complete result.json."""
+        """Whether the run is finished, which means that result.json is complete."""
         file = self.path / "result.json"
         try:
             return file.exists() and bool(checked(file.read_text(encoding="utf-8"), file))
@@ -177,7 +177,7 @@ class RunFolder:
             return False
 
     def check(self) -> None:
-        """Read result, configuration and history. Raises RunError if one is missing, truncated or wrong."""
+        """Read result, configuration and history. Raises RunError if a file is missing, truncated or wrong."""
         _ = self.result, self.config, self.history
 
     def _read(self, name: str) -> str:
@@ -232,17 +232,14 @@ class RunFolder:
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w). Raises RunError for a damaged file."""
         if not (self.path / "predictions.npz").exists():
-            raise RunError(
-                f"{self.path} has no predictions.npz; copies made by `cvae-lab export` do not contain this "
-                f"file."
-            )
+            raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain this file.")
         return read_arrays(self.path / "predictions.npz")
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
     """Return every finished run at or below `root`, sorted by path. Raises RunError if there is none.
 
-    A damaged run is left out, and a warning names the damaged file.
+    A damaged run is left out, and a warning with the damaged file is logged.
     """
     runs, damaged = [], []
     for file in sorted(Path(root).glob("**/result.json")):

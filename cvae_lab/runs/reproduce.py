@@ -1,4 +1,4 @@
-"""Reproduce all committed records: plan the studies, share equal runs, run them and write the records."""
+"""Reproduce all committed records: plan the studies, train equal runs only once, and write the records."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ PRETRAINED = {"minutes": 25.0, "threads": 1}
 """Pretraining on the synthetic data set `full`, for the study `course`."""
 
 FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; the others have a table
-ON_REQUEST = ("handout",)  # studies that need a GPU; they run only if they are named
+ON_REQUEST = ("handout",)  # studies that need a GPU and run only on request
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
 TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}
@@ -35,7 +35,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Step:
-    """A study, and the runs from which its committed record is made.
+    """Step of the reproduction: a study, and the runs from which the record of the study is made.
 
     `copies` maps the folder of a run to the folder of an equal run, which has the same configuration and seed.
     """
@@ -48,12 +48,12 @@ class Step:
 
     @property
     def trained(self) -> list[Job]:
-        """The jobs that are trained, and not copied from an equal run."""
+        """Jobs that are trained, not copied from an equal run."""
         return [job for job in self.jobs if job.run_dir not in self.copies]
 
     @property
     def to_do(self) -> list[Job]:
-        """The jobs that must still be trained."""
+        """Jobs that are not finished and must be trained."""
         return [job for job in self.trained if not RunFolder(Path(job.run_dir)).done]
 
     @property
@@ -108,7 +108,7 @@ def _course_studies(out: Path, course: str) -> dict[str, Study]:
 
 
 def _config(job: Job) -> RunConfig:
-    """The configuration of a job. The number of threads is left out, because it does not change what is computed."""
+    """Return the configuration of a job without the number of threads, which does not change the result."""
     config = RunConfig.from_params(job.data, **job.params)
     return replace(config, train=replace(config.train, threads=0))
 
@@ -137,7 +137,7 @@ def reproduce(todo: Sequence[Step], root: Path, log: Log = print) -> list[str]:
     """Run every step and write its record below `root`/figures; return one line for each failed run.
 
     Finished runs are skipped, so this function can be interrupted and called again. If a run fails, the other runs
-    continue. A step with a failed run keeps its old record.
+    continue, and the previous record of this step is kept.
     """
     failures: list[str] = []
     for step in todo:

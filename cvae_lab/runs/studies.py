@@ -1,4 +1,4 @@
-"""Studies, and their jobs. A study is a set of runs whose variants differ in a few parameters."""
+"""Studies and jobs. A study is a set of runs whose variants differ in a few parameters; a job is one run."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def plan(
 ) -> list[Job]:
     """Return a job for every variant and seed. Raises ConfigError for an unknown parameter name or an invalid value.
 
-    Names are checked here, before the first run, because papermill only warns about an unknown name and continues.
+    Parameter names are checked before the first run, because papermill only warns about an unknown name and continues.
     The outer loop is over seeds, so an interrupted sweep has finished all variants of the first seeds.
     """
     source = data if data in SYNTHETIC else str(Path(data).resolve())

@@ -197,7 +197,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def into_markdown(path: Path, name: str, text: str) -> None:
-    """Replace the text between the two markers of this name in a file. Raises RunError if they are missing."""
+    """Replace the text between the two markers of this name in a file. Raises RunError if a marker is missing."""
     whole, start, end = path.read_text(), START.format(name), END.format(name)
     if start not in whole or end not in whole:
         raise RunError(
@@ -212,7 +212,7 @@ def write_pictures(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) ->
 
     If there are more than SHOWN runs, each variant is drawn as a band. If there are more than SHOWN variants, only the
     best and the worst by held-out score are drawn. The last file is the GIF of the run with the best held-out score, if
-    it exists.
+    that run has a GIF.
     """
     rows = by_variant(table)
     if len(rows) > SHOWN:

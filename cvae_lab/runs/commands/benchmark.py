@@ -1,4 +1,4 @@
-"""The command `bench`."""
+"""Command `bench`: measure speed and memory."""
 
 import argparse
 import contextlib
@@ -70,7 +70,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """Versions and commit. Empty if the package or pandas is missing, because `bench --gpu` must run without them."""
+    """Return versions and commit; empty without the package or pandas, because `bench --gpu` must run without them."""
     try:
         from cvae_lab.runs.result import provenance
     except ImportError:

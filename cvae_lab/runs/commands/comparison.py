@@ -1,4 +1,4 @@
-"""The commands that compare finished runs: `diagnose` and `compare`."""
+"""Commands that compare finished runs: `diagnose` and `compare`."""
 
 import argparse
 from pathlib import Path

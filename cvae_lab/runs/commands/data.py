@@ -1,4 +1,4 @@
-"""The commands that write, check and describe data, and `params`."""
+"""Commands that write, check and describe data, and the command `params`."""
 
 import argparse
 import textwrap

@@ -1,4 +1,4 @@
-"""The command `predict`."""
+"""Command `predict`: predict the test clips with trained models."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command that trains the pretrained weights, and the one that shows what they predict."""
+"""Command that trains the pretrained weights, and command `demo`, which predicts clips with these weights."""
 
 import argparse
 import shlex

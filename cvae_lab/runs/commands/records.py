@@ -1,4 +1,4 @@
-"""The commands that copy runs, draw the README's pictures and reproduce all results."""
+"""Commands that copy runs, draw the README's pictures and reproduce all results."""
 
 import argparse
 import os
@@ -64,7 +64,7 @@ def pictures(options: argparse.Namespace) -> None:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Return 1 if a run or a notebook failed."""
+    """Reproduce the results; return 1 if a run or a notebook failed."""
     from cvae_lab.config import ConfigError
     from cvae_lab.runs.result import commit_to_reproduce, provenance
 

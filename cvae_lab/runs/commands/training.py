@@ -1,4 +1,4 @@
-"""The commands that train: `train`, `sweep` and `study`."""
+"""Commands that train: `train`, `sweep` and `study`."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The commands that make a data set from a video."""
+"""Commands that make a data set from a video."""
 
 import argparse
 import sys
