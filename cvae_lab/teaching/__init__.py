@@ -1,1 +1,2 @@
-"""Tools for students and teachers: exercise checks, working copies, the trainer check, grading, reports."""
+"""Tools for students and teachers: exercise checks, copies of the notebooks, check of a trainer's code, grading,
+reports."""

@@ -1,4 +1,4 @@
-"""The commands for students and teachers. Each function imports the modules it needs, so that help is shown quickly."""
+"""Commands for students and teachers. Each function imports the modules that it uses, so that help is shown quickly."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands to the command line.
+    """Add the commands for students and teachers to the command line.
 
     Args:
         add: function that creates a command from a name, a sentence and examples (`__main__._command`).

@@ -164,7 +164,7 @@ def _psnr(runs: Sequence[RunFolder], best: RunFolder) -> str:
 
 
 def _video(runs: Sequence[RunFolder], run: RunFolder) -> str:
-    """The GIF and the player of a run as HTML, or a sentence if both are missing."""
+    """Return the GIF and the player of a run as HTML, or a sentence if both are missing."""
     gif, player = run.path / "predictions.gif", run.path / "player.html"
     parts = []
     if gif.exists():

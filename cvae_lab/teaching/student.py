@@ -1,10 +1,10 @@
-"""Make and grade a student edition of the notebooks with nbgrader (`pip install 'cvae-lab[teach]'`).
+"""Build and grade a student edition of the notebooks with nbgrader (`pip install 'cvae-lab[teach]'`).
 
 `build` merges the committed notebooks and their solutions into a course folder of nbgrader. `source/` is for the
-teacher and contains solutions and hidden tests. `release/` is for the students and does not contain them.
+teacher and contains solutions and hidden tests. `release/` is for the students and contains neither.
 
-Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes their code, so run it in a container or on a machine
-without other data.
+Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes the code of the students, so call this function in a
+container or on a machine without other data.
 """
 
 import importlib.util
@@ -48,7 +48,7 @@ SOLUTION = """{head}
 
 
 class StudentEditionError(RuntimeError):
-    """The student edition cannot be built or graded. The message gives the reason."""
+    """Error while the student edition is built or graded. The message gives the reason."""
 
 
 def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> NotebookNode:
@@ -89,14 +89,14 @@ def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> Noteboo
 
 
 def _metadata(grade_id: str, grade: bool) -> dict[str, object]:
-    """Metadata of nbgrader's schema 3. A check is locked and gives one point; students can edit an answer."""
+    """Return metadata of nbgrader's schema 3. A check is locked and gives one point; students can edit an answer."""
     points = {"points": 1} if grade else {}
     kind = {"grade": grade, "solution": not grade, "locked": grade, "task": False}
     return {"schema_version": 3, "grade_id": grade_id, "cell_type": "code", **kind, **points}
 
 
 def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
-    """First line and body of every function in a notebook of solutions. The body includes the imports that it needs."""
+    """Return first line and body of every function in a notebook of solutions. The body includes all imports for it."""
     codes = [cell.source for cell in solutions.cells if cell.cell_type == "code"]
     imports = [line for code in codes for line in code.splitlines() if re.match("(import|from) ", line)]
     found = {}
@@ -109,7 +109,7 @@ def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
 
 
 def _names(line: str) -> set[str]:
-    """The names that an import line defines."""
+    """Return the names that an import line defines."""
     parts = re.split(r"\bimport\b", line)[1].split(",")
     return {part.split()[-1].split(".")[0] for part in parts}
 

@@ -135,7 +135,7 @@ def _read_from_zip(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) 
 
 
 def _notebook_source(text: str, name: str) -> str:
-    """All code cells as one Python source. Lines with shell commands and magics become comments."""
+    """Return all code cells as one Python source, in which shell commands and magics are comments."""
     try:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

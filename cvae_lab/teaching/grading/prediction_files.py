@@ -1,4 +1,4 @@
-"""Read predicted or true clips, in every file format that students hand in, as uint8 frames.
+"""Read predicted or true clips as uint8 frames, in every file format that students hand in.
 
 Files of other people may be harmful. If the header of a file gives more pixels than a prediction can have, the file is
 refused before its pixels are decoded. Nothing in a file is executed or unpickled.
@@ -77,7 +77,7 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
 def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tuple[Clips, Clips]:
     """Read a prediction and its answers.
 
-    Text formats do not give the number of frames per clip. It is therefore taken from the other file.
+    Text formats do not contain the number of frames per clip, so this number is read from the other file.
 
     Args:
         frames: frames per clip in text formats. With None, the number is that of the other file, or 630 if both
@@ -94,13 +94,13 @@ def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tup
 
 
 def is_later_csv(file: Path) -> bool:
-    """Whether a text file has the CSV format of the later years. The text files of 2023 contain no commas."""
+    """Return whether a text file has the CSV format of the later years. The text files of 2023 contain no commas."""
     with file.open("rb") as opened:
         return b"," in opened.read(64)
 
 
 def is_prose(file: Path) -> bool:
-    """Whether a text file begins with a word. The numbers `nan` and `inf` are not words."""
+    """Return whether a text file begins with a word. The numbers `nan` and `inf` are not words."""
     with file.open("rb") as opened:
         return re.match(rb"\s*(?!nan|inf)[a-z]", opened.read(64), re.IGNORECASE) is not None
 
@@ -162,7 +162,7 @@ def _folder(path: Path, frames: Lengths) -> Clips:
 
 
 def _bounded(path: Path, clips: Iterable[UInt8[Tensor, "t 3 h w"]]) -> Clips:
-    """The clips as a list. Raises DataError as soon as all clips together have more than MAX_VALUES values."""
+    """Return the clips as a list. Raises DataError as soon as all clips together have more than MAX_VALUES values."""
     found, total = [], 0
     for clip in clips:
         total += clip.numel()
@@ -177,7 +177,7 @@ def _check_total(path: Path, total: int) -> None:
 
 
 def _joined(path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "t 3 h w"]:
-    """Join pictures of equal size to one clip. They are copied into one buffer, so no second copy is needed."""
+    """Combine pictures of equal size to one clip. Pictures are copied into one buffer, so no second copy is needed."""
     pixels, shape = bytearray(), None
     for number, picture in enumerate(pictures):
         shape = shape or picture.shape
@@ -257,7 +257,7 @@ def _array_order(name: str) -> tuple[int, str]:
 
 
 def _claimed_bytes(archive: zipfile.ZipFile, name: str) -> int:
-    """Size of an array in bytes, computed from the shape in its header. NumPy would allocate this number of bytes."""
+    """Return the size of an array in bytes, computed from its header. NumPy would allocate this number of bytes."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         readers: dict[tuple[int, int], Callable] = {

@@ -77,10 +77,10 @@ def _in_chunks(
 
 
 def averages(scores: pd.DataFrame) -> dict[str, float]:
-    """Return the averages of the table of `score` by name. Each is a mean over clips; PSNR is in dB.
+    """Return the averages of the table of `score` by name. Each average is a mean over clips; PSNR is in dB.
 
-    The course defines two averages that differ from the mean over all predicted frames: they leave out other frames,
-    or divide by another number. See `metrics.average_2023` and `metrics.average_later`.
+    The course defines two other averages than the mean over all predicted frames: some frames are left out, or the
+    divisor is another number. See `metrics.average_2023` and `metrics.average_later`.
     """
     clips = [clip for _, clip in scores.groupby("clip")]
     curves = [torch.tensor(clip["psnr"].to_numpy()) for clip in clips]

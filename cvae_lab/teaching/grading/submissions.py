@@ -88,7 +88,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
-    """Every submission with its name.
+    """Yield every submission with its name.
 
     The name is the path of the submission relative to its folder. If there are several folders, the folder is added
     in front.
@@ -125,7 +125,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     if folder.is_symlink() or folder.is_file():
         is_note = folder.suffix.lower() == ".txt" and not folder.is_symlink() and is_prose(folder)
         return [folder] if folder.suffix.lower() in FILES and not is_note else []
-    if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
+    if not folder.is_dir():  # reading from a pipe or a device could block forever
         return []
     if numbered(folder, PICTURES) or text_files(folder) or (n_clips > 1 and picture_folders(folder)):
         return [folder]
@@ -133,7 +133,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
 
 
 def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """The predicted clips of a submission. If they cannot be read, an error of any type may be raised."""
+    """Return the predicted clips of a submission. For a damaged file, an error of any type may be raised."""
     linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
     if linked:
         raise DataError(
@@ -172,7 +172,10 @@ def _check_size(path: Path) -> None:
 
 
 def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """Unpack a zip archive to a temporary folder and read its prediction. It must contain exactly one submission."""
+    """Unpack a zip archive to a temporary folder and read its prediction.
+
+    The archive must contain exactly one submission.
+    """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: this is not a zip archive, or it is incomplete; hand in the file again")
     _check_size(path)
@@ -193,7 +196,7 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
 
 
 def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
-    """A few predicted frames of every clip, without frame 0. The frame numbers are the same for all submissions."""
+    """Return a few predicted frames of every clip, without frame 0. Frame numbers are the same for all submissions."""
     kept = []
     for number, (predicted, clip) in enumerate(zip(clips, tests, strict=True)):
         frames, _ = aligned(predicted, clip.answer, number)
@@ -202,7 +205,7 @@ def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
-    """For each submission, the other submissions that are equal or nearly equal to it, with the PSNR between them."""
+    """Return, for each submission, the equal or nearly equal other submissions with the PSNR between the two."""
     found: dict[str, list[str]] = {name: [] for name in samples}
     names = list(samples)
     for index, name in enumerate(names):
