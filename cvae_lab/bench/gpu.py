@@ -144,8 +144,7 @@ def allowance(left: float, parts: Sequence[str]) -> float:
     """Return the time limit in seconds for the first of the remaining parts: minimum plus fraction of the rest.
 
     Args:
-        left: seconds for all remaining parts. If this is less than the sum of the minima, each part gets less than its
-            minimum.
+        left: seconds for all remaining parts. If this is too little, each part gets less than its minimum.
     """
     needed = sum(MINIMUM[part] for part in parts)
     if left < needed:
@@ -154,10 +153,7 @@ def allowance(left: float, parts: Sequence[str]) -> float:
 
 
 def _device_name(name: str) -> str:
-    """Return the name of the device.
-
-    Raises ConfigError if `auto` finds no GPU, because `auto` never means a CPU here.
-    """
+    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; `auto` never means a CPU here."""
     if name == "auto" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
     return "cuda" if name == "auto" else name

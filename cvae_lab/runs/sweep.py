@@ -155,7 +155,7 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             yield client
         return
     # The dashboard is off, because everyone can connect without a password. Dask still starts a small HTTP server.
-    # The server has a free port of the loopback interface, because a second sweep could not use the default port 8787.
+    # The server gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
@@ -205,9 +205,7 @@ def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
             f"{run.path} already contains a run with {difference}; give another --out, or remove that run."
         )
     whole = template is None or (run.path / "notebook.ipynb").exists()
-    return Outcome(
-        job.run_dir, True, "done before" if whole else "finished earlier, without notebook.ipynb", 0.0
-    )
+    return Outcome(job.run_dir, True, "done before" if whole else "done before, without notebook.ipynb", 0.0)
 
 
 def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
@@ -253,8 +251,7 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that papermill injected and that are not in the parameters cell of the notebook.
 
     Call this function in the first cell after the parameters: `extra |= injected_parameters(globals())`. Without this
-    call, `papermill -p lr 1e-3` only causes a warning and has no effect. Raises ConfigError if a name is not a
-    parameter.
+    call, `papermill -p lr 1e-3` only causes a warning and has no effect. Raises ConfigError for an unknown name.
     """
     cells = list(namespace.get("In", ()))
     marked = [index for index, cell in enumerate(cells) if cell.startswith("# Parameters\n")]

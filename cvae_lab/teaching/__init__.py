@@ -1,2 +1,1 @@
-"""Tools for students and teachers: exercise checks, copies of the notebooks, check of a trainer's code, grading,
-reports."""
+"""Tools for students and teachers: exercise checks, copies of notebooks, check of trainer code, grading, reports."""

@@ -13,7 +13,7 @@ MAX_SKIPPED = 10
 
 
 class TrainingDivergedError(RuntimeError):
-    """Many consecutive steps had a non-finite loss or gradient."""
+    """Error for many consecutive steps with a non-finite loss or gradient."""
 
 
 class EpochMeter:

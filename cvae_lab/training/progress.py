@@ -1,4 +1,4 @@
-"""Progress of training: a bar with the time left in a terminal or notebook, otherwise one line per epoch."""
+"""Display of progress: a bar with the remaining time in a terminal or notebook, otherwise one line per epoch."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ WIDTH = 80  # columns of a terminal
 
 @dataclass
 class Reporter:
-    """Show steps on a progress bar and epochs as lines. Both the bar and the TensorBoard writer are optional."""
+    """Show steps on a progress bar and epochs as lines. The bar and the TensorBoard writer are both optional."""
 
     bar: Any = None
     writer: Any = None

@@ -32,8 +32,8 @@ def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None
 
     A GIF stores durations in hundredths of a second. Each rounding error is added to the next duration, so frames of a
     video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
-    out. Equal neighbours become one frame that lasts as long as both. All frames have the same palette of 256 colours,
-    so a constant background does not flicker and adds no bytes.
+    out. Equal consecutive frames are merged to one frame of the same total duration. All frames have the same palette
+    of 256 colours, so a constant background does not flicker and adds no bytes.
     """
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
@@ -64,8 +64,8 @@ def write_grid_gif(
 ) -> None:
     """Write one GIF with one row per clip: label, true frame (if known) and prediction.
 
-    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips
-    and columns and the frame number.
+    The GIF shows every second frame in real time and ends with the shortest prediction. Captions give the names of
+    clips and columns and the frame number.
     """
     length = min(len(frames) for frames in predictions)
     frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
@@ -80,7 +80,7 @@ def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> 
 def _captioned(
     clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
 ) -> Pictures:
-    """Pictures with one row per clip. Captions give the names of rows and columns and the frame number.
+    """Return pictures with one row per clip. Captions give the names of rows and columns and the frame number.
 
     Frames are enlarged by `scale`. Frames wider than the course's are enlarged less or reduced, so that a panel is at
     most `scale` times as wide as a frame of the course.
@@ -131,7 +131,7 @@ def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The font that matplotlib includes, so that captions are the same on every machine."""
+    """Return the font that matplotlib includes, so that captions are the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
 
 

@@ -47,7 +47,7 @@ def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> lis
 
 
 def captions(with_truth: bool, name: str = "prediction") -> list[str]:
-    """Captions of the panels, from left to right."""
+    """Return the captions of the panels, from left to right."""
     return ["pose label", "truth", name] if with_truth else ["pose label", name]
 
 
@@ -98,7 +98,7 @@ def clip_data(
 def _curve(
     name: str, prefix: str, values: ArrayLike | None, n: int, color: str, dash: str
 ) -> dict[str, Any] | None:
-    """One PSNR curve for JSON. Values that are not finite become None, because JSON has no infinity."""
+    """Return one PSNR curve for JSON. Values that are not finite become None, because JSON has no infinity."""
     if values is None:
         return None
     values = np.asarray(values, float)
@@ -182,7 +182,7 @@ def frame_strip(
 def frame_strip_html(strip: Image.Image, description: str, title: str = "") -> str:
     """Return a strip of frames as HTML without scripts, and the sentence INVITATION below it.
 
-    It is shown instead of an embedded page if a viewer removes scripts.
+    The strip is shown instead of an embedded page if a viewer removes scripts.
     """
     description = html.escape(description)
     uri = f"data:image/png;base64,{base64.b64encode(png(strip)).decode()}"
@@ -197,7 +197,7 @@ def frame_strip_output(strip: Image.Image, description: str, title: str = "") ->
     """Return a strip of frames with its texts as a notebook output (data and metadata), a PNG.
 
     Every viewer shows a PNG without trust, kernel or script: GitHub, VS Code, nbconvert and JupyterLab. GitHub does not
-    show SVG, and VS Code shows no HTML in a folder that it does not trust.
+    show SVG, and VS Code shows no HTML in a folder that is not trusted.
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     lines = [line for line in (title, description, INVITATION) if line]

@@ -226,8 +226,7 @@ def _resets_gradients(node: ast.AST) -> bool:
 
 
 def _is_optimizer_step(node: ast.AST) -> bool:
-    """Return whether a node calls `step` of an object whose name is that of an optimizer, a scaler or a list of
-    them."""
+    """Return whether a node calls `step` of an object with the name of an optimizer, a scaler or a list of these."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
