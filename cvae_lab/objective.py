@@ -80,8 +80,8 @@ def kl_cost(
         free_bits: lower bound in nats on the KL of each channel of z, summed over its grid cells. Below the bound,
             the KL has no gradient (Kingma et al. 2016, appendix C.8).
         balance: fraction of the KL gradient that trains a learned prior; the rest trains the posterior. The value of
-            the KL does not change (Hafner et al. 2021, algorithm 2). With 0, prior and posterior both get the full
-            gradient of the plain KL.
+            the KL does not change (Hafner et al. 2021, algorithm 2). With 0, the full gradient of the plain KL passes
+            to prior and posterior.
     """
     if balance and prior is not None:
         fixed_prior = (prior[0].detach(), prior[1].detach())
@@ -116,8 +116,8 @@ def elbo_from_loss(loss: Tensor | float, dims: int, variance: Tensor | float) ->
     """Return the ELBO in nats per frame for a training loss at scale `elbo` with beta = 1 and equal frame weights.
 
     The ELBO is a lower bound on log p(x) of a model with decoder N(prediction, variance * I) and z from the prior. With
-    `psnr_weights` the result is not a lower bound. These weights depend on the error, and no gradient passes through
-    them. The weighted error is therefore not the negative logarithm of a likelihood.
+    `psnr_weights` the result is not a lower bound. These weights depend on the error, but no gradient passes through
+    the weights. The weighted error is therefore not the negative logarithm of a likelihood.
 
     Args:
         dims: values per frame, D.

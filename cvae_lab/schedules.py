@@ -118,15 +118,15 @@ def tf_ratio_at(
     decay: float = 5.0,
     scores: Sequence[float] = (),
 ) -> float:
-    """Return the teacher-forcing ratio: the probability that a step gets the true previous frame.
+    """Return the teacher-forcing ratio: the probability that the true previous frame is the input of a step.
 
     Args:
         epoch: number of the epoch, counted from 1.
-        strategy: `none` is 0 and `constant` is `start`. `linear` decreases by `step` per epoch from epoch
-            `first_decay` on. `inverse_sigmoid` is k / (k + exp((epoch - 1) / k)) with k = `decay` (Bengio et al. 2015),
-            scaled so that epoch 1 has `start`. The `adaptive` schedule has the value `start` before epoch
-            `first_decay`. From that epoch on, it decreases by `step` if the last epoch improved the validation PSNR,
-            and increases by `step` otherwise.
+        strategy: `none` is 0 and `constant` is `start`. `linear` decreases by `step` per epoch from epoch `first_decay`
+            on. `inverse_sigmoid` is k / (k + exp((epoch - 1) / k)) with k = `decay` (Bengio et al. 2015), scaled so
+            that epoch 1 has `start`. The `adaptive` schedule has the value `start` before epoch `first_decay`. From
+            that epoch on, the ratio decreases by `step` if the last epoch improved the validation PSNR, and increases
+            by `step` otherwise.
         scores: validation PSNR of each finished epoch; used by `adaptive` only.
 
     >>> [round(tf_ratio_at(e, "linear", start=0.75, first_decay=6, step=0.2), 2) for e in (5, 6, 7, 8, 9, 10)]

@@ -134,7 +134,7 @@ def test_a_split_with_empty_folders_is_not_read_and_logged(data_folder, caplog):
             shutil.rmtree(clip)
     assert part_sizes(read(data_folder)) == PART_SIZES | {"test": 0}
     assert "both picture folders are empty; the split test is not read" in caplog.text
-    with pytest.raises(DataError, match=r"test_img: holds no clip folders; add them"):
+    with pytest.raises(DataError, match=r"test_img: this folder contains no clip folders; add clip folders"):
         read(data_folder, required=("test",))
 
 
@@ -179,7 +179,9 @@ def test_cuts_txt_lists_the_boundaries(data_folder, picture, text, boundaries):
 @pytest.mark.parametrize("text", ["six", "6 4", "0", "20", "4 4", "-3", "4, 6", "9" * 30])
 def test_a_damaged_cuts_txt_is_refused(data_folder, text):
     (data_folder / "train/cuts.txt").write_text(text)
-    with pytest.raises(DataError, match=r"train/cuts.txt: must hold .* each from 1 to 19; correct it"):
+    with pytest.raises(
+        DataError, match=r"train/cuts.txt: the file must contain .* each from 1 to 19; correct the file"
+    ):
         read(data_folder)
 
 
@@ -244,7 +246,7 @@ FAULTS = {
     ),
     "folder empty": (
         lambda r: [f.unlink() for f in (r / IMG).iterdir()],
-        r"train_img: holds no PNG or JPEG files",
+        r"train_img: this folder contains no PNG or JPEG files",
     ),
     "image without label": (
         remove(f"{LABEL}/3.png"),

@@ -99,7 +99,7 @@ def gpu(
     """Run the parts and return their rows. After each part, all rows so far are written to `out` as JSON.
 
     Args:
-        device: name of the device. `auto` is CUDA; to measure a CPU, pass `cpu`.
+        device: name of the device. `auto` means CUDA; to measure a CPU, pass `cpu`.
         tiny: use small networks and few frames, to test all parts.
         budget: time limit in seconds for all parts together.
         only: names of the parts to run; if empty, all parts run.

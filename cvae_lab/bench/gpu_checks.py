@@ -109,8 +109,8 @@ def gradients(device: torch.device, config: ModelConfig) -> Check:
 def captured(device: torch.device, config: ModelConfig) -> Check:
     """Check gradients and batch-norm statistics of recorded training steps, with and without teacher forcing.
 
-    Pixels and weights of the second batch differ from those of the recorded batch, so a graph that used old values
-    would fail this check.
+    Pixels and weights of the second batch differ from those of the recorded batch, so a graph with old values fails
+    this check.
     """
     if device.type != "cuda":
         return Check(None, "needs a CUDA device")
@@ -152,7 +152,7 @@ def trained_twice(graphs: GraphedUnroll | None, model: CVAE, mask: Tensor) -> Te
 
 
 def synchronisations(device: torch.device) -> Check:
-    """Count the host synchronisations of a training step, and list the lines of code that cause them."""
+    """Count the host synchronisations of a training step, and list the lines of code with these synchronisations."""
     run = RunConfig.from_params("noise", device=str(device))
     state = TrainState.create(run.model, run.train)
     batch = random_batch(device, run.train.batch_size, run.train.n_frames)

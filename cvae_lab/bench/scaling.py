@@ -89,7 +89,7 @@ class Efficiency:
 
     @property
     def efficiency(self) -> float:
-        """1 if two processes do twice the work of one process in the same time."""
+        """Efficiency: 1 if two processes do twice the work of one process in the same time."""
         return self.two / self.one / 2
 
     def __str__(self) -> str:

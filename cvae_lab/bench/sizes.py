@@ -89,7 +89,7 @@ def _training(run: RunConfig) -> Work:
 
 
 def _speed(work: Work, repeats: int) -> float:
-    """Return frames per CPU second, the median of `repeats` calls. One call before them is not measured."""
+    """Return frames per CPU second, the median of `repeats` calls, after one call that is not measured."""
     work.action()
     times = []
     for _ in range(repeats):

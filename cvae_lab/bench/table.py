@@ -65,12 +65,12 @@ def bench(
 ) -> Iterator[Row]:
     """Yield the rows of each preset.
 
-    There are three rows for training (teacher-forcing ratio 0, 0.5 and 1), one for training with the preset's own
-    batch size and clip length ("own clips"), and three for rollouts (1, 6 and 60 clips).
+    Three rows are for training (teacher-forcing ratio 0, 0.5 and 1), and three for rollouts (1, 6 and 60 clips). The
+    row "own clips" is for training with the batch size and clip length of the preset.
 
     Args:
-        repeats: number of measurements of the reference loop and of the fast path; a row holds medians.
-        batch, frames: clips per training batch and frames per clip. The row "own clips" does not use them.
+        repeats: number of measurements of the reference loop and of the fast path; a row contains medians.
+        batch, frames: clips per training batch and frames per clip, except in the row "own clips".
     """
     device = pick_device()
     limits = machine(device)
@@ -120,7 +120,7 @@ def read(path: Path) -> list[Row]:
 
 
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
-    """Return the fractions of a training step's time in convolutions, norms and other operations, and outside them."""
+    """Return the fractions of a training step's time in convolutions, norms and other operations, and the rest."""
     action = training_work(
         RunConfig.from_params("small", preset=preset), pick_device(), fast, 2, 6, 0.0
     ).action

@@ -1,4 +1,4 @@
-"""Convert pydantic's reports to one sentence that contains the parameter, its value and its range."""
+"""Convert pydantic's reports to one sentence with the parameter, the value and the valid range."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -17,9 +17,9 @@ HEIGHTS = (32, 64, 128)
 class ModelConfig:
     """The configuration of the network.
 
-    Preset `handout` is the network of the course's code. Its options are four widths, the output activation and
-    `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`), N_dim (`latents`)
-    and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
+    Preset `handout` is the network of the course's code. The options of `handout` are four widths, the output
+    activation and `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`),
+    N_dim (`latents`) and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
     """
 
     name: Preset = Field(

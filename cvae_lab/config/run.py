@@ -24,7 +24,7 @@ RENAMED = {"start": "init_from", "given": "reference_frame", "optimiser": "optim
 
 
 def parameters(*classes: type) -> list[Parameter]:
-    """Return all parameters of these configuration classes; by default, those of the model and of the training."""
+    """Return all parameters of these configuration classes; by default, of model and training."""
     return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
 
 

@@ -199,7 +199,7 @@ class TrainConfig:
                 "beta_max = 1e-5."
             )
         if self.minutes and self.stop_after:
-            raise ConfigError("minutes and stop_after both limit the time; give one of them.")
+            raise ConfigError("minutes and stop_after both limit the time; give only one of the two.")
         if self.kl_strategy == "stages" and not self.stages:
             raise ConfigError(
                 'kl_strategy = "stages" needs a value of stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'

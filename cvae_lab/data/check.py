@@ -18,7 +18,7 @@ def report(dataset: Dataset) -> pd.DataFrame:
     The columns `frames`, `recordings` and `boundaries` describe the video. `unknown_colours` is the fraction of drawn
     label pixels whose colour is not in the palette (the standard palette if `dataset.palette` is None).
 
-    Three columns hold the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
+    Three columns contain the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
     first frame of each recording is excluded. `static` repeats that first frame, `copy_previous` repeats the previous
     true frame, and `mean_frame` is the mean training frame. A baseline is NaN if the true frames are not known.
     """

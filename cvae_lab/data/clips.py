@@ -1,4 +1,4 @@
-"""Videos of one or more recordings, and clips sampled from them."""
+"""Videos of one or more recordings, and clips that are sampled from videos."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ AnswerFormat = Literal["none", "folder", "2023", "later"]
 class Video:
     """Frames and pose labels of one recording, or of several recordings one after the other.
 
-    `boundaries` holds the index of the first frame of every recording except the first. A video may be empty.
+    `boundaries` contains the index of the first frame of every recording except the first. A video may be empty.
     """
 
     frames: UInt8[Tensor, "n 3 h w"]
@@ -33,7 +33,7 @@ class Video:
         if self.frames.shape != self.labels.shape:
             raise ValueError(
                 f"video {self.name!r}: frames {tuple(self.frames.shape)} and labels "
-                f"{tuple(self.labels.shape)} differ in shape; give one label per frame, of the same size"
+                f"{tuple(self.labels.shape)} have different shapes; give one label per frame, of the same size"
             )
         edges = (0, *self.boundaries, len(self)) if len(self) or self.boundaries else ()
         if any(stop <= start for start, stop in itertools.pairwise(edges)):
@@ -56,9 +56,9 @@ class Video:
         if not starts:
             longest = max((b - a for a, b in self.recordings), default=0)
             raise ValueError(
-                f"video {self.name!r}: no recording is long enough for a clip of {n_frames} frames, the longest "
-                f"recording has "
-                f"{longest}; use clips of {longest} frames or fewer, or check the boundaries {self.boundaries}"
+                f"video {self.name!r}: no recording is long enough for a clip of {n_frames} frames, because the "
+                f"longest recording has {longest}; use clips of {longest} frames or fewer, or check the boundaries "
+                f"{self.boundaries}"
             )
         return torch.cat(starts)
 
@@ -81,8 +81,8 @@ class Video:
             held += [(split, stop)] if splits else []
         if not held:
             raise ValueError(
-                f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and keep as "
-                "many; use shorter clips (n_frames), set holdout = 0, or use a longer video"
+                f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and to keep as many "
+                f"for training; use shorter clips (n_frames), set holdout = 0, or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
@@ -127,7 +127,7 @@ class Clip:
         _check_pictures(self.name, first=(self.first, 3), labels=(self.labels, 4))
         if self.labels.shape[1:] != self.first.shape or len(self.labels) < 2:
             raise ValueError(
-                f"clip {self.name!r}: labels {tuple(self.labels.shape)} cannot belong to a first frame "
+                f"clip {self.name!r}: labels {tuple(self.labels.shape)} do not match the first frame "
                 f"{tuple(self.first.shape)}; give two labels or more, of the frame's size"
             )
         if self.answer is None:
@@ -147,8 +147,8 @@ class Clip:
 class Dataset:
     """A data set: training video, validation video and test clips. Each of the three may be empty.
 
-    `palette` holds the label colours that mirroring exchanges. The palette is None if the labels have other colours and
-    therefore cannot be mirrored.
+    `palette` contains the label colours that are exchanged by mirroring. The palette is None if the labels have other
+    colours and therefore cannot be mirrored.
 
     `answer_format` is the source of the answers. `2023` and `later` are the course's files, for which the course
     defines different averages. `folder` means picture files or data of the user. `none` means that no clip has an

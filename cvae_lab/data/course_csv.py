@@ -72,7 +72,8 @@ def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
         usage = names[-1].lower() == "usage"
         if names[0].lower() != "id" or len(names) != VALUES + 1 + usage:
             raise DataError(
-                f"{path}: line 1 must name {VALUES + 1} columns (id and {VALUES} values), optionally followed by "
+                f"{path}: line 1 must be a header with the names of {VALUES + 1} columns (id and {VALUES} values), "
+                f"optionally followed by "
                 f"Usage; it names {len(names)}, and the first is {names[0][:20]!r}; write the header"
             )
         for number, line in enumerate(iter(lambda: file.readline(longest), b""), 2):
@@ -167,7 +168,9 @@ def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
     """
     size = regular(path).stat().st_size
     if size > MAX_CHARACTERS * frames * VALUES:
-        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; give the file of this clip")
+        raise DataError(
+            f"{path}: {size} bytes are more than {frames} frames can need; give the file of this clip"
+        )
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     values = _parse(text, " ")
     if values is None:
@@ -176,7 +179,8 @@ def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
         raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct this value")
     if values.size != frames * VALUES:
         raise DataError(
-            f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}; give the file of this clip"
+            f"{path} contains {values.size} numbers, but {frames} frames have {frames * VALUES}; give the file of this "
+            f"clip"
         )
     outside = ~((values >= 0) & (values <= 1))  # true for NaN
     if outside.any():

@@ -77,7 +77,7 @@ class DiskFullError(OSError):
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path`. Its name contains this machine's name and the process id."""
+    """Return a hidden path beside `path`. The name contains this machine's name and the process id."""
     return path.with_name(f".{path.stem}.tmp-{HOST}-{os.getpid()}{path.suffix}")
 
 

@@ -131,7 +131,7 @@ def chosen_size(groups: Mapping[str, Sequence[Group]], size: tuple[int, int] | N
 def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
     if size != first:
         raise DataError(
-            f"{file}: {size[0]} x {size[1]} pixels, but the first file of its folder has "
+            f"{file}: the picture has {size[0]} x {size[1]} pixels, but the first picture of the folder has "
             f"{first[0]} x {first[1]}; resize all pictures of the folder to one size"
         )
 
@@ -184,7 +184,7 @@ def _check_chunks(file: Path) -> None:
             if len(end) < 4:
                 raise ValueError("the file is truncated")
             if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS") and int.from_bytes(end, "big") != code:
-                raise ValueError(f"the checksum of its chunk {kind.decode()} is wrong")
+                raise ValueError(f"the checksum of chunk {kind.decode()} is wrong")
 
 
 def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:

@@ -174,7 +174,7 @@ def aggregated_posterior(
 def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Latents]:
     """Return five sources of z by name.
 
-    `posterior` and `prior` are samples, `mean` is the posterior's mean, `zero` is the prior's mean (0 for N(0, I)), and
+    `posterior` and `prior` are samples, and `mean` is the posterior's mean. `zero` is the prior's mean (0 for N(0, I)).
     `swapped` is the posterior's mean of another clip of the batch.
     """
     noise = [torch.Generator().manual_seed(seed + k) for k in range(2)]
@@ -188,7 +188,7 @@ def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, 
 
 
 def scores_by_latent(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Score]:
-    """Return the PSNR for every source of z, teacher-forced and free-running. Both use the same noise."""
+    """Return the PSNR for every source of z, teacher-forced and free-running, with the same noise."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: free_run(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
@@ -245,7 +245,7 @@ def behind_baseline_from(
 
     Args:
         scores, static: PSNR per frame in dB of the prediction and of the static baseline.
-        window: number of frames over which both are averaged.
+        window: number of frames over which both PSNRs are averaged.
     """
     lead = (scores - static).unfold(0, min(window, len(scores)), 1).mean(dim=1)
     start = int((lead >= 0).nonzero().max()) + 1 if (lead >= 0).any() else 0
@@ -255,9 +255,9 @@ def behind_baseline_from(
 def collapse_beta(residuals: Float[Tensor, "n d"]) -> float:
     """Return the KL weight, at the assignment's scale, above which the best linear latent collapses.
 
-    The latent of a linear VAE is active if sigma^2 = beta D / 2 is below lambda_max, the largest eigenvalue of the
-    covariance of the residuals that the latent could explain (Lucas et al. 2019, section 4). The threshold is therefore
-    2 lambda_max / D.
+    Let lambda_max be the largest eigenvalue of the covariance of the residuals that the latent could explain. The
+    latent of a linear VAE is active if sigma^2 = beta D / 2 is below lambda_max (Lucas et al. 2019, section 4). The
+    threshold is therefore 2 lambda_max / D.
 
     Args:
         residuals: one row of D values for each of n frames. The mean row is subtracted. The time is proportional to n

@@ -13,7 +13,7 @@ BFLOAT16_CAPABILITY = (8, 0)
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device with this name. `auto` is CUDA if there is a GPU, otherwise the CPU.
 
-    Under torchrun, each rank of a machine gets its own GPU, unless `name` has a number. Raises ConfigError if this
+    Under torchrun, each rank of a machine has its own GPU, unless `name` has a number. Raises ConfigError if this
     machine does not have the device.
 
     Args:
@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
     device, count = torch.device(name), torch.cuda.device_count()
     if device.index >= count:
         present = "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
-        raise ConfigError(f"device = {name!r}, but this machine has {present}; choose one of them.")
+        raise ConfigError(f"device = {name!r}, but this machine has {present}; choose one of these.")
     return device
 
 

@@ -102,7 +102,8 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 def identity_activation() -> nn.Module:
     """Return a leaky ReLU with slope 1, which is the identity, as in the course's code.
 
-    The course's code has `LeakyReLU(True)`, where True is the slope 1. Its checkpoints were trained with this identity.
+    The course's code has `LeakyReLU(True)`, where True is the slope 1. The checkpoints of that code were trained with
+    this identity.
     """
     return nn.LeakyReLU(negative_slope=1.0)
 

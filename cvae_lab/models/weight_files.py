@@ -89,7 +89,7 @@ def read_file(path: Path) -> dict[str, Any]:
     raw = _load(path, is_archive=head.startswith(b"PK"))
     if not isinstance(raw, dict):
         kind = type(raw).__name__
-        raise CheckpointError(f"{path} holds a {kind}, not a dict of weights, so it is not a checkpoint.")
+        raise CheckpointError(f"{path} contains a {kind}, not a dict of weights, so it is not a checkpoint.")
     return raw
 
 
@@ -154,7 +154,7 @@ def _load(path: Path, is_archive: bool) -> Any:  # noqa: ANN401
 
 
 def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
-    """Return the error for a file with types other than tensors and those in HARMLESS."""
+    """Return the error for a file with other types than tensors and the types in HARMLESS."""
     names = _unsafe_types(path) if is_archive else re.findall(r"GLOBAL ([\w.]+)", report)
     with path.open("rb") as file:
         mentions_modules = b"torch.nn.modules" in file.read(2**20)

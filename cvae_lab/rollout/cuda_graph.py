@@ -1,6 +1,7 @@
 """Prediction steps and training unrolls as CUDA graphs. A graph runs with one launch instead of hundreds.
 
-On a GPU, small layers finish faster than Python can launch them. A CUDA graph removes the time for launching.
+On a GPU, launching a small layer from Python takes longer than the layer itself. A CUDA graph removes the time for
+launching.
 """
 
 import logging
@@ -55,9 +56,9 @@ class GraphedUnroll:
     """The result and the gradients of `unroll`, computed by CUDA graphs where possible. CUDA only.
 
     One pair of graphs, forward and backward, is recorded at the first batch of each shape. `unroll` runs without graphs
-    in these cases: masks in which some but not all steps after the first are teacher-forced, more than MAX_FRAMES
-    frames, dropout, and shapes after the first MAX_GRAPHS. If recording fails, the reason is logged, and every later
-    batch runs without graphs.
+    in four cases: some but not all steps after the first are teacher-forced, more than MAX_FRAMES frames, dropout, and
+    MAX_GRAPHS other shapes are recorded. If recording fails, the reason is logged, and every later batch runs without
+    graphs.
     """
 
     def __init__(self, model: CVAE) -> None:

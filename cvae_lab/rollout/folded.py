@@ -22,7 +22,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 class FoldedDecoder:
-    """Folded decoder of a `compact` model with prior N(0, I). It predicts the frames after `first`.
+    """Folded decoder of a `compact` model with prior N(0, I). The decoder predicts the frames after `first`.
 
     The constructor copies the weights. Convolutions have the precision of the autocast context at construction.
 

@@ -15,8 +15,8 @@ from torch import Tensor
 class StepGroups(NamedTuple):
     """Steps of all clips, grouped by distance from the last true frame, as indices on the device.
 
-    "Step order" is step 0 of all clips, then step 1 of all clips, and so on. In this order, a step is a slice, and a
-    slice keeps the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
+    "Step order" is step 0 of all clips, then step 1 of all clips, and so on. In this order, a step is a slice, which
+    has the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
     """
 
     sizes: list[int]  # steps per group
@@ -47,12 +47,12 @@ class StepGroups(NamedTuple):
         return cls(sizes, *(part.split(sizes) for part in index[:3]), *index[3:], orders_agree, whole)
 
     def previous_in_group(self, values: Float[Tensor, "m ..."], group: int) -> Float[Tensor, "n ..."]:
-        """Select from the values of the previous group those of the clips in `group`, in the order of `group`."""
+        """Select the values of the clips in `group`, in the order of `group`, from the values of the previous group."""
         # Groups of equal size have the same clips in the same order. Indexing would launch more kernels on a GPU.
         return values if self.sizes[group - 1] == self.sizes[group] else values[self.previous[group]]
 
     def of_clips(self, values: Float[Tensor, "b ..."], group: int) -> Float[Tensor, "n ..."]:
-        """Select from one value per clip those of the clips in `group`, in the order of `group`."""
+        """Select the values of the clips in `group`, in the order of `group`, from one value per clip."""
         return values if self.whole[group] else values[self.clips[group]]
 
     def in_group_order(

@@ -91,7 +91,7 @@ class RunFolder:
         remove_stale(self.path)
 
     def unlock(self) -> None:
-        """Unlock the folder, and remove it if it is empty."""
+        """Unlock the folder, and remove an empty folder."""
         lock = _locks.pop(self.path.resolve(), None)
         if lock is not None:
             with contextlib.suppress(OSError):
@@ -117,8 +117,8 @@ class RunFolder:
     ) -> dict[str, Any]:
         """Predict validation and test clips with `best.pt`, and write predictions, scores and then the result.
 
-        Every score of the result is computed with `best.pt`, except those whose name ends in `_final`, for which the
-        weights after the last epoch are used. At the end, the folder is unlocked.
+        Scores of the result are computed with `best.pt`. Scores whose name ends in `_final` are computed with the
+        weights after the last epoch. At the end, the folder is unlocked.
 
         Args:
             seed: seed of the samples of z.
@@ -203,7 +203,7 @@ class RunFolder:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The result of the run, with hardware, versions and commit. The fields are those of `result.Result`."""
+        """The result of the run, with hardware, versions and commit. The fields are listed in `result.Result`."""
         return checked(self._read("result.json"), self.path / "result.json")
 
     @cached_property

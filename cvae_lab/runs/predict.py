@@ -65,7 +65,7 @@ def predict_run(
     too. For checkpoints of the course's code, the table also has the score in the mode of that code (BATCH_STATISTICS).
 
     Args:
-        runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
+        runs: run folders, folders of runs (the run with the highest held-out score is used), or checkpoint files.
         seed: seed of the samples of z.
         form: file format of the course: `later` is one CSV of all clips (later years), `2023` is one file per clip.
         log: called with each line of text.
@@ -97,7 +97,7 @@ def predict_run(
 
 
 def _clips_to_predict(source: Dataset, has_answers: bool) -> list[Clip]:
-    """Return the test clips, and one validation clip (all of them if no test clip has true frames).
+    """Return the test clips and one validation clip, or all validation clips if no test clip has true frames.
 
     `RunFolder.finish` predicts the same batch, so both scores are equal to the last digit. In a batch of another size,
     sums can be rounded differently.

@@ -73,10 +73,10 @@ def steps(
     """Return the studies to run, in order.
 
     Args:
-        root: the repository. Its reference runs are used to estimate how long a run takes.
+        root: the repository. The reference runs in the repository are used to estimate the time of a run.
         out: folder of the runs, one folder per study.
         only: names of studies; empty: all except ON_REQUEST.
-        course: folder of the course's data; empty: leave out the studies that need it.
+        course: folder of the course's data; empty: leave out the studies of course data.
         changes: parameters, `data` and `seeds` that replace those of every run, for a trial run.
     """
     data, seeds = changes.pop("data", ""), changes.pop("seeds", ())
@@ -114,7 +114,7 @@ def _config(job: Job) -> RunConfig:
 
 
 def _minutes(config: RunConfig, rate: float) -> float:
-    """Expected minutes of a run, from its time limit or its number of frames."""
+    """Return the expected minutes of a run, from the time limit or the number of frames."""
     train, overhead = config.train, OVERHEAD[config.model.name]
     if train.minutes or train.stop_after:
         return train.minutes + train.stop_after + overhead
@@ -124,7 +124,7 @@ def _minutes(config: RunConfig, rate: float) -> float:
 
 
 def _minutes_per_frame(root: Path) -> float:
-    """Minutes that the reference runs needed for one predicted frame."""
+    """Return the minutes that the reference runs needed for one predicted frame."""
     runs = find_runs(root / "figures" / "reference")
     frames = [
         run.history["step"].iloc[-1] * run.config.train.batch_size * (run.config.train.n_frames - 1)

@@ -27,7 +27,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to train: its folder, its data and its parameters, with the names in `config`."""
+    """One run to train: folder, data and parameters, with the names in `config`."""
 
     run_dir: str
     data: str

@@ -24,7 +24,7 @@ SHOWN = 8  # maximum number of lines in one picture, and of variants in one bar 
 
 
 class Column(NamedTuple):
-    """A column of a printed table: its heading, and the format of its values."""
+    """A column of a printed table: heading and format of the values."""
 
     heading: str
     form: str = ""
@@ -81,7 +81,7 @@ def variant(run: RunFolder) -> str:
 
 
 def runs_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """Return one row per run, sorted by mean PSNR, the best first. Columns are those of `run_row`."""
+    """Return one row per run, sorted by mean PSNR, the best first. The columns are listed in `run_row`."""
     table = pd.DataFrame([run_row(run) for run in runs])
     return table.sort_values("psnr_mean", ascending=False, ignore_index=True)
 

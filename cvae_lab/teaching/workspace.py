@@ -40,8 +40,8 @@ def copy_notebooks(folder: Path, source: Path | None = None, records: Path | Non
     is kept. A newer original is then written to `NAME.new.ipynb` in the same folder.
 
     Args:
-        records: committed results that the notebooks read. They are copied to `folder`/figures, and the copied
-            notebooks read them there. Without `records`, a notebook reads ../figures/, the folder of a checkout.
+        records: committed results that the notebooks read. The results are copied to `folder`/figures, where the copied
+            notebooks read these files. Without `records`, a notebook reads ../figures/, the folder of a checkout.
     """
     if source is None:
         source, records = originals(), installed_records()

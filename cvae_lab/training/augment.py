@@ -44,7 +44,7 @@ def mirroring(data: Dataset) -> Mirror | None:
     if data.palette is None:
         _log.warning(
             f"flip is switched off: the labels of {data.name} have other colours than the known colours of left and "
-            "right limbs, so they cannot be mirrored."
+            f"right limbs, so these labels cannot be mirrored."
         )
         return None
     return partial(mirror_labels, palette=data.palette)

@@ -69,7 +69,7 @@ class _ModelContent(BaseModel):
             ) from error
         if config.model.name == "compact" and self.format < 3:
             raise CheckpointError(
-                f"{path} holds the network `compact` of an earlier version of cvae_lab, which had other layers "
+                f"{path} contains the network `compact` of an earlier version of cvae_lab, which had other layers "
                 f"(checkpoint format {self.format}); train the run again in a new run folder."
             )
         return config
@@ -112,7 +112,7 @@ def create_state(config: RunConfig) -> TrainState:
         source = load_model(file, output=config.model.output if is_course else "linear")
         if options := _options(source.config, config.model):
             raise CheckpointError(
-                f"The weights in {file} belong to another network than this run's; give {options}."
+                f"The weights in {file} are those of another network than the network of this run; give {options}."
             )
         copy_weights(state, source.state_dict())
     return state

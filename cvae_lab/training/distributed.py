@@ -52,7 +52,7 @@ def data_parallel(network: nn.Module) -> nn.Module:
 def shard(rows: Tensor) -> Tensor:
     """Return this rank's rows of a batch: every n-th row, where n is the number of processes.
 
-    All ranks get the same number of rows. The rows that remain are dropped.
+    All ranks have the same number of rows. The rows that remain are dropped.
     """
     whole = len(rows) // world() * world()
     return rows[rank() : whole : world()]

@@ -51,7 +51,7 @@ class Reporter:
 def reporter(
     run_dir: Path | None = None, style: str = "auto", tensorboard: bool = False
 ) -> Iterator[Reporter]:
-    """Yield a reporter and close its bar and its TensorBoard file afterwards.
+    """Yield a reporter, and close bar and TensorBoard file afterwards.
 
     Args:
         run_dir: folder of the TensorBoard file.

@@ -176,8 +176,8 @@ class TrainState:
         threads = state.get("threads")
         if threads and threads != torch.get_num_threads() and not distributed.rank():
             _log.warning(
-                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}. Sums are then rounded "
-                "differently, so its numbers will differ slightly from those of an uninterrupted run."
+                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}. Sums are rounded "
+                f"differently, so the results will differ slightly from an uninterrupted run."
             )
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]

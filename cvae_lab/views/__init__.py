@@ -1,6 +1,6 @@
 """Views of results: figures, frame player as widget and page, GIFs, and diagram of the modules.
 
-The colours are those of Okabe and Ito 2008. Colour-blind readers can distinguish these colours from each other and from
+The colours are from Okabe and Ito 2008. Colour-blind readers can distinguish these colours from each other and from
 `GREY`.
 """
 

@@ -28,7 +28,7 @@ BACKGROUND, BLANK = (235,) * 3, 205  # grey of the background, and of a panel wi
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
-    """Write a GIF that repeats forever. Its duration equals that of the video, with an error of at most 1/100 s.
+    """Write a GIF that repeats forever and has the duration of the video, with an error of at most 1/100 s.
 
     A GIF stores durations in hundredths of a second. Each rounding error is added to the next duration, so frames of a
     video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
@@ -82,7 +82,7 @@ def _captioned(
 ) -> Pictures:
     """Return pictures with one row per clip. Captions give the names of rows and columns and the frame number.
 
-    Frames are enlarged by `scale`. Frames wider than the course's are enlarged less or reduced, so that a panel is at
+    Frames are enlarged by `scale`. Wider frames than in the course are enlarged less or reduced, so that a panel is at
     most `scale` times as wide as a frame of the course.
     """
     font = _font()
@@ -123,7 +123,7 @@ def _captioned(
 
 
 def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
-    """Return uint8 pictures, enlarged by repeating pixels or reduced by averaging them."""
+    """Return uint8 pictures, enlarged by repeating pixels or reduced by averaging pixels."""
     if reduction > 1:
         panel = avg_pool2d(to_float(to_uint8(panel)), reduction)
     return to_uint8(panel).permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)

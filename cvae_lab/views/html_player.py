@@ -42,7 +42,7 @@ def html_player(
     numbers: Sequence[int] | None = None,
     name: str = "prediction",
 ) -> str:
-    """Return an HTML page that plays the clip. Arguments, keys and buttons are those of `scrubber`.
+    """Return an HTML page that plays the clip. Arguments, keys and buttons are the same as in `scrubber`.
 
     Each panel is reduced to 256 colours, so the pixels are approximate. Compared with the original frames, the PSNR of
     the reduced frames is 44 dB for the true frames of the first test clip of `small` (629 frames) and 49 dB for real
@@ -68,7 +68,7 @@ def html_player(
 def write_html(
     path: Path | str, labels: Frames, prediction: Frames, **options: ArrayLike | Frames | None
 ) -> None:
-    """Write the player page atomically. The options are those of `html_player`."""
+    """Write the player page atomically. The options are the same as in `html_player`."""
     write_text(path, html_player(labels, prediction, **options))
 
 

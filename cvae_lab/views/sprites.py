@@ -52,7 +52,7 @@ def captions(with_truth: bool, name: str = "prediction") -> list[str]:
 
 
 def panels(label: Frames, truth: Frames | None, prediction: Frames, scale: int = SCALE) -> Pictures:
-    """Put label, truth (if known) and prediction side by side, and enlarge them without smoothing.
+    """Put label, truth (if known) and prediction side by side, and enlarge all panels without smoothing.
 
     A thin white gap separates the k panels. The shape is
     (time, height * scale, (k * width + (k - 1) * GAP) * scale, 3).

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def find_root(root: Path) -> Path:
-    """Return the folder that holds train, val or test.
+    """Return the folder that contains train, val or test.
 
-    This is `root` itself, or the only data set found at most three levels below it.
+    The result is `root`, or the only data set that is found at most three levels below `root`.
     """
     if root.is_file():
         raise DataError(f"{root}: this is a file; {_unpack(root)}")
@@ -141,7 +141,8 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
             )
         if len(poses) < 2:
             raise DataError(
-                f"{labels[number]}: {len(poses)} label is too few to predict a frame; a clip needs 2 labels or more"
+                f"{labels[number]}: {len(poses)} label is too few to predict a frame; add labels, because a clip needs "
+                f"2 labels or more"
             )
         answer = numbered_pictures(answer_folders[number]) if number in answer_folders else {}
         if answer:
@@ -156,5 +157,5 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
 
 def _not_empty(found: dict[int, Path], folder: Path, what: str) -> dict[int, Path]:
     if not found:
-        raise DataError(f"{folder}: this folder contains no {what}; add them")
+        raise DataError(f"{folder}: this folder contains no {what}; add {what}")
     return found

@@ -43,8 +43,8 @@ def make_data_set(
     """Make a data set from a video: training video, validation video, two test clips with answers, and a report.
 
     The folder `out` must be new or empty. The course's folders, `video.json` (the report), `contact_sheet.png` and
-    `index.html` are written to it. Raises DataError for a faulty video, for faulty keypoints, or if too few frames show
-    a person.
+    `index.html` are written to `out`. Raises DataError for a faulty video, for faulty keypoints, or if too few frames
+    show a person.
 
     Args:
         pose: "mediapipe", or a file or folder of keypoints (see `keypoints`).
@@ -118,15 +118,15 @@ def _keypoints(video: DecodedVideo, pose: str | Path, scratch: str, progress: bo
 def split(file: str | Path, tracks: Tracks) -> dict[str, list[Segment]]:
     """Split the recordings into segments for test clip 1, test clip 0, validation and training, in this order.
 
-    Each held-out segment is the end of the longest recording that remains. Its length is a tenth of all frames, but at
-    least 16 and at most 630. All other frames are for training.
+    Each held-out segment is the end of the longest recording that remains. The length of a held-out segment is a tenth
+    of all frames, but at least 16 and at most 630. All other frames are for training.
     """
     left = list(tracks.recordings)
     total = sum(stop - start for start, stop in left)
     if total < 5 * MIN_FRAMES:
         raise DataError(
             f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of these frames "
-            f"are in recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or a "
+            f"are in recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed; use a longer video, or a "
             f"video that shows the whole person"
         )
     held = min(TEST_FRAMES, max(MIN_FRAMES, total // 10))

@@ -239,8 +239,8 @@ def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.nda
     """Return the shift of the background in each frame relative to the first frame: columns and rows in pixels.
 
     Phase correlation gives the shift of each background block in whole pixels of a picture about `CAMERA_WIDTH` pixels
-    wide. The shift between two frames is the median over blocks with texture that do not overlap the person. The
-    result is NaN if there are fewer than three such blocks or most of them differ from the median.
+    wide. The shift between two frames is the median over blocks with texture that do not overlap the person. The result
+    is NaN if there are fewer than three such blocks, or if most blocks differ from the median.
 
     Each frame is compared with a reference frame. After a large shift, the current frame becomes the new reference, so
     large movements can be measured.

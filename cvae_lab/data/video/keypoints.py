@@ -54,9 +54,9 @@ People = dict[int, list[Float[np.ndarray, "joints 3"]]]
 def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tuple[Keypoints, int]:
     """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames show several persons.
 
-    The format depends on the kind of `source`. A folder holds OpenPose output. A .json file holds COCO-17 results or
-    annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
-    the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
+    The format depends on the kind of `source`. A folder contains OpenPose output. A .json file contains COCO-17 results
+    or annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file
+    contains the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
 
     If a frame has several persons, the person nearest to that of the previous frame is selected. In the first frame,
     the largest person is selected.

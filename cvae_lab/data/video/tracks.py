@@ -25,7 +25,7 @@ Points = Float[np.ndarray, "n joints 2"]
 class Tracks:
     """Smooth positions of `JOINTS` in pixels (NaN if missing), the recordings, and the number of repairs.
 
-    `found` is true for frames that had a pose before short gaps were filled. `recordings` holds, for each unbroken
+    `found` is true for frames that had a pose before short gaps were filled. `recordings` contains, for each unbroken
     recording of the person, the index of the first frame and the index after the last frame. `exchanged` is the number
     of frames in which left and right arms or legs were exchanged. `jumps` is the number of joint positions removed as
     outliers, and `filled` is the number of interpolated joint positions.

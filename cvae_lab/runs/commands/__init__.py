@@ -32,14 +32,15 @@ def values(pairs: Sequence[Sequence[str]], reserved: Sequence[str] = ("data",)) 
     """Return the parameters given by -p. A value that is a Python literal is evaluated; other values are text.
 
     Args:
-        reserved: names that the command sets itself. Raises ConfigError if one of them is given.
+        reserved: names that the command sets itself. Raises ConfigError if a reserved name is given.
     """
     from cvae_lab.config import ConfigError
 
     for name, _ in pairs:
         if name in reserved:
             raise ConfigError(
-                f"this command does not accept -p {name}, because it sets {name} itself; see its --help."
+                f"this command does not accept -p {name}, because the command sets {name}; see the option --help of "
+                f"the command."
             )
     return {name: _literal(text) for name, text in pairs}
 

@@ -70,7 +70,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """Return versions and commit; empty without the package or pandas, because `bench --gpu` must run without them."""
+    """Return versions and commit; empty without the package or pandas, because `bench --gpu` must run without both."""
     try:
         from cvae_lab.runs.result import provenance
     except ImportError:

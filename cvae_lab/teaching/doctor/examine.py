@@ -125,7 +125,7 @@ def _read_from_zip(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) 
             content = file.read(MAX_BYTES + 1)  # the size given in the archive may be wrong
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         raise DataError(
-            f"{path}: {item.filename} cannot be unpacked ({error}); make the zip again"
+            f"{path}: {item.filename} cannot be unpacked ({error}); create the zip file again"
         ) from error
     if len(content) > MAX_BYTES:
         raise DataError(

@@ -139,7 +139,7 @@ def _lengths(path: Path, frames: Lengths, count: int) -> list[int]:
         return [frames] * count
     if len(frames) != count:
         raise DataError(
-            f"{path}: {count} text file(s) of 2023 for {len(frames)} clips; give one file per clip"
+            f"{path}: {count} text file(s) in the format of 2023 for {len(frames)} clips; give one file per clip"
         )
     return list(frames)
 
@@ -211,7 +211,10 @@ def _gif_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode a video. The suffix decides the format, because FFmpeg would open the files that a text file lists."""
+    """Decode a video.
+
+    The format is chosen by the suffix, because FFmpeg would otherwise open the files that are listed in a text file.
+    """
     try:
         with av.open(str(path), format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:

@@ -1,4 +1,4 @@
-"""Compare predicted frames with true frames: scores of every frame, and several averages of them."""
+"""Compare predicted frames with true frames: scores of every frame, and several averages of the scores."""
 
 from collections.abc import Callable, Sequence
 
