@@ -25,7 +25,7 @@ Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
 def squared_error(
     prediction: Float[Tensor, "*b c h w"], target: Float[Tensor, "*b c h w"]
 ) -> Float[Tensor, "*b"]:
-    """Squared error of each frame, summed over channels and pixels."""
+    """Return the squared error of each frame, summed over channels and pixels."""
     return (prediction - target).square().sum(dim=(-3, -2, -1))
 
 
@@ -44,7 +44,7 @@ def gaussian_nll(
 def kl_standard_normal(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"]
 ) -> Float[Tensor, "*b"]:
-    """KL(N(mu, exp(logvar)) || N(0, I)) of each frame in nats, summed over latents.
+    """Return KL(N(mu, exp(logvar)) || N(0, I)) of each frame in nats, summed over latents.
 
     Source: Kingma & Welling 2014, appendix B.
     """

@@ -90,8 +90,8 @@ def test_wrong_answers_are_not_used_if_found_and_refused_if_given(data_folder, t
     write_later(data_folder, truth[:1])
     dataset = read(data_folder)
     assert (dataset.answer_format, dataset.tests[0].answer) == ("none", None)
-    assert "gt.csv has 3 rows; a submission has 6 rows" in caplog.text
-    with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 6 rows"):
+    assert "gt.csv has 3 rows, but a submission has 6 rows" in caplog.text
+    with pytest.raises(DataError, match=r"gt\.csv has 3 rows, but a submission has 6 rows"):
         read(data_folder, answers=data_folder / "gt.csv")
     (data_folder / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no true frames found"):

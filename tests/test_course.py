@@ -237,5 +237,5 @@ def test_missing_or_incomplete_answers_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no true frames found; give GT0\.csv"):
         read_answers(tmp_path, clips)
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(truths[0])))
-    with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 8 rows"):
+    with pytest.raises(DataError, match=r"gt\.csv has 3 rows, but a submission has 8 rows"):
         read_answers(tmp_path, clips)

@@ -246,7 +246,7 @@ def test_a_text_has_as_many_frames_per_clip_as_the_other_side(tmp_path):
 
 
 @pytest.mark.parametrize(("prediction", "message"), [
-    (PREDICTION[:1], "the prediction has 1 clips, the answer 2"),
+    (PREDICTION[:1], "the prediction has 1 clips, but the answer has 2"),
     ([clip[2:] for clip in PREDICTION], "clip 0: the prediction has 4 frames of 64 x 32 pixels, the answer 6"),
     ([clip[:, 1:] for clip in PREDICTION], "clip 0: the prediction has 6 frames of 64 x 31 pixels"),
 ])  # fmt: skip

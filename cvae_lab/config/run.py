@@ -52,7 +52,7 @@ class RunConfig:
             )
         if self.train.kl_balance and self.model.prior == "normal":
             raise ConfigError(
-                'kl_balance divides the gradient between posterior and prior; it needs prior = "learned".'
+                'kl_balance divides the gradient between posterior and prior; kl_balance needs prior = "learned".'
             )
 
     @classmethod

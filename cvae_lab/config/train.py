@@ -105,7 +105,10 @@ class TrainConfig:
         description="number of consecutive predicted frames that gradients pass through; -1: all",
     )
     feedback_noise: float = Field(
-        0.03, ge=0.0, le=1.0, description="standard deviation of noise on predicted frames that are fed back"
+        0.03,
+        ge=0.0,
+        le=1.0,
+        description="standard deviation of the noise on predicted frames that are fed back",
     )
     flip: bool = Field(True, description="mirror half of the clips and exchange left and right limb colours")
     paste: float = Field(

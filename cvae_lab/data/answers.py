@@ -81,7 +81,7 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
 def _check_answers(path: Path, clips: Sequence[Clip], sources: dict[str, Path]) -> None:
     if any(clip.first.shape != (3, HEIGHT, WIDTH) for clip in clips):
         raise DataError(
-            f"{path}: the course's true frames have {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
+            f"{path}: the course's true frames have {WIDTH} x {HEIGHT} pixels; read the test clips at this size"
         )
     if not sources:
         names = ", ".join(clip.name for clip in clips)

@@ -246,8 +246,8 @@ def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
     """Detect recording boundaries from the frames, and return the index of the first frame after each boundary.
 
     A boundary is a large change between two frames: the mean squared difference is above 2e-3 (a PSNR below 27 dB). The
-    change is also more than 4 times as large as each of the 3 changes before and after. Fast motion also causes large
-    changes, but several consecutive ones.
+    change is also more than 4 times as large as each of the 3 changes before and after. Fast motion causes several
+    consecutive large changes.
     """
     if len(frames) < 2:
         return ()

@@ -57,7 +57,7 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
             f"{frames_per_clip} rows for each clip" if isinstance(frames_per_clip, int) else f"{limit} rows"
         )
         raise DataError(
-            f"{path} has {count} rows; a submission has {wanted}, one per frame; write the file again"
+            f"{path} has {count} rows, but a submission has {wanted}, one per frame; write the file again"
         )
     frames = torch.frombuffer(rows, dtype=torch.uint8).reshape(-1, 3, HEIGHT, WIDTH)
     return list(frames.split(lengths))
@@ -81,7 +81,10 @@ def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
             if not line:
                 continue
             if number - 2 >= limit:
-                raise DataError(f"{path} has more than {limit} rows; a submission has one row per frame")
+                raise DataError(
+                    f"{path} has more than {limit} rows, but a submission has one row per frame; write the "
+                    f"file again"
+                )
             yield _pixels(path, number, names, line.rpartition(b",")[0] if usage else line)
 
 

@@ -82,7 +82,7 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
 
 
 def mean_scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> dict[str, float]:
-    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
+    """Return the mean PSNR on the validation clips, and on the held-out segments of the training recordings.
 
     Checkpoints are selected by `heldout_psnr`. The validation clips are used for this score only if there is no
     held-out segment. The score is a mean over frames, because the segment of a short recording has few frames. Without

@@ -169,7 +169,7 @@ class PackedConv:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN can arrange the weights of a convolution before a call."""
+    """Return whether oneDNN can arrange the weights of a convolution before a call."""
     return torch.backends.mkldnn.is_available() and dtype in (torch.bfloat16, torch.float32)
 
 

@@ -183,11 +183,11 @@ class RunFolder:
     def _read(self, name: str) -> str:
         file = self.path / name
         if not file.exists():
-            raise RunError(f"{self.path} is not a finished run: it has no {name}.")
+            raise RunError(f"{self.path} is not a finished run: it has no {name}; finish the training first.")
         try:
             return file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise RunError(f"{file} is damaged: it is not a text file.") from None
+            raise RunError(f"{file} is damaged: it is not text; train the run again.") from None
 
     @cached_property
     def config(self) -> RunConfig:

@@ -158,7 +158,7 @@ def summarise(
     for name in ("psnr_mean", "heldout_psnr", "kl_nats"):
         if not math.isfinite(values[name]):
             raise RunError(
-                f"The run ended with {name} = {values[name]}, so it has no result; try a smaller lr or beta_max."
+                f"The run ended with {name} = {values[name]}, so the run has no result; try a smaller lr or beta_max."
             )
     return {name: _plain(value) for name, value in values.items()}
 

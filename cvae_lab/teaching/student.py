@@ -52,7 +52,7 @@ class StudentEditionError(RuntimeError):
 
 
 def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> NotebookNode:
-    """Merge a notebook and its solutions to a source notebook of nbgrader.
+    """Merge a notebook and the solutions of its exercises to a source notebook of nbgrader.
 
     Solutions are marked, a hidden test is added to every check, and nbgrader's metadata are added to the cells. Raises
     StudentEditionError if an exercise has no solution or no check.

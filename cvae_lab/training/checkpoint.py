@@ -145,7 +145,7 @@ def resume(path: Path, config: RunConfig) -> TrainState:
     """Return the state of an interrupted run.
 
     `epochs`, `minutes`, `stop_after` and `threads` may differ from the interrupted run. Raises CheckpointError if any
-    other parameter differs, because the resumed run would then use different schedules or data than that run.
+    other parameter differs, because the resumed run would then have other schedules or data than the interrupted run.
     """
     raw = read_file(path)
     if not _is_own(raw):
@@ -231,7 +231,7 @@ def train_config(path: Path) -> TrainConfig:
 
 
 def is_course(path: Path) -> bool:
-    """Whether a checkpoint was saved by another trainer of the course's network, not by a run of this project."""
+    """Return whether a checkpoint was saved by another trainer of the course's network, not by this project."""
     return not _is_own(read_file(path))
 
 
@@ -242,7 +242,7 @@ def frame_height(path: Path) -> int:
 
 
 def _is_own(raw: dict[str, Any]) -> bool:
-    """Whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
+    """Return whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
     return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)
 
 

@@ -53,6 +53,6 @@ class EpochMeter:
         return distributed.world() * self.seen / (time.monotonic() - self.started)
 
     def means(self) -> list[float]:
-        """Mean loss, squared error and KL over the clips of all ranks; nan if every step was skipped."""
+        """Return mean loss, squared error and KL over the clips of all ranks; nan if every step was skipped."""
         sums, clips = distributed.summed(self.sums), distributed.summed(torch.tensor(float(self.clips)))
         return (sums / clips).tolist()

@@ -90,7 +90,7 @@ class Muon:
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both optimizers."""
+        """Return the state of both optimizers."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ class Clock:
         return self._done() >= 1 or self._stopped()
 
     def out_of_time(self) -> bool:
-        """Whether the run has a time limit and has reached it."""
+        """Whether the run has a time limit that is reached."""
         return (bool(self.config.minutes) and self._done() >= 1) or self._stopped()
 
     def _stopped(self) -> bool:

@@ -39,7 +39,7 @@ class Part:
 
 
 def trace(model: CVAE, height: int = 32, width: int = 64) -> dict[str, Part]:
-    """Record every module call of one training step with its inputs, output shapes, parameters and operations.
+    """Record inputs, output shapes, parameters and operations of every module call of one training step.
 
     The name of a call is the name of the module. A single input is added to the name: `RGB_Encoder(x_t)`. The
     sources of a call are found in the autograd graph of its inputs, so every drawn connection exists in the model.

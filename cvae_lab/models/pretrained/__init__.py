@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parent
 
 
 def is_pretrained(name: str | Path) -> bool:
-    """Whether `name` means weights in the package: `pretrained`, or with a size, such as `pretrained-64x128`."""
+    """Return whether `name` is that of weights in the package: `pretrained` or, with a size, `pretrained-64x128`."""
     return str(name) == NAME or (str(name).startswith(f"{NAME}-") and not Path(name).exists())
 
 
@@ -26,6 +26,6 @@ def weights_file(name: str, height: int = 32) -> Path:
         sizes = [path.stem.removeprefix("compact-") for path in sorted(FOLDER.glob("*.safetensors"))]
         present = ", ".join(sizes) or "none"
         raise CheckpointError(
-            f"There are no pretrained weights for frames of {size} pixels; sizes: {present}."
+            f"There are no pretrained weights for frames of {size} pixels; available sizes: {present}."
         )
     return file

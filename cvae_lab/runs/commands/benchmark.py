@@ -36,7 +36,8 @@ def add_commands(add: Add) -> None:
     )
     bench.add_argument(
         "--budget", type=float, default=540.0,
-        help="--gpu: time limit in seconds for all parts together; the training runs of 4 minutes need about 2400",
+        help="--gpu: time limit in seconds for all parts together; with training runs of 4 minutes, about 2400 are "
+            "needed",
     )  # fmt: skip
     bench.add_argument(
         "--only", nargs="+", default=[], choices=GPU_PARTS, metavar="PART",

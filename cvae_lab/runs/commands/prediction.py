@@ -24,7 +24,8 @@ def add_commands(add: Add) -> None:
     predict.add_argument("--seed", type=int, default=0, help="seed of the random z")
     predict.add_argument(
         "--answers", type=Path, metavar="PATH",
-        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: files in or next to DATA",
+        help="true frames: GT0.csv, ... (2023), gt.csv (later years) or a folder of these files; default: files in "
+            "DATA or its parent folder",
     )  # fmt: skip
     predict.add_argument(
         "--output", choices=("auto", "linear", "sigmoid"), default="auto",

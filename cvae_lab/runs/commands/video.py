@@ -22,7 +22,7 @@ def add_commands(add: Add) -> None:
     )
     sizes = ["32x64", "64x128", "128x256"]
     video.add_argument("--size", choices=sizes, default="32x64", help="height x width")
-    video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
+    video.add_argument("--fps", type=float, help="number of frames per second to keep; default: all frames")
     video.add_argument(
         "--seconds",
         type=float,
@@ -39,7 +39,10 @@ def add_commands(add: Add) -> None:
     fits = ["letterbox", "crop"]
     video.add_argument("--fit", choices=fits, default="letterbox", help="add black bars, or remove the edges")
     video.add_argument(
-        "--max-gap", type=int, default=5, help="longest gap of a joint that is interpolated, in frames"
+        "--max-gap",
+        type=int,
+        default=5,
+        help="longest gap, in frames, over which the position of a joint is interpolated",
     )
     video.add_argument(
         "--smooth", type=int, default=7, help="number of frames in the smoothing window; 0: no smoothing"

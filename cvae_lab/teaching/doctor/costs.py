@@ -103,7 +103,7 @@ def measured() -> dict[str, str]:
 
 
 def _train(mistake: str, data: Dataset, setting: Setting, seed: int) -> CVAE:
-    """Train a network as the assignment describes, with one mistake."""
+    """Train a network with the method of the assignment and one mistake."""
     torch.manual_seed(seed)
     model = CVAE(
         ModelConfig.preset("compact", width=setting.width, latents=2, anchor=False, output="linear")

@@ -108,7 +108,7 @@ def is_prose(file: Path) -> bool:
 def numbered(folder: Path, pattern: str = "") -> list[Path]:
     """Return the entries whose names end in a number, in order of these numbers.
 
-    With a `pattern`, these are the files whose names match it. Without a pattern, these are the folders.
+    With a `pattern`, the entries are the files with matching names. Without a pattern, the entries are the folders.
     """
     entries = [
         entry for entry in folder.iterdir()
@@ -233,7 +233,7 @@ def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{path}: the picture is too large ({width} x {height} pixels by its header); make it smaller"
+            f"{path}: the picture is too large ({width} x {height} pixels according to the header); make it smaller"
         )
 
 

@@ -27,7 +27,7 @@ def score(prediction: Clips, truth: Clips) -> pd.DataFrame:
     """
     if len(prediction) != len(truth):
         raise DataError(
-            f"the prediction has {len(prediction)} clips, the answer {len(truth)}; give one prediction per clip"
+            f"the prediction has {len(prediction)} clips, but the answer has {len(truth)}; give one prediction per clip"
         )
     pairs = zip(prediction, truth, strict=True)
     return pd.concat([_score_clip(*pair, number) for number, pair in enumerate(pairs)], ignore_index=True)
@@ -37,7 +37,8 @@ def aligned(predicted: Frames, true: Frames, number: int) -> tuple[Frames, Frame
     """Return predicted and true frames 1 to T-1 of clip `number`."""
     if predicted.shape[1:] != true.shape[1:] or abs(len(predicted) - len(true)) > 1:
         raise DataError(
-            f"clip {number}: the prediction has {_described(predicted)}, the answer {_described(true)}; both must have "
+            f"clip {number}: the prediction has {_described(predicted)}, but the answer has {_described(true)}; both "
+            f"must have "
             f"the same number of frames of the same size, but frame 0 may be missing in one of them"
         )
     longest = max(len(predicted), len(true))

@@ -205,7 +205,7 @@ def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
-    """Return, for each submission, the equal or nearly equal other submissions with the PSNR between the two."""
+    """Return, for each submission, the other submissions that are almost equal, with the PSNR between the two."""
     found: dict[str, list[str]] = {name: [] for name in samples}
     names = list(samples)
     for index, name in enumerate(names):
