@@ -249,7 +249,7 @@ def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list
     if any("ours" in row for row in rows):
         lines += [
             "",
-            f"{'frames/s':44} {'ref loop':>10} {'fast path':>10} {'ratio':>7} {'matmul':>6} {'copy':>5} {'MiB':>7}",
+            f"{'frames/s':44} {'reference':>10} {'ours':>10} {'ratio':>7} {'matmul':>6} {'copy':>5} {'MiB':>7}",
         ]
     for row in rows:
         if "ours" in row:
@@ -279,7 +279,7 @@ def _cell(row: dict[str, Any], key: str, format_spec: str, unit: str = "") -> st
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one line for each GPU target of the project: the measured value and whether the target is reached."""
+    """Return one line for each of the project's GPU targets: the measured value, and whether the target is reached."""
     found = []
     mine = [row for row in rows if row.get("model") == "handout" and "ours" in row]
     trained = [row for row in mine if row["what"] == "training"]

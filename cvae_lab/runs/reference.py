@@ -192,7 +192,7 @@ def learning_curve_picture(runs: Sequence[RunFolder]) -> Figure:
 
 
 def learning_summary(run: RunFolder) -> str:
-    """Return a sentence with the length, the scores and the loss of a run, from the record of the run."""
+    """Return one sentence about the length of a run, its scores and its loss, with numbers of the record."""
     curve, result = learning_curve(run), run.result
     scores = curve["heldout_psnr"].dropna()
     last, early = curve.iloc[-1], scores.iloc[len(scores) // 2]
