@@ -90,10 +90,7 @@ def predict_with_posterior(
 def free_run(
     model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, latents: Latents
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Predict frames 1 to T-1 in [0, 1].
-
-    Each predicted frame is the input of the next step. The caller must set eval mode.
-    """
+    """Predict frames 1 to T-1 in [0, 1]. Each is the input of the next step. The caller must set eval mode."""
     return _joined(_free_run_chunks(model, first, labels, latents, _as_float), first, labels)
 
 

@@ -130,7 +130,7 @@ def _predict_all(
     output: Output,
     log: Log,
 ) -> dict[str, Videos]:
-    """Return mean predictions of the checkpoints by kind: plain, corrected at test time, or BATCH_STATISTICS."""
+    """Predictions averaged over the checkpoints, by kind: plain, corrected at test time, or BATCH_STATISTICS."""
     device = pick_device()
     videos: dict[str, list[Videos]] = {kind: [] for kind in kinds}
     for file, _, reason in chosen:
@@ -196,7 +196,7 @@ def _averaged(by_model: Sequence[Videos]) -> Videos:
 
 
 def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
-    """Return a table of mean PSNR by clip and kind of prediction, followed by notes, as lines of text."""
+    """Return the lines of a table of mean PSNR by clip and kind of prediction, and of notes on it."""
     rows = []
     for index, clip in enumerate(clips):
         if clip.answer is not None:

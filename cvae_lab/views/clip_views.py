@@ -28,12 +28,12 @@ BACKGROUND, BLANK = (235,) * 3, 205  # grey of the background, and of a panel wi
 
 
 def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
-    """Write a GIF that repeats forever and has the duration of the video, with an error of at most 1/100 s.
+    """Write a GIF that repeats forever. Its duration equals that of the video, with an error of at most 1/100 s.
 
     A GIF stores durations in hundredths of a second. Each rounding error is added to the next duration, so frames of a
     video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
-    out. Equal consecutive frames are merged to one frame of the same total duration. All frames have the same palette
-    of 256 colours, so a constant background does not flicker and adds no bytes.
+    out. Equal neighbours become one frame that lasts as long as both. All frames have the same palette of 256 colours,
+    so a constant background does not flicker and adds no bytes.
     """
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
@@ -64,8 +64,8 @@ def write_grid_gif(
 ) -> None:
     """Write one GIF with one row per clip: label, true frame (if known) and prediction.
 
-    The GIF shows every second frame in real time and ends with the shortest prediction. Captions give the names of
-    clips and columns and the frame number.
+    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips
+    and columns and the frame number.
     """
     length = min(len(frames) for frames in predictions)
     frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
