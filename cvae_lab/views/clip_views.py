@@ -80,7 +80,7 @@ def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> 
 def _captioned(
     clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
 ) -> Pictures:
-    """Return pictures with one row per clip. Captions give the names of rows and columns and the frame number.
+    """Pictures with one row per clip. Captions give the names of rows and columns and the frame number.
 
     Frames are enlarged by `scale`. Wider frames than in the course are enlarged less or reduced, so that a panel is at
     most `scale` times as wide as a frame of the course.
