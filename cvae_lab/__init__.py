@@ -6,7 +6,7 @@ Notation in formulas, code and figures:
 
 * `x`: frames (b, t, 3, h, w) in [0, 1]. `x[:, 0]` is the first frame, which is known at test time.
 * `p`: pose labels, with the same shape as `x`.
-* `z`: latents. `mu` and `logvar` are the mean and the log-variance of their distribution.
+* `z`: latents. `mu` and `logvar` are the mean and the log-variance of the distribution of `z`.
 * `beta`: weight of the KL term. The KL is given in nats per frame.
 * `tf_ratio`: probability that the true previous frame is the input of a step (teacher forcing).
 * PSNR: peak signal-to-noise ratio in dB, with peak 1.

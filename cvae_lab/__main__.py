@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """Exception for SIGTERM. As a BaseException, it is not handled by `except Exception` like a failed run."""
+    """Exception for SIGTERM. `except Exception` does not handle a BaseException like a failed run."""
 
 
 @contextmanager

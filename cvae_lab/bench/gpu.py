@@ -144,7 +144,7 @@ def allowance(left: float, parts: Sequence[str]) -> float:
     """Return the time limit in seconds for the first of the remaining parts: minimum plus fraction of the rest.
 
     Args:
-        left: seconds for all remaining parts. If this is too little, each part gets less than its minimum.
+        left: seconds for all remaining parts. If these are too few, each part has less than its minimum.
     """
     needed = sum(MINIMUM[part] for part in parts)
     if left < needed:

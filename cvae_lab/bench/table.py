@@ -171,7 +171,7 @@ def _row(preset: str, case: Case, device: torch.device, limits: dict, repeats: i
 
 
 def _peak(preset: str, case: Case) -> float:
-    """Return the peak memory of a row. If its process failed, return NaN, so that the next rows are still measured."""
+    """Return the peak memory of a row. After an error, return NaN, so that the next rows are still measured."""
     try:
         return in_own_process(peak_memory, preset, case)
     except RuntimeError:

@@ -31,7 +31,7 @@ def cache_dir() -> Path:
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the value in the cache file `name` if its key and checksum are correct. Otherwise call `build`.
+    """Return the value in the cache file `name` if key and checksum are correct. Otherwise call `build`.
 
     Values are tensors, numbers and text in dicts, lists and tuples. Tensors from the file are memory-mapped, so that
     several processes use the same memory. A damaged file is logged and replaced. If the file cannot be written, one

@@ -1,4 +1,4 @@
-"""Table of the contents of a data set and of the PSNR of trivial baselines on it."""
+"""Table of the contents of a data set, with the PSNR of trivial baselines."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None, palette: Palet
 
 
 def _shortened(numbers: Sequence[int], most: int = 12) -> str:
-    """Return the numbers as text. If there are more than `most`, only the first ones are listed."""
+    """Return the numbers as text. If there are more than `most` numbers, only the first numbers are listed."""
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
     return " ".join(map(str, numbers[:most])) + more
 

@@ -26,7 +26,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     The temporary name has the suffix of `path`, because libraries choose a file format by the suffix. After an error
     the temporary file is removed and `path` has the old content. If the process is killed, the temporary file stays.
-    The next process that writes to the folder removes it (`remove_stale`).
+    The next process that writes to the folder removes this file (`remove_stale`).
 
     If the disk is full, raises OSError with the name of the file and the free space.
     """

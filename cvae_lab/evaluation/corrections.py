@@ -72,7 +72,8 @@ def predict_with_mirror(
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict the clip and its mirror image, mirror the second prediction back, and return the mean.
 
-    Use this for models that were trained with `flip`. The mean has less variance, but prediction takes twice the time.
+    Use this function for models that were trained with `flip`. The mean has less variance, but prediction takes twice
+    the time.
     """
     streams = clip_streams(generator, len(first))
     mirror_streams = [child for stream in streams for child in clip_streams(stream, 1)]

@@ -219,7 +219,7 @@ def perturbation_growth(
 
     z is the mean of the prior. After each step the disturbance is scaled back to a root mean square of 1e-3. The result
     is the geometric mean over the second half of the steps. The first half is not used, because the direction of the
-    disturbance has not converged there.
+    disturbance has not converged yet.
     """
     size, anchor, latents = 1e-3, model.anchor(first, p[:, 0]), prior_mean_latents(model, first)
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []

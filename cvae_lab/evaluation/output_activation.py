@@ -44,7 +44,7 @@ class OutputChoice(NamedTuple):
 
 
 def choose_output(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> OutputChoice:
-    """Compare the PSNR of one step from a true previous frame with both activations; z is from N(0, I).
+    """Compare the PSNR of one step from a true previous frame with both activations, for z from N(0, I).
 
     If `clips` contain true frames, at most FRAMES frames are predicted. Otherwise frame 1 of each clip is predicted and
     compared with frame 0, because these two frames differ little.

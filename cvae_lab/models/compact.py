@@ -66,7 +66,7 @@ class Down(nn.Conv2d):
 
 
 def upsample(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Double the resolution by repeating values. Unlike transposed convolution, this gives no checkerboard pattern."""
+    """Double the resolution by repeating values. Transposed convolution would give a checkerboard pattern."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 

@@ -39,7 +39,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions.
 
-    `auto` is bfloat16 on GPUs and CPUs with instructions for it, and float32 elsewhere. Apple GPUs use float32.
+    `auto` is bfloat16 on GPUs and CPUs with bfloat16 instructions, and float32 elsewhere. Apple GPUs use float32.
     """
     if device.type == "mps":
         if config.precision == "bfloat16":
@@ -58,7 +58,7 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
-    """Return a sentence if the GPU has no bfloat16 units: float32 is used, or emulated bfloat16 because it was set.
+    """Return a sentence if the GPU has no bfloat16 units, so that float32 or emulated bfloat16 is used.
 
     float16 is not offered. The range of float16 ends at 65,504 and its smallest normal number is 6e-5, but KL weights
     of this project are as small as 1e-6. Every training step would need a scaled loss.

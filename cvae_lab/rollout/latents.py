@@ -58,8 +58,8 @@ def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: Noise
     """Draw z from the prior: from the learned prior if the model has one, otherwise from N(0, I).
 
     Args:
-        generator: one generator per clip, or one that seeds them. With None the seed is 0, so every call gives the
-            same video.
+        generator: one generator per clip, or one generator for the seeds of all clips. With None the seed is 0, so
+            every call gives the same video.
     """
     noise = clip_noise(model, first, generator)
 

@@ -46,8 +46,9 @@ def predict(
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels, uint8 or float in [0, 1]; labels[:, 0] belongs to `first`. T is at least 2.
-        generator: one generator per clip, or one that seeds them in order. Without a generator the seed is 0, and every
-            call returns the same frames. To draw different samples, pass the same generator to several calls.
+        generator: one generator per clip, or one generator for the seeds of all clips in order. Without a generator the
+            seed is 0, and every call returns the same frames. To draw different samples, pass the same generator to
+            several calls.
         batch_statistics: see `evaluating`.
     """
     return _joined(predict_in_chunks(model, first, labels, generator, batch_statistics), first, labels)

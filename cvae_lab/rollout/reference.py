@@ -96,7 +96,7 @@ def reference_predict(
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels in [0, 1]; labels[:, 0] belongs to `first`.
-        generator: one generator per clip, or one that seeds them; None means seed 0.
+        generator: one generator per clip, or one generator for the seeds of all clips; None means seed 0.
     """
     anchor, noise = model.anchor(first, labels[:, 0]), clip_noise(model, first, generator)
     frames = [first]

@@ -109,7 +109,7 @@ def sweep(
 ) -> Iterator[Outcome]:
     """Run all jobs and yield an Outcome when a run ends. With `template`, each run is an execution of this notebook.
 
-    Finished runs are skipped. If a run fails, the others continue. If another process is training a run, the sweep
+    Finished runs are skipped. If a run fails, the other runs continue. If another process is training a run, the sweep
     waits until that run ends.
 
     Args:

@@ -108,7 +108,7 @@ def report_notebook(runs: Sequence[RunFolder]) -> nbformat.NotebookNode:
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:
-    """Return the names of the run folders. If several have the same name, their parent folder is added in front."""
+    """Return the names of the run folders. If names are equal, the parent folder is added in front."""
     names = [run.path.name for run in runs]
     return [
         f"{run.path.parent.name}/{name}" if names.count(name) > 1 else name

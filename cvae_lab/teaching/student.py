@@ -96,7 +96,10 @@ def _metadata(grade_id: str, grade: bool) -> dict[str, object]:
 
 
 def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
-    """Return first line and body of every function in a notebook of solutions. The body includes all imports for it."""
+    """Return first line and body of every function in a notebook of solutions.
+
+    The body includes the necessary imports.
+    """
     codes = [cell.source for cell in solutions.cells if cell.cell_type == "code"]
     imports = [line for code in codes for line in code.splitlines() if re.match("(import|from) ", line)]
     found = {}
@@ -158,7 +161,7 @@ def autograde(folder: Path) -> pd.DataFrame:
 
 
 def check(names: Sequence[str] = (), source: Path | None = None) -> pd.DataFrame:
-    """Test the grading: grade a correct, an empty and a wrong submission in a temporary folder; return their scores.
+    """Test the grading: grade a correct, an empty and a wrong submission in a temporary folder; return the scores.
 
     Raises StudentEditionError unless the correct submission gets all points and the others get none.
     """

@@ -274,7 +274,7 @@ def _augmented_shard(
     epoch_is_forced: bool,
     generators: dict[str, torch.Generator],
 ) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
-    """Augment the batch and sample its mask, with equal results on all ranks; return this rank's shard of both."""
+    """Augment the batch and sample the mask, with equal results on all ranks; return this rank's shard of both."""
     batch = augment(batch, config, generators["augment"], mirror)
     mask = sample_teacher_forcing(
         ratio,

@@ -100,7 +100,7 @@ class Muon:
 
 
 def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:
-    """Reshape values to (output channels, rest). If the values are a kernel, the result is a view of its memory."""
+    """Reshape values to (output channels, rest). The result of a kernel is a view of the same memory."""
     if kernel.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.view(len(kernel), -1) if values.is_contiguous() else values.reshape(len(kernel), -1)

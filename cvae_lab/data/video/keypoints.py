@@ -219,6 +219,6 @@ def _extent(person: Float[np.ndarray, "joints 3"]) -> float:
 
 
 def _distance(person: Float[np.ndarray, "joints 3"], other: Float[np.ndarray, "joints 3"]) -> float:
-    """Return the mean distance in pixels over the joints that both persons have, or infinity if there are none."""
+    """Return the mean distance in pixels over the joints that both persons have, or infinity without such joints."""
     apart = np.hypot(*(person - other)[:, :2].T)
     return float(np.nanmean(apart)) if not np.isnan(apart).all() else np.inf

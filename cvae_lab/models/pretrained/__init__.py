@@ -14,7 +14,7 @@ def is_pretrained(name: str | Path) -> bool:
 
 
 def weights_file(name: str, height: int = 32) -> Path:
-    """Return the file of pretrained weights. Raises CheckpointError if the package has none of this size.
+    """Return the file of pretrained weights. Raises CheckpointError if the size is not available.
 
     Args:
         name: `pretrained`, or with a size, such as `pretrained-64x128`.

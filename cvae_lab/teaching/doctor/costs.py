@@ -1,4 +1,4 @@
-"""Measure the change in PSNR by each mistake: a small trainer with and without it, on a synthetic data set.
+"""Measure the change in PSNR by each mistake, in a small trainer on a synthetic data set.
 
 `cvae-lab doctor --measure CSV` trains the same tiny network with the same seeds, and writes the differences in PSNR.
 `doctor` reads the file COSTS of the package. The numbers are valid for this small setting only. In a full training, the

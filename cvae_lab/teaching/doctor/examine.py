@@ -43,8 +43,8 @@ def examine(path: Path, unread: Callable[[str], object] | None = None) -> list[F
     file can be examined.
 
     Args:
-        unread: called with the reason for each file that cannot be examined, if other files can. Without it, the first
-            such file raises DataError.
+        unread: called with the reason for each file that cannot be examined, if other files can. Without `unread`, the
+            first such file raises DataError.
     """
     findings, errors, count = [], [], 0
     for name, read in sources(path):
@@ -63,7 +63,7 @@ def examine(path: Path, unread: Callable[[str], object] | None = None) -> list[F
 
 
 def examine_source(source: str, name: str = "trainer.py") -> list[Finding]:
-    """Return the mistakes in Python source text, by line. Raises DataError if it is not valid Python."""
+    """Return the mistakes in Python source text, by line. Raises DataError for invalid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:

@@ -90,7 +90,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
     """Yield every submission with its name.
 
-    The name is the path of the submission relative to its folder. If there are several folders, the folder is added
+    The name is the path of the submission relative to its folder. With several folders, the name of the folder is added
     in front.
     """
     roots = [folders] if isinstance(folders, Path) else list(folders)
@@ -118,7 +118,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: number of test clips. If there are several, a folder of picture folders is one submission.
+        n_clips: number of test clips. With several test clips, a folder of picture folders is one submission.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
