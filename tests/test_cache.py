@@ -73,7 +73,7 @@ def test_every_kind_of_damage_is_detected_and_the_value_built_again(tmp_path, va
 def test_a_file_with_other_content_is_replaced(tmp_path, value, content, caplog):
     (tmp_path / "n.pt").write_bytes(content)
     assert same(cache.cached(tmp_path, "n", "k", make(value)), value)
-    assert "is built again" in caplog.text
+    assert "its content is computed again" in caplog.text
     again = make(value)
     cache.cached(tmp_path, "n", "k", again)
     assert again.calls == 0
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_written_gives_one_warning(tmp_path, value, capl
     for name in ("a", "b"):
         assert same(cache.cached(tmp_path / "blocked" / "cache", name, "k", make(value)), value)
     (record,) = caplog.records
-    assert "blocked/cache: no cache was written" in record.getMessage()
+    assert "blocked/cache: the cache file was not written" in record.getMessage()
     assert "CVAE_LAB_CACHE" in record.getMessage()
 
 
@@ -104,7 +104,7 @@ def test_on_a_full_disk_the_value_is_returned_without_a_cache(tmp_path):
         [sys.executable, "-c", code, tmp_path / "cache"], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "1000000\n1000000\n"), done.stderr
-    assert done.stderr.count("no cache was written") == 1
+    assert done.stderr.count("the cache file was not written") == 1
     assert list((tmp_path / "cache").iterdir()) == []
 
 

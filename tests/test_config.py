@@ -230,7 +230,7 @@ def test_with_training_checks_the_changed_values():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"sigma": 0.1}, "belongs to scale"),
+        ({"sigma": 0.1}, "used only at scale"),
         ({"kl_balance": 0.8}, "needs prior"),
         ({"scale": "elbo", "weighting": "psnr"}, "not an ELBO"),
     ],

@@ -246,7 +246,7 @@ def test_a_text_has_as_many_frames_per_clip_as_the_other_side(tmp_path):
 
 
 @pytest.mark.parametrize(("prediction", "message"), [
-    (PREDICTION[:1], "the prediction has 1 clips, the answer 2"),
+    (PREDICTION[:1], "the prediction has 1 clips, but the answer has 2"),
     ([clip[2:] for clip in PREDICTION], "clip 0: the prediction has 4 frames of 64 x 32 pixels, the answer 6"),
     ([clip[:, 1:] for clip in PREDICTION], "clip 0: the prediction has 6 frames of 64 x 31 pixels"),
 ])  # fmt: skip
@@ -541,7 +541,7 @@ def test_data_without_answers_are_refused(tmp_path):
 
 def test_a_folder_without_submissions_is_refused(tmp_path):
     (tmp_path / "readme.md").write_text("none")
-    with pytest.raises(DataError, match="holds no submission"):
+    with pytest.raises(DataError, match="there is no submission in this folder"):
         grade_class(tmp_path, data_set())
     with pytest.raises(DataError, match="no such file"):
         grade_class(tmp_path / "nowhere", data_set())
@@ -556,4 +556,4 @@ def test_a_zip_archive_holds_one_submission(names, tmp_path):
             archive.write(file, name)
         archive.writestr("report.pdf", b"")
     (fault,) = grade_class(tmp_path / "class", data_set())["fault"]
-    assert "must hold one submission" in fault
+    assert "must contain one submission" in fault

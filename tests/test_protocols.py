@@ -191,7 +191,7 @@ def test_a_run_stops_after_its_time_and_keeps_the_schedules_of_its_epochs():
     assert records[-1]["lr"] == pytest.approx(
         config.train.lr * min(1.0, (state.epoch - 1) / 20), rel=0.05
     )  # warm-up lasts 20 of 1000 epochs
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="give only one of the two"):
         TrainConfig(minutes=1.0, stop_after=1.0)
 
 

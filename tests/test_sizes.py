@@ -258,7 +258,10 @@ def test_checkpoints_of_different_heights_are_not_averaged(run, folder, tmp_path
 def test_a_run_does_not_start_from_weights_of_another_height(run, folder, tmp_path, capsys):
     command = ["train", str(tmp_path / "n"), "--data", str(folder), "-p", "init_from", str(run.path)]
     assert main([*command, "-p", "width", "8", "-p", "latents", "2"]) == 1
-    assert "belong to another network than this run's; give -p height 64" in capsys.readouterr().err
+    assert (
+        "are those of another network than the network of this run; give -p height 64"
+        in capsys.readouterr().err
+    )
     assert load_model(run.path / "best.pt").config.height == 64
 
 

@@ -77,7 +77,7 @@ def test_without_truth_there_are_two_panels(clips):
 
 def test_clips_of_different_length_raise_an_error(clips):
     labels, prediction, _ = clips
-    with pytest.raises(ValueError, match="leave the first frame out"):
+    with pytest.raises(ValueError, match="give clips of one shape"):
         player.panels(labels, None, prediction[1:])
     with pytest.raises(ValueError, match="give at least one"):
         player.panels(labels[:0], None, prediction[:0])

@@ -62,7 +62,7 @@ def gpu(
     """Run the parts and return their rows. After each part, all rows so far are written to `out` as JSON.
 
     Args:
-        device: name of the device. `auto` is CUDA; to measure a CPU, pass `cpu`.
+        device: name of the device. `auto` means CUDA; to measure a CPU, pass `cpu`.
         tiny: use small networks and few frames, to test all parts.
         budget: time limit in seconds for all parts together.
         only: names of the parts to run; if empty, all parts run.
@@ -104,7 +104,7 @@ def _rows(part: str, device: str, tiny: bool, ends: float) -> Iterator[Result]:
 
 
 def _device_name(name: str) -> str:
-    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; here, `auto` never selects a CPU."""
+    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; `auto` never means a CPU here."""
     if name == "auto" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
     return "cuda" if name == "auto" else name
@@ -112,7 +112,7 @@ def _device_name(name: str) -> str:
 
 @contextmanager
 def rendering(data: str) -> Iterator[Callable[[float], None]]:
-    """Render a data set into the cache in another process. Yield a function that waits some seconds for its end."""
+    """Render a data set to the cache in another process. Yield a function that waits for the end of that process."""
     if not data:
         yield lambda allowed: None
         return
@@ -129,7 +129,7 @@ def rendering(data: str) -> Iterator[Callable[[float], None]]:
         yield wait
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # also kills the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # also kills the child processes of this process
             process.wait()
 
 
@@ -137,7 +137,7 @@ def run_part(part: str, device: str, tiny: bool, ends: float, graphs: bool = Tru
     """Run a part in this process and print each row as one line.
 
     Args:
-        ends: time at which the part is stopped, as a value of `time.time`.
+        ends: deadline of the part, as a value of `time.time`.
         graphs: whether training may use CUDA graphs.
     """
     functions = {

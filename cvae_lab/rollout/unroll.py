@@ -19,12 +19,12 @@ def unroll(
 ) -> UnrollOutput:
     """Compute the result of `reference_unroll` in fewer and larger batches.
 
-    Features of true frames and labels do not depend on predictions, and neither do the posteriors. They are computed in
-    one batch for all steps.
+    Posteriors and features of true frames and labels do not depend on predictions, so they are computed in one batch
+    for all steps.
 
     A teacher-forced step starts a segment. The first steps of all segments of all clips form one batch, the second
     steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment.
-    It is 1 if every step is teacher-forced, and T - 1 if only the first step is.
+    There is 1 batch if every step is teacher-forced, and there are T - 1 if only the first step is teacher-forced.
 
     Args:
         groups: the groups of `feedback.teacher_forced` on this device, if they were computed before.

@@ -28,7 +28,7 @@ COLUMN_LABELS = {
 }
 STYLE = {
     "figure.dpi": DPI,
-    "figure.facecolor": "white",  # opaque, so that black text is readable on a dark page
+    "figure.facecolor": "white",  # opaque background, so that black text is readable on a dark page
     "savefig.facecolor": "white",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -46,12 +46,15 @@ STYLE = {
     "ytick.labelcolor": "black",
     "legend.frameon": False,
     "lines.linewidth": 1.5,
-    "svg.fonttype": "none",  # text in SVG files stays text
+    "svg.fonttype": "none",  # text in SVG files is stored as text, not as outlines
 }
 
 
 class DescribedFigure(Figure):
-    """A figure with alternative text for readers who cannot see the picture. A notebook stores the text with it."""
+    """Figure with alternative text for readers who cannot see the picture.
+
+    Notebooks store this text with the picture.
+    """
 
     alt = ""
 
@@ -66,9 +69,9 @@ def described(figure: Figure, alt: str) -> Figure:
 
 
 def save_vector(figure: Figure, path: Path | str) -> Path:
-    """Save a figure as SVG or PDF, depending on the suffix of `path`; its alternative text becomes the description.
+    """Save a figure as SVG or PDF, depending on the suffix of `path`, with the alternative text as description.
 
-    Text in an SVG file stays text. Raises ValueError for other suffixes.
+    Text in an SVG file is stored as text, not as outlines. Raises ValueError for other suffixes.
     """
     path = Path(path)
     keys = {".svg": "Description", ".pdf": "Subject"}

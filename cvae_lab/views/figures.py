@@ -1,4 +1,4 @@
-"""Matplotlib figures in one style, 9 inches wide. Each is returned with alternative text; none is shown or saved."""
+"""Matplotlib figures in one style, 9 inches wide. Figures are returned with alternative text, not shown or saved."""
 
 import math
 import textwrap
@@ -103,7 +103,7 @@ def histories(
 
     Epochs without a value are skipped. If a name has several histories (seeds), a line shows their mean and a band
     their range, over the fraction of training. For 12 names or more, one band shows the range of all runs, and lines
-    show the best and the worst run. The last column decides (highest PSNR, or lowest value of another column).
+    show the best and the worst run by the last column (highest PSNR, or lowest value of another column).
 
     Args:
         histories: by name, one history or a sequence of histories with one per seed.
@@ -216,7 +216,7 @@ def psnr_per_frame(
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
         style = {"color": PALETTE[i % len(PALETTE)], "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
-        if len(curves) <= 2:  # more than two raw lines would hide each other
+        if len(curves) <= 2:  # more than two curves without averaging would hide each other
             ax.plot(_frames(values), values, **style)
         ax.plot(
             _frames(values),
@@ -239,7 +239,7 @@ def psnr_per_frame(
 
 @plt.rc_context(STYLE)
 def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
-    """Draw the mean PSNR of every variant and of the static baseline, the best on top. The title states the result.
+    """Draw the mean PSNR of every variant and of the static baseline, the best on top. The title gives the result.
 
     `table` has the columns `variant`, `psnr_mean` and optionally `psnr_std`, which is drawn as error bars.
     """
@@ -270,7 +270,7 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
 
 
 def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baseline: int | float) -> str:
-    """One sentence: the best variant, its distance to the next one, and the standard deviation over seeds."""
+    """Return a sentence: the best variant, the distance to the second, and the standard deviation over seeds."""
     if len(names) == 1:
         return f"{names[0]}: {means[0] - baseline:+.2f} dB against the static baseline"
     sentence = f"Best: {names[-1]}, {means[-1]:.2f} dB; {names[-2]} is {means[-1] - means[-2]:.2f} dB lower"
@@ -279,7 +279,7 @@ def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baselin
 
 
 def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np.ndarray, "high wide 3"]:
-    """All pictures in one array, with gaps of `gap` pixels."""
+    """Return all pictures in one array, with gaps of `gap` pixels."""
     rows, columns, height, width, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=GUTTER)
     return padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]

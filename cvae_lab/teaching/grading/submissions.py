@@ -89,9 +89,9 @@ def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
-    """Every submission with its name.
+    """Yield every submission with its name.
 
-    The name is the path of the submission relative to its folder. If there are several folders, the folder is added
+    The name is the path of the submission relative to its folder. With several folders, the name of the folder is added
     in front.
     """
     roots = [folders] if isinstance(folders, Path) else list(folders)
@@ -99,7 +99,7 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
     for root in roots:
         if not root.exists():
             raise DataError(
-                f"{root}: no such file or folder; give a folder with one file or folder per student"
+                f"{root}: there is no such file or folder; give a folder with one file or folder per student"
             )
         for path in submissions(root, n_clips):
             below = path.relative_to(root).as_posix()
@@ -107,7 +107,8 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
             found.append(("/".join(parts), path))
     if not found:
         raise DataError(
-            f"{', '.join(map(str, roots))}: holds no submission; give a folder with one file or folder per student"
+            f"{', '.join(map(str, roots))}: there is no submission in this folder; give a folder with one file or "
+            f"folder per student"
         )
     return found
 
@@ -125,7 +126,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     if folder.is_symlink() or folder.is_file():
         is_note = folder.suffix.lower() == ".txt" and not folder.is_symlink() and is_prose(folder)
         return [folder] if folder.suffix.lower() in FILES and not is_note else []
-    if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
+    if not folder.is_dir():  # reading from a pipe or a device could block forever
         return []
     found = {inner: submissions(inner, n_clips) for inner in sorted(folder.iterdir())}
     if _is_one_submission(folder, [inner for inner in found if found[inner]], n_clips):
@@ -146,10 +147,12 @@ def _is_one_submission(folder: Path, candidates: Sequence[Path], n_clips: int) -
 
 
 def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """The predicted clips of a submission. If they cannot be read, an error of any type may be raised."""
+    """Return the predicted clips of a submission. For a damaged file, an error of any type may be raised."""
     linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
     if linked:
-        raise DataError(f"{linked}: a link to another file, which is not followed; hand in the file itself")
+        raise DataError(
+            f"{linked}: this is a link to another file, and links are not followed; hand in the file itself"
+        )
     if path.suffix.lower() == ".zip":
         return _from_zip(path, tests, data, log)
     if path.suffix.lower() in CHECKPOINTS:
@@ -173,17 +176,22 @@ def _check_size(path: Path) -> None:
             members = archive.infolist()
         if len(members) > MAX_MEMBERS:
             raise DataError(
-                f"{path}: an archive of more than {MAX_MEMBERS} files; hand in the prediction alone"
+                f"{path}: this archive has more than {MAX_MEMBERS} files; hand in only the prediction"
             )
         size = max(size, sum(member.file_size for member in members))
     if size > MAX_BYTES:
-        raise DataError(f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} that are read; hand in less")
+        raise DataError(
+            f"{path}: {size:,} bytes are more than the limit of {MAX_BYTES:,} bytes; hand in a smaller file"
+        )
 
 
 def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """Unpack a zip archive to a temporary folder and read its prediction. It must contain exactly one submission."""
+    """Unpack a zip archive to a temporary folder and read its prediction.
+
+    The archive must contain exactly one submission.
+    """
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a zip archive, or incomplete; hand it in again")
+        raise DataError(f"{path}: this is not a zip archive, or it is incomplete; hand in the file again")
     _check_size(path)
     with tempfile.TemporaryDirectory() as temporary:
         # zipfile creates no links, writes no file outside the folder, and writes at most the size given for each file.
@@ -192,7 +200,9 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
         found = submissions(Path(temporary), len(tests))
         if len(found) != 1 or found[0].suffix.lower() == ".zip":
             names = ", ".join(str(file.relative_to(temporary)) for file in found[:3]) or "none"
-            raise DataError(f"{path}: the archive must hold one submission, and holds {len(found)} ({names})")
+            raise DataError(
+                f"{path}: the archive must contain one submission, but it contains {len(found)} ({names})"
+            )
         try:
             return _prediction(found[0], tests, data, log)
         except (ValueError, OSError) as error:
@@ -200,7 +210,7 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
 
 
 def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
-    """A few predicted frames of every clip, without frame 0. The frame numbers are the same for all submissions."""
+    """Return a few predicted frames of every clip, without frame 0. Frame numbers are the same for all submissions."""
     kept = []
     for number, (predicted, clip) in enumerate(zip(clips, tests, strict=True)):
         frames, _ = aligned(predicted, clip.answer, number)
@@ -209,7 +219,7 @@ def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
-    """For each submission, the other submissions that are equal or nearly equal to it, with the PSNR between them."""
+    """Return, for each submission, the other submissions that are almost equal, with the PSNR between the two."""
     found: dict[str, list[str]] = {name: [] for name in samples}
     names = list(samples)
     for index, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The list of mistakes that `doctor` finds. Each has a name, a function, a reason and a correction."""
+"""List of the mistakes that `doctor` finds. Each mistake has a name, a function, a reason and a correction."""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from cvae_lab.teaching.doctor.rules import code_rules, frame_rules, latent_rules
 
 
 class Rule(NamedTuple):
-    """A mistake: the function that finds it, the reason and the correction. `note` means that the code is not wrong."""
+    """A mistake: name, function that finds the mistake, reason and correction. With `note`, the code is not wrong."""
 
     name: str
     find: Callable[[ast.Module], Iterator[int]]
