@@ -118,7 +118,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: number of test clips. With several test clips, a folder of picture folders is one submission.
+        n_clips: number of test clips. If there are several, a folder of picture folders is one submission.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
