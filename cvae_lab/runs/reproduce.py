@@ -24,7 +24,7 @@ PRETRAINED = {"minutes": 25.0, "threads": 1}
 """Pretraining on the synthetic data set `full`, for the study `course`."""
 
 FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; the others have a table
-ON_REQUEST = ("handout",)  # studies that need a GPU and run only on request
+ON_REQUEST = ("handout",)  # studies that need a GPU; they run only if they are named
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
 TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}
