@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
 from cvae_lab.runs.folder import find_runs
-from cvae_lab.runs.reference import learning_summary
+from cvae_lab.runs.reference import learning_runs, learning_summary
 from cvae_lab.runs.tables import END, RESULTS, START, STUDY, markdown, runs_table
 
 ROOT = Path(__file__).parents[1]
@@ -68,9 +69,9 @@ def _tables():
     for name in ("ablation", "minutes", "course"):
         table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
         yield ROOT / "figures/README.md", name, markdown(table, STUDY)
-    handout = ROOT / "figures/handout"  # made on a GPU; without it, the section is empty
-    runs = find_runs(handout) if handout.exists() else []
+    runs = learning_runs(ROOT / "figures/handout")
     yield ROOT / "figures/README.md", "handout", "\n".join(f"- {learning_summary(run)}" for run in runs)
+    yield ROOT / "figures/README.md", "gpu", gpu_markdown(read_gpu(ROOT / "figures/gpu.json"))
 
 
 def test_committed_tables_match_the_committed_records():
