@@ -462,6 +462,7 @@ def test_the_learning_summary_of_a_run_that_stopped_contains_its_last_epoch_and_
         "kl_nats": 1234.0,
         "kl_weight": 0.0,
         "lr": 1e-3,
+        "seconds": 9.0,
     }
     row = pd.DataFrame([{**columns, "heldout_psnr": 8.5, "val_psnr_prior": 8.0}])
     row.to_csv(folder / "history.csv", index=False)
