@@ -51,6 +51,9 @@ def load(
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
+        height: height of the frames in pixels; the width is twice the height. Synthetic frames are rendered in this
+            size. Larger pictures of a folder are reduced to it, and smaller ones are refused above 32. None keeps the
+            size of the pictures if their height is 32, 64 or 128, and otherwise means 32.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -58,6 +61,7 @@ def load(
             progress=progress,
             parts=parts,
             min_frames=min_frames,
+            size=height and (height, 2 * height),
             required=required,
             fit=fit,
             answers=answers,
