@@ -16,6 +16,7 @@ from packaging.version import Version
 from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
 from cvae_lab.runs.folder import find_runs
 from cvae_lab.runs.reference import learning_runs, learning_summary
+from cvae_lab.runs.reproduce import TABLES
 from cvae_lab.runs.tables import END, RESULTS, START, STUDY, markdown, runs_table
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def test_the_make_targets_in_readme_exist():
 def _tables():
     """Yield the file of every committed table, the table's name, and its text computed from the records."""
     yield ROOT / "README.md", "results", markdown(runs_table(find_runs(ROOT / "figures/reference")), RESULTS)
-    for name in ("ablation", "minutes", "course"):
+    for name in TABLES:
         table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
         yield ROOT / "figures/README.md", name, markdown(table, STUDY)
     runs = learning_runs(ROOT / "figures/handout")

@@ -31,9 +31,9 @@ PRETRAINED = {"minutes": 25.0, "threads": 1}
 """Pretraining on the synthetic data set `full`, for the study `course`."""
 
 FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; the others have a table
-ON_REQUEST = ("handout",)  # studies that need a GPU; they run only if they are named
+ON_REQUEST = ("handout", "initial-weights")  # studies that need a GPU or your own data; they run only if named
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
-TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
+TABLES = ("ablation", "minutes", "initial_weights", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}
 """Minutes per run for loading data, prediction and writing files."""
 
@@ -196,7 +196,7 @@ def _write_record(step: Step, figures_dir: Path) -> Path | str:
             export(run, new, pictures=step.name == "reference" and run == best)
         shutil.rmtree(figures_dir / step.name, ignore_errors=True)
         return new.rename(figures_dir / step.name)
-    table = figures_dir / "studies" / f"{step.name}.csv"
+    table = figures_dir / "studies" / f"{step.name.replace('-', '_')}.csv"
     rows = (
         [row for _, _, row in tables.latent_rows(runs)]
         if step.name == "latent"
