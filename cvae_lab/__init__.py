@@ -1,15 +1,15 @@
 """Pose-conditioned video prediction with a conditional VAE.
 
-The model gets one frame and 630 pose labels, and predicts the other 629 frames.
+The input of the model is one frame and 630 pose labels. The output is the other 629 frames.
 
 Notation in formulas, code and figures:
 
 * `x`: frames (b, t, 3, h, w) in [0, 1]. `x[:, 0]` is the first frame, which is known at test time.
 * `p`: pose labels, with the same shape as `x`.
-* `z`: latents. `mu` and `logvar` are the mean and the log-variance of their distribution.
+* `z`: latents. `mu` and `logvar` are the mean and the log-variance of the distribution of `z`.
 * `beta`: weight of the KL term. The KL is given in nats per frame.
-* `tf_ratio`: probability that a step gets the true previous frame (teacher forcing).
-* PSNR: in dB, with peak 1.
+* `tf_ratio`: probability that the true previous frame is the input of a step (teacher forcing).
+* PSNR: peak signal-to-noise ratio in dB, with peak 1.
 """
 
 import os
@@ -39,7 +39,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import a public name at its first use. `cvae-lab --help` therefore starts without importing torch."""
+    """Import a public name at its first use, so that `cvae-lab --help` starts without importing torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

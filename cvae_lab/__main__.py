@@ -1,4 +1,4 @@
-"""The command line: `cvae-lab COMMAND`, or `python -m cvae_lab COMMAND`.
+"""Command line of the package: `cvae-lab COMMAND`, or `python -m cvae_lab COMMAND`.
 
 Exit status: 0 success, 1 error with an explanation in one line, 2 wrong usage, 143 terminated by SIGTERM.
 """
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(BaseException):
-    """Raised on SIGTERM. It is a BaseException, so that `except Exception` does not treat it as a failed run."""
+    """Exception for SIGTERM. `except Exception` does not handle a BaseException like a failed run."""
 
 
 @contextmanager
@@ -76,7 +76,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands. It imports neither torch nor pandas, so that help is shown quickly."""
+    """Return the parser of all commands, without importing torch or pandas, so that help is shown quickly."""
     root = argparse.ArgumentParser(
         "cvae-lab", description="Pose-conditioned video prediction with a conditional VAE.", formatter_class=_Help,
         epilog="examples:\n  cvae-lab sweep --out runs/first -p minutes 4\n  cvae-lab predict runs/first\n\n"
@@ -96,7 +96,7 @@ def _command(
     module: str,
     aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """Add a command. It imports `module` and calls the function of the same name, in which _ replaces -."""
+    """Add a command that imports `module` and calls the function of the same name, with _ instead of -."""
     shown = "".join(f"\n  cvae-lab {name} {example}".rstrip() for example in examples)
     command = commands.add_parser(
         name, help=text, description=textwrap.fill(f"{text[0].upper()}{text[1:]}.", 78),

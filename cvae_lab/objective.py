@@ -1,4 +1,4 @@
-"""The training objective: reconstruction error, KL term and two scales of the KL weight.
+"""Training objective: reconstruction error, KL term and two scales of the KL weight.
 
 D is the number of values in a frame, 3 x height x width. The two scales are:
 
@@ -7,9 +7,9 @@ D is the number of values in a frame, 3 x height x width. The two scales are:
                       = (squared error) / (2 sigma^2) + D/2 log(2 pi sigma^2) + beta * KL
 
 Multiplied by 2 sigma^2 / D, the ELBO loss equals the assignment's loss with KL weight beta * 2 sigma^2 / D, plus a
-constant. The two losses therefore differ only in the KL weight, which `handout_beta` converts. Training always uses
-the assignment's form. The scale of its reconstruction term does not depend on sigma, so the same learning rate and
-gradient clipping are suitable for every sigma.
+constant. The two losses therefore differ only in the KL weight, which `handout_beta` converts. Training always uses the
+assignment's form. In this form, the scale of the reconstruction term does not depend on sigma. The same learning rate
+and gradient clipping are therefore suitable for every sigma.
 """
 
 import math
@@ -25,7 +25,7 @@ Gaussian = tuple[Float[Tensor, "*b z h w"], Float[Tensor, "*b z h w"]]
 def squared_error(
     prediction: Float[Tensor, "*b c h w"], target: Float[Tensor, "*b c h w"]
 ) -> Float[Tensor, "*b"]:
-    """Squared error of each frame, summed over channels and pixels."""
+    """Return the squared error of each frame, summed over channels and pixels."""
     return (prediction - target).square().sum(dim=(-3, -2, -1))
 
 
@@ -44,7 +44,7 @@ def gaussian_nll(
 def kl_standard_normal(
     mu: Float[Tensor, "*b z h w"], logvar: Float[Tensor, "*b z h w"]
 ) -> Float[Tensor, "*b"]:
-    """KL(N(mu, exp(logvar)) || N(0, I)) of each frame in nats, summed over latents.
+    """Return KL(N(mu, exp(logvar)) || N(0, I)) of each frame in nats, summed over latents.
 
     Source: Kingma & Welling 2014, appendix B.
     """
@@ -80,8 +80,8 @@ def kl_cost(
         free_bits: lower bound in nats on the KL of each channel of z, summed over its grid cells. Below the bound,
             the KL has no gradient (Kingma et al. 2016, appendix C.8).
         balance: fraction of the KL gradient that trains a learned prior; the rest trains the posterior. The value of
-            the KL does not change (Hafner et al. 2021, algorithm 2). With 0, prior and posterior both get the full
-            gradient of the plain KL.
+            the KL does not change (Hafner et al. 2021, algorithm 2). With 0, the full gradient of the plain KL passes
+            to prior and posterior.
     """
     if balance and prior is not None:
         fixed_prior = (prior[0].detach(), prior[1].detach())
@@ -104,7 +104,7 @@ def handout_beta(
         dims: values per frame, D.
         sigma: standard deviation of the decoder. 0 selects the closed-form optimum for this batch, sigma^2 = mse
             (Rybkin et al. 2021, section 3.2).
-        mse: mean squared error of the batch; required if sigma is 0. It gets no gradient.
+        mse: mean squared error of the batch; required if sigma is 0. No gradient passes through this value.
     """
     if scale == "handout":
         return beta
@@ -115,9 +115,9 @@ def handout_beta(
 def elbo_from_loss(loss: Tensor | float, dims: int, variance: Tensor | float) -> Tensor:
     """Return the ELBO in nats per frame for a training loss at scale `elbo` with beta = 1 and equal frame weights.
 
-    The ELBO is a lower bound on log p(x) of a model with decoder N(prediction, variance * I) and z from the prior.
-    With `psnr_weights` the result is not a lower bound. These weights depend on the error and get no gradient, so the
-    weighted error is not the negative logarithm of a likelihood.
+    The ELBO is a lower bound on log p(x) of a model with decoder N(prediction, variance * I) and z from the prior. With
+    `psnr_weights` the result is not a lower bound. These weights depend on the error, but no gradient passes through
+    the weights. The weighted error is therefore not the negative logarithm of a likelihood.
 
     Args:
         dims: values per frame, D.
@@ -135,12 +135,12 @@ def sigma_of_beta(beta: float, dims: int) -> float:
 def psnr_weights(
     error: Float[Tensor, "*b"], mean: Float[Tensor, ""], fraction: float = 0.1, floor: float = 1e-4
 ) -> Float[Tensor, "*b"]:
-    """Return the frame weights mean / (error + offset). With them, the loss optimises the mean PSNR of the frames.
+    """Return the frame weights mean / (error + offset), with which the loss optimises the mean PSNR of the frames.
 
-    The loss multiplies the mean squared error of each frame by its weight. Without the offset, the weighted error
-    would have the gradient of mean * log(error), and every frame would count equally in dB. The offset is
-    `fraction` * mean + `floor`. It limits the weight of a frame with a small error. Frames with an error far below
-    `floor` (1e-4 is 40 dB) are not optimised further. Weights get no gradient.
+    The loss multiplies the mean squared error of each frame by its weight. Without the offset, the weighted error would
+    have the gradient of mean * log(error), and every frame would count equally in dB. The offset is `fraction` * mean +
+    `floor`. The offset limits the weight of a frame with a small error. Frames with an error far below `floor` (1e-4 is
+    40 dB) are not optimised further. No gradient passes through the weights.
 
     Args:
         error: mean squared error of each frame.

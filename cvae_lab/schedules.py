@@ -1,8 +1,8 @@
 """KL weight, teacher-forcing ratio and learning rate as pure functions of progress.
 
-Progress is in [0, 1). It is the number of finished steps divided by the number of all steps, or the used fraction of
-a time limit. With `Fraction(step, total)` there are no rounding errors, so a schedule changes at exactly the intended
-step. Floats are also accepted.
+Progress is in [0, 1). Progress is the number of finished steps divided by the number of all steps, or the used fraction
+of a time limit. With `Fraction(step, total)` there are no rounding errors, so a schedule changes at exactly the
+intended step. Floats are also accepted.
 """
 
 import math
@@ -79,14 +79,14 @@ def controlled_beta(
     rate: float = 0.02,
     bounds: tuple[float, float] = (0.0, math.inf),
 ) -> float:
-    """Return the KL weight after one step of a controller that holds the KL at `target` nats.
+    """Return the KL weight after one step of a controller whose target for the KL is `target` nats.
 
     The step adds rate * log(kl / target) to log(beta). The logarithm is limited to -1 to 1, so the weight changes by a
-    factor of at most exp(rate). It rises if the KL is above the target and falls if the KL is below it. This is the
-    integral term of ControlVAE (Shao et al. 2020, algorithm 1), applied to log(beta).
+    factor of at most exp(rate). The weight rises if the KL is above the target and falls if the KL is below the target.
+    This rule is the integral term of ControlVAE (Shao et al. 2020, algorithm 1), applied to log(beta).
 
-    As in ControlVAE, the weight stays within `bounds` and no error accumulates beyond them (anti-windup). A weight at
-    a bound changes again at the first step where the KL is on the other side of the target.
+    As in ControlVAE, the weight stays within `bounds`, and no error accumulates at a bound (anti-windup). A weight at a
+    bound changes again at the first step where the KL is on the other side of the target.
 
     >>> controlled_beta(1e-4, 30.0, 30.0), controlled_beta(1.0, 60.0, 1.0, rate=0.1) == math.exp(0.1)
     (0.0001, True)
@@ -118,15 +118,15 @@ def tf_ratio_at(
     decay: float = 5.0,
     scores: Sequence[float] = (),
 ) -> float:
-    """Return the teacher-forcing ratio: the probability that a step gets the true previous frame.
+    """Return the teacher-forcing ratio: the probability that the true previous frame is the input of a step.
 
     Args:
         epoch: number of the epoch, counted from 1.
-        strategy: `none` is 0 and `constant` is `start`. `linear` decreases by `step` per epoch from epoch
-            `first_decay` on. `inverse_sigmoid` is k / (k + exp((epoch - 1) / k)) with k = `decay` (Bengio et al. 2015),
-            scaled so that epoch 1 has `start`. The `adaptive` schedule has the value `start` before epoch
-            `first_decay`. From that epoch on, it decreases by `step` if the last epoch improved the validation PSNR,
-            and increases by `step` otherwise.
+        strategy: `none` is 0 and `constant` is `start`. `linear` decreases by `step` per epoch from epoch `first_decay`
+            on. `inverse_sigmoid` is k / (k + exp((epoch - 1) / k)) with k = `decay` (Bengio et al. 2015), scaled so
+            that epoch 1 has `start`. The `adaptive` schedule has the value `start` before epoch `first_decay`. From
+            that epoch on, the ratio decreases by `step` if the last epoch improved the validation PSNR, and increases
+            by `step` otherwise.
         scores: validation PSNR of each finished epoch; used by `adaptive` only.
 
     >>> [round(tf_ratio_at(e, "linear", start=0.75, first_decay=6, step=0.2), 2) for e in (5, 6, 7, 8, 9, 10)]
@@ -139,7 +139,7 @@ def tf_ratio_at(
     if strategy == "linear":
         return max(0.0, start - step * max(0, epoch - first_decay + 1))
     if strategy == "inverse_sigmoid":
-        # The exponent is negative, so late epochs give 0 and not an overflow.
+        # The exponent is negative, so late epochs give 0 instead of an overflow.
         decayed = math.exp(-(epoch - 1) / decay)
         return start * (decay + 1) * decayed / (decay * decayed + 1)
     if strategy == "adaptive":

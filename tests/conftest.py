@@ -52,7 +52,7 @@ def data_folder(tmp_path, picture):
 
 @pytest.fixture
 def handout(data_folder):
-    """Return `data_folder` under its former name."""
+    """Return the folder of the fixture `data_folder`. Some tests use this older name of the fixture."""
     return data_folder
 
 

@@ -1,6 +1,6 @@
 """Execute a committed notebook in place. The written file depends on the notebook's code only, not on this machine.
 
-Widget views are replaced by pictures, because their ids change in every run and are invalid after it. The
+Widget views are replaced by pictures, because their ids change in every run and are invalid after the run. The
 metadata is equal to that of JupyterLab, so opening the file does not change it.
 """
 
@@ -51,7 +51,7 @@ def main(path: Path) -> None:
 
 
 def without_view(output: NotebookNode, widgets: dict) -> None:
-    """Remove the widget view from an output. If the widget brings no picture, its HTML is drawn by Chromium.
+    """Remove the widget view from an output. If the widget contains no picture, Chromium draws its HTML.
 
     `strict_nbval` compares only the text of the output, because nbval compares neither PNGs nor widget views.
     """
@@ -113,7 +113,7 @@ def screenshot(body: str) -> str:
 def squeezed(png: str) -> str:
     """Return the same picture as an opaque PNG with the best compression. The file is about 12 % smaller.
 
-    A GIF under the name of a PNG stays as it is, because it may be animated.
+    A GIF that is stored with the type of a PNG is not changed, because it may be animated.
     """
     small, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png)))
     if picture.format != "PNG":

@@ -43,11 +43,11 @@ SMALL = {"epochs": 1, "width": 8, "clips_per_epoch": 10, "precision": "float32"}
 
 
 class WrongError(AssertionError):
-    """An input was used and gave a wrong value."""
+    """Error: an input was accepted, but it gave a wrong value."""
 
 
 class HangError(BaseException):
-    """An input took longer than SECONDS."""
+    """Error: the check of an input took longer than SECONDS."""
 
 
 def require(condition, what):
@@ -56,7 +56,7 @@ def require(condition, what):
 
 
 def edits(maximum=3, minimum=1):
-    """Strategy for random changes of bytes: kind of change, position as a fraction of the length, and data."""
+    """Hypothesis strategy for random changes of bytes: kind, position as a fraction of the length, and data."""
     place = st.floats(0, 1, exclude_max=True)
     kinds = st.sampled_from(["replace", "insert", "delete", "flip", "cut"])
     return st.lists(
@@ -126,7 +126,7 @@ def picture_bytes(mode):
 
 
 def chunks_are_sound(content):
-    """Whether the checksum of every chunk of a PNG is correct, up to the last chunk. Independent of Pillow."""
+    """Return whether the checksum of every chunk of a PNG is correct. This check does not use Pillow."""
     place = 8
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")
@@ -201,7 +201,7 @@ def write_data(root):
 
 
 def spoil(path, kind, data):
-    """Damage one file in a way that is typical after a folder was copied, unpacked or edited."""
+    """Damage one file. Such damage is typical after a folder was copied, unpacked or edited."""
     if kind == "remove":
         path.unlink()
     elif kind == "empty":

@@ -40,7 +40,7 @@ WORDS = [word for name, value in TINY.items() for word in ("-p", name, str(value
 
 @dataclass(frozen=True)
 class Activity:
-    """A task of a user: `run(folder)` does the task and returns an exit status; `read(folder)` returns the result."""
+    """A user's task: `run(folder)` does the task and returns an exit status; `read(folder)` returns the result."""
 
     run: callable
     read: callable
@@ -74,7 +74,7 @@ def predict(folder):
 
 
 def read_data(folder):
-    """Load a data folder through the cache, and write the loaded frames to a file."""
+    """Load a data folder with the cache enabled, and write the loaded frames to a file."""
     os.environ["CVAE_LAB_CACHE"] = str(folder / "cache")
     data = load(str(folder / "data"))
     np.save(folder / "loaded.npy", data.train.frames.numpy())
@@ -169,7 +169,7 @@ def waited(child):
 
 
 def die_at(number, folder):
-    """Return a function that kills the activity, with all its processes, at its write number `number`.
+    """Return a function that kills the activity and all its processes at file write `number`.
 
     At this moment, the file is complete and has a temporary name. The workers of a sweep are other processes, so the
     patch is also in a module `sitecustomize`, which Python imports at start. A file counts the writes of all processes.
@@ -214,7 +214,7 @@ def outcome(name, folder, wanted):
 
 
 class Soak:
-    """The reference results, the counts of outcomes, and descriptions of the errors."""
+    """Reference results, counts of outcomes, and descriptions of the errors."""
 
     def __init__(self, out, seed, log=lambda text: None):
         self.out, self.random, self.log = out, random.Random(seed), log
@@ -290,7 +290,7 @@ class Soak:
 
 
 def soak(out, kills, seed, log=lambda text: None, minutes=math.inf, fractions=FRACTIONS, writes=WRITES):
-    """Kill activities at every write, then `kills` times at random, at most about `minutes`. Return the Soak."""
+    """Kill activities at every write, then `kills` times at random moments, for about `minutes` minutes at most."""
     begun = time.monotonic()
     done = Soak(out, seed, log)
     for name in writes:

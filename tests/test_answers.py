@@ -1,4 +1,4 @@
-"""Find and read the course's answers: files in or beside a data folder, and files given by path."""
+"""Find and read the true frames of the course: files in or beside a data folder, and files given by path."""
 
 import shutil
 
@@ -14,7 +14,7 @@ def read(root, **options):
 
 @pytest.fixture
 def truth(data_folder):
-    """Remove the answers of the data folder, and return true frames for both clips: levels 0, 50 + k, 60 + k."""
+    """Delete the answers in the data folder. Return true frames of clip k with the grey levels 0, 50 + k, 60 + k."""
     shutil.rmtree(data_folder / "test/test_answer")
     return [
         torch.stack([torch.full((3, 32, 64), v, dtype=torch.uint8) for v in (0, 50 + k, 60 + k)])
@@ -90,15 +90,15 @@ def test_wrong_answers_are_not_used_if_found_and_refused_if_given(data_folder, t
     write_later(data_folder, truth[:1])
     dataset = read(data_folder)
     assert (dataset.answer_format, dataset.tests[0].answer) == ("none", None)
-    assert "gt.csv has 3 rows; a submission has 6 rows" in caplog.text
-    with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 6 rows"):
+    assert "gt.csv has 3 rows, but a submission has 6 rows" in caplog.text
+    with pytest.raises(DataError, match=r"gt\.csv has 3 rows, but a submission has 6 rows"):
         read(data_folder, answers=data_folder / "gt.csv")
     (data_folder / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no true frames found"):
         read(data_folder, answers=data_folder / "empty")
     (data_folder / "GT7.csv").write_text("0.5")
     with pytest.raises(
-        DataError, match=r"no file has answers of clip 0, 1; number the files like the test clips"
+        DataError, match=r"no file has the true frames of clip 0, 1; number the files like the test clips"
     ):
         read(data_folder, answers=data_folder / "GT7.csv")
     with pytest.raises(DataError, match=r"nowhere: no true frames found"):

@@ -81,7 +81,7 @@ def test_shift_moves_frames_and_labels_of_a_clip_equally():
 
 
 def test_a_paste_is_the_same_rectangle_of_another_clip_in_frames_and_labels():
-    """Each value encodes its clip and its position, so the source of a pasted pixel is known."""
+    """Each pixel value encodes a clip and a position, so the source of a pasted pixel is known."""
     count, kept, donors = 64, 0, set()
     names = torch.arange(count, dtype=torch.float)[:, None, None, None, None].expand(-1, 3, 3, H, W)
     places = torch.arange(H * W, dtype=torch.float).view(H, W) / 1000

@@ -1,4 +1,4 @@
-"""The course's network in both modes of batch norm, against an implementation of its own in plain functions."""
+"""Compare the course's network in both modes of batch norm with an independent implementation in plain functions."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def depth(state, name, x):
 
 
 def chain(state, module, x):
-    """Apply the blocks of a module in the order of their numbers; the names of their tensors tell their kind."""
+    """Apply the blocks of a module in the order of their numbers. The tensor names determine the kind of a block."""
     numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith(f"{module}.")})
     for number in numbers:
         name = f"{module}.{number}"
@@ -91,7 +91,7 @@ def model():
 
 @pytest.fixture
 def course_file(model, tmp_path):
-    """The checkpoint as the course's trainer saves it."""
+    """A checkpoint in the format of the course's trainer."""
     state = model.state_dict()
     content = {"state_dict": state, "optimizer": state, "lr": 1e-3, "tfr": 0.0, "last_epoch": 6}
     torch.save(content, tmp_path / "epoch=6.ckpt")
@@ -119,7 +119,7 @@ def test_predictions_in_both_modes_equal_an_independent_implementation(
 
 
 def test_predictions_are_bit_equal_after_a_round_trip_to_the_course_s_layout(model, clips, tmp_path):
-    """A run's checkpoint, saved as the course saves it, loaded, and saved and loaded once more."""
+    """Save the network of a run in the course's format and load it; then save and load it again."""
     config = RunConfig.from_params("tiny", "handout", precision="float32", ema=0.0)
     state = TrainState.create(config.model, config.train)
     state.model.load_state_dict(model.state_dict())
@@ -135,7 +135,7 @@ def test_predictions_are_bit_equal_after_a_round_trip_to_the_course_s_layout(mod
 
 
 def printed_means(text):
-    """The columns of the table that `predict` prints, with the mean of each."""
+    """Return the mean of each column of the table that `predict` prints."""
     lines = text.splitlines()
     head = next(line for line in lines if line.startswith("clip"))
     mean = next(line for line in lines if line.startswith("mean"))

@@ -1,4 +1,4 @@
-"""Test the parts, the time budget and the checks of `bench --gpu`, and the whole command with tiny sizes on a CPU."""
+"""Test parts, time limit and checks of `bench --gpu`, and the whole command with tiny sizes on a CPU."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cvae_lab.__main__ import main
-from cvae_lab.bench import gpu, gpu_checks, gpu_report, table
+from cvae_lab.bench import gpu, gpu_checks, gpu_report, gpu_sizes, table
 from cvae_lab.bench.gpu_checks import Check
 from cvae_lab.bench.measure import Work
 from cvae_lab.config import ConfigError, ModelConfig
@@ -87,15 +87,15 @@ def test_without_a_gpu_the_command_is_refused_in_one_line(monkeypatch, tmp_path,
 
 
 def test_the_command_line_names_the_parts_of_the_budget():
-    assert list(gpu.FRACTIONS) == GPU_PARTS
-    assert sum(gpu.FRACTIONS.values()) == pytest.approx(1)
+    assert list(gpu_sizes.FRACTIONS) == GPU_PARTS
+    assert sum(gpu_sizes.FRACTIONS.values()) == pytest.approx(1)
     with pytest.raises(ConfigError, match="'x'"):
         gpu.gpu(Path("unused"), "cpu", only=["x"])
 
 
 @pytest.fixture
 def parts(monkeypatch):
-    """Replace the processes of the parts. Return the list of calls: part and time limit in seconds."""
+    """Replace the processes that run the parts. Return the list of calls: part and time limit in seconds."""
     calls = []
 
     def run(function, part, device, tiny, ends, graphs, seconds):
@@ -116,19 +116,21 @@ def test_a_part_that_fails_does_not_stop_the_others_and_leaves_its_time_to_them(
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["rows"] == rows
     assert written["commit"] == "abc"
-    total = sum(gpu.MINIMUM[part] for part in GPU_PARTS[:4])
+    total = sum(gpu_sizes.MINIMUM[part] for part in GPU_PARTS[:4])
     assert total > 100
-    assert parts[0][1] == pytest.approx(100 * gpu.MINIMUM["machine"] / total, abs=2)
+    assert parts[0][1] == pytest.approx(100 * gpu_sizes.MINIMUM["machine"] / total, abs=2)
     assert parts[-1][1] == pytest.approx(100, abs=2)  # the earlier parts took no time
 
 
 def test_every_part_gets_its_minimum_and_a_fraction_of_the_rest():
     parts = ["training", "rollout"]
-    needed = sum(gpu.MINIMUM[part] for part in parts)
-    assert gpu.allowance(needed, parts) == gpu.MINIMUM["training"]
-    extra = gpu.allowance(needed + 32, parts) - gpu.MINIMUM["training"]
+    needed = sum(gpu_sizes.MINIMUM[part] for part in parts)
+    assert gpu.allowance(needed, parts) == gpu_sizes.MINIMUM["training"]
+    extra = gpu.allowance(needed + 32, parts) - gpu_sizes.MINIMUM["training"]
     assert extra == pytest.approx(
-        32 * gpu.FRACTIONS["training"] / (gpu.FRACTIONS["training"] + gpu.FRACTIONS["rollout"])
+        32
+        * gpu_sizes.FRACTIONS["training"]
+        / (gpu_sizes.FRACTIONS["training"] + gpu_sizes.FRACTIONS["rollout"])
     )
     assert gpu.allowance(5, ["rollout"]) == pytest.approx(5)
 

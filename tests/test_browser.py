@@ -38,7 +38,7 @@ def clip_file(tmp_path):
 
 @pytest.fixture
 def clip_page(page, clip_file):
-    """A page that shows the player of `clip_file`."""
+    """Open a page that shows the player of `clip_file`."""
     page.goto(clip_file.as_uri())
     wait_for_frame(page, 1)
     return page
@@ -196,7 +196,7 @@ def embedded(page, html):
 
 
 def test_embedded_frame_is_as_tall_as_its_content(page, clip_file):
-    embedded(page, player.embed(clip_file.read_text(encoding="utf-8"))._repr_mimebundle_()["text/html"])
+    embedded(page, player.embed(clip_file.read_text(encoding="utf-8"))._repr_mimebundle_()[0]["text/html"])
     frame = page.frame_locator("iframe")
     frame.locator("output").wait_for()
     page.wait_for_function("document.querySelector('iframe').style.height !== '420px'")

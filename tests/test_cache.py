@@ -1,4 +1,4 @@
-"""Test the cache of decoded and rendered pixels: old and damaged files are rebuilt, and no cache is required."""
+"""Test the pixel cache: old and damaged files are rebuilt, and everything also works without a cache."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from cvae_lab.data import cache
 
 
 def make(value):
-    """Return a builder of `value` that counts its calls."""
+    """Return a function that returns `value` and counts its calls."""
 
     def build():
         build.calls += 1
@@ -43,7 +43,7 @@ def test_a_value_is_built_once_per_key(tmp_path, value):
 
 
 def test_every_kind_of_damage_is_detected_and_the_value_built_again(tmp_path, value, caplog):
-    """Damage 40 copies of a file by a flipped bit, 4 kB of zeros, a missing end or random bytes."""
+    """Damage 40 copies of a file: flip a bit, write zeros or random bytes, or cut off the end."""
     cache.cached(tmp_path, "n", "k", make(value))
     file, rng = tmp_path / "n.pt", np.random.default_rng(0)
     sound = file.read_bytes()
@@ -73,7 +73,7 @@ def test_every_kind_of_damage_is_detected_and_the_value_built_again(tmp_path, va
 def test_a_file_with_other_content_is_replaced(tmp_path, value, content, caplog):
     (tmp_path / "n.pt").write_bytes(content)
     assert same(cache.cached(tmp_path, "n", "k", make(value)), value)
-    assert "is built again" in caplog.text
+    assert "its content is computed again" in caplog.text
     again = make(value)
     cache.cached(tmp_path, "n", "k", again)
     assert again.calls == 0
@@ -84,12 +84,12 @@ def test_a_folder_that_cannot_be_written_gives_one_warning(tmp_path, value, capl
     for name in ("a", "b"):
         assert same(cache.cached(tmp_path / "blocked" / "cache", name, "k", make(value)), value)
     (record,) = caplog.records
-    assert "blocked/cache: no cache was written" in record.getMessage()
+    assert "blocked/cache: the cache file was not written" in record.getMessage()
     assert "CVAE_LAB_CACHE" in record.getMessage()
 
 
 def test_on_a_full_disk_the_value_is_returned_without_a_cache(tmp_path):
-    """A limit of 100 kB per file makes writes fail as on a full disk."""
+    """With a limit of 100 kB per file, writes fail as on a full disk."""
     code = (
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"
@@ -104,7 +104,7 @@ def test_on_a_full_disk_the_value_is_returned_without_a_cache(tmp_path):
         [sys.executable, "-c", code, tmp_path / "cache"], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "1000000\n1000000\n"), done.stderr
-    assert done.stderr.count("no cache was written") == 1
+    assert done.stderr.count("the cache file was not written") == 1
     assert list((tmp_path / "cache").iterdir()) == []
 
 

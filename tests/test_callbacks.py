@@ -1,4 +1,4 @@
-"""Check that widget callbacks and cells share no changing state, because they may run in different threads."""
+"""Check that widget callbacks and cells share no mutable state, because they may run in different threads."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ WITH_CALLBACKS = sorted(path for path in ROOT.glob("**/*.ipynb") if "interactive
 
 
 def cells(path):
-    """Return the syntax tree of every code cell that holds plain Python."""
+    """Return the syntax tree of every code cell that contains only Python."""
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and not source.lstrip().startswith(("%", "!")):

@@ -1,4 +1,4 @@
-"""Checkpoints: a resumed run equals an uninterrupted run, course files load, and other files raise an error."""
+"""Checkpoints: a resumed run equals an uninterrupted run, course checkpoints load, other files raise an error."""
 
 import copy
 import itertools
@@ -170,7 +170,8 @@ def test_init_from_copies_only_the_weights(tmp_path):
 def test_init_from_another_network_is_refused(tmp_path):
     save(tmp_path / "best.pt", fresh(config_of()), config_of())
     with pytest.raises(
-        CheckpointError, match=r"belong to another network than this run's; give -p width 8\.$"
+        CheckpointError,
+        match=r"are those of another network than the network of this run; give -p width 8\.$",
     ):
         create_state(config_of(init_from=str(tmp_path), width=16))
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
@@ -395,7 +396,7 @@ def test_init_from_a_course_checkpoint_names_the_preset_to_give(course):
     path, _ = course
     with pytest.raises(
         CheckpointError,
-        match=r"epoch=9\.ckpt belong to another network than this run's; give -p preset handout\.$",
+        match=r"epoch=9\.ckpt are those of another network than the network of this run; give -p preset handout\.$",
     ):
         create_state(config_of(init_from=str(path)))
     other = path.with_name("narrow.ckpt")
@@ -428,7 +429,7 @@ def test_resuming_with_another_number_of_threads_gives_a_warning(tmp_path, conte
 
 @pytest.fixture
 def file_size_limit():
-    """A function that limits the size of the files that this process writes, as a disk quota does."""
+    """Return a function that limits the size of the files that this process writes, as a disk quota does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -267,7 +267,7 @@ def test_predict_scores_validation_if_no_test_clip_has_true_frames(run, no_pictu
 
 
 def test_predictions_of_several_runs_are_averaged(tmp_path, no_pictures):
-    """The tolerance is half a grey level, because predictions are stored as bytes."""
+    """The tolerance is half a grey level, because predictions are stored with 8 bits per value."""
     runs, videos = [tmp_path / "0", tmp_path / "1"], []
     for run in runs:
         assert main(["train", str(run), "--data", "tiny", *SMALL, "-p", "seed", run.name]) == 0

@@ -41,7 +41,9 @@ def test_clip_starts_are_exactly_those_inside_a_recording():
 
 
 def test_a_clip_too_long_for_every_recording_is_refused():
-    with pytest.raises(ValueError, match=r"clip of 8 frames, the longest recording has 7; use clips of 7"):
+    with pytest.raises(
+        ValueError, match=r"clip of 8 frames, because the longest recording has 7; use clips of 7"
+    ):
         numbered(10, (7,)).clip_starts(8)
 
 

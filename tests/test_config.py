@@ -1,4 +1,4 @@
-"""Configurations: values outside a range or a choice are refused, parameter names, conversion to JSON and back."""
+"""Configurations: invalid values are refused; parameter names; conversion to JSON and back."""
 
 import json
 import logging
@@ -231,7 +231,7 @@ def test_with_training_checks_the_changed_values():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"sigma": 0.1}, "belongs to scale"),
+        ({"sigma": 0.1}, "used only at scale"),
         ({"kl_balance": 0.8}, "needs prior"),
         ({"scale": "elbo", "weighting": "psnr"}, "not an ELBO"),
     ],

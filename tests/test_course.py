@@ -93,10 +93,13 @@ TABLE_FAULTS = {
         lambda lines: lines.__setitem__(2, lines[2].rpartition(",")[0]),
         r"line 3 has 6144 columns; it needs id and 6144 values",
     ),
-    "no header": (lambda lines: lines.pop(0), r"line 1 must name 6145 columns .* the first is '0'"),
+    "no header": (
+        lambda lines: lines.pop(0),
+        r"line 1 must be a header with the names of 6145 columns .* the first is '0'",
+    ),
     "an extra column": (
         lambda lines: lines.__setitem__(0, lines[0] + ",note"),
-        r"line 1 must name 6145 columns .* it names 6146",
+        r"line 1 must be a header with the names of 6145 columns .* it names 6146",
     ),
     "an extra row": (
         lambda lines: lines.append("3" + ",0" * 6144),
@@ -145,13 +148,13 @@ def test_a_huge_sparse_file_is_refused_in_little_memory(tmp_path):
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, timeout=120
     )
     assert "submission.csv: line 1 is longer than a row of 6144 values" in done.stdout
-    assert "GT0.csv: 2147483648 bytes are too many for 630 frames" in done.stdout
+    assert "GT0.csv: 2147483648 bytes are more than 630 frames can need" in done.stdout
 
 
 def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "gt.csv")
     for read in (course_csv.read_2023, lambda path: course_csv.read_submission(path, 3)):
-        with pytest.raises(DataError, match=r"gt\.csv: no such file, or not a regular one"):
+        with pytest.raises(DataError, match=r"gt\.csv: there is no regular file at this path"):
             read(tmp_path / "gt.csv")
 
 
@@ -226,7 +229,7 @@ def test_answers_of_other_clips_give_a_warning(tmp_path, caplog):
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(torch.cat(truths).flip(-1), usage=True)))
     answered = read_answers(tmp_path, clips)
     assert torch.equal(answered[1].answer[0], clips[1].first)  # frame 0 is known and is never scored
-    assert "first frame of clip 1 differs from the one in test_img" in caplog.text
+    assert "first frame of clip 1 differs from the frame in test_img" in caplog.text
 
 
 def test_missing_or_incomplete_answers_are_refused(tmp_path):
@@ -234,5 +237,5 @@ def test_missing_or_incomplete_answers_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no true frames found; give GT0\.csv"):
         read_answers(tmp_path, clips)
     (tmp_path / "gt.csv").write_text("\n".join(as_lines(truths[0])))
-    with pytest.raises(DataError, match=r"gt\.csv has 3 rows; a submission has 8 rows"):
+    with pytest.raises(DataError, match=r"gt\.csv has 3 rows, but a submission has 8 rows"):
         read_answers(tmp_path, clips)

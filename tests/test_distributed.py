@@ -43,7 +43,7 @@ def train_step_on_a_joined_batch(shard=lambda rows: rows):
 
 
 def train_step_with_one_broken_clip():
-    """Return the weights before and after a step in which the last rank has a clip of NaN, and `is_finite`."""
+    """Take a step in which the last rank has a clip of NaN. Return the weights before and after it, and `is_finite`."""
     state = TrainState.create(ModelConfig(width=8), STEP)
     batch = ClipBatch(*torch.rand(2, 2, 3, 3, 16, 32, generator=seeded(3)))
     if distributed.rank() == distributed.world() - 1:

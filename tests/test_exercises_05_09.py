@@ -1,4 +1,4 @@
-"""The checks of the exercises 05 to 09: correct answers pass, and typical mistakes get a hint without the answer."""
+"""The checks of exercises 05 to 09: correct answers pass, and typical mistakes give a hint without the answer."""
 
 import math
 

@@ -85,7 +85,7 @@ def test_text_has_at_least_9_points_and_lies_inside_the_figure(name):
 
 @pytest.mark.parametrize("name", every_figure())
 def test_alternative_text_is_stored_in_the_notebook(name):
-    """The text is in the metadata of the output, from which nbconvert reads it."""
+    """The alternative text is in the metadata of the output, from which nbconvert reads it."""
     figure = every_figure()[name]()
     formatter = DisplayFormatter()
     shell = InteractiveShell(display_formatter=formatter)

@@ -28,7 +28,7 @@ with replacing(sys.argv[1]) as temporary:
 
 @pytest.fixture
 def writer(tmp_path):
-    """Start a process that has begun to write last.pt and then sleeps."""
+    """Start a process that begins to write last.pt and then sleeps."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, tmp_path / "last.pt"], stdout=subprocess.PIPE, text=True
     )

@@ -117,9 +117,9 @@ def test_missing_splits_are_empty(data_folder, there):
 def test_a_required_split_must_exist(data_folder, part):
     assert part_sizes(read(data_folder, required=(part,))) == PART_SIZES
     shutil.rmtree(data_folder / part)
-    with pytest.raises(DataError, match=rf"{part}_img: no such folder.*add it"):
+    with pytest.raises(DataError, match=rf"{part}_img: there is no such folder.*add the folder"):
         read(data_folder, required=(part,))
-    with pytest.raises(DataError, match=rf"{part}_img: no such folder.*add it"):
+    with pytest.raises(DataError, match=rf"{part}_img: there is no such folder.*add the folder"):
         load(data_folder, progress=False, required=(part,))
 
 
@@ -134,7 +134,7 @@ def test_a_split_with_empty_folders_is_not_read_and_logged(data_folder, caplog):
             shutil.rmtree(clip)
     assert part_sizes(read(data_folder)) == PART_SIZES | {"test": 0}
     assert "both picture folders are empty; the split test is not read" in caplog.text
-    with pytest.raises(DataError, match=r"test_img: holds no clip folders; add them"):
+    with pytest.raises(DataError, match=r"test_img: this folder contains no clip folders; add clip folders"):
         read(data_folder, required=("test",))
 
 
@@ -179,7 +179,9 @@ def test_cuts_txt_lists_the_boundaries(data_folder, picture, text, boundaries):
 @pytest.mark.parametrize("text", ["six", "6 4", "0", "20", "4 4", "-3", "4, 6", "9" * 30])
 def test_a_damaged_cuts_txt_is_refused(data_folder, text):
     (data_folder / "train/cuts.txt").write_text(text)
-    with pytest.raises(DataError, match=r"train/cuts.txt: must hold .* each from 1 to 19; correct it"):
+    with pytest.raises(
+        DataError, match=r"train/cuts.txt: the file must contain .* each from 1 to 19; correct the file"
+    ):
         read(data_folder)
 
 
@@ -234,14 +236,17 @@ def enlarge(name):
 
 FAULTS = {
     "folder missing": (shutil.rmtree, r"data: no such folder; give the folder that holds train"),
-    "half a split missing": (lambda r: shutil.rmtree(r / "val/val_img"), r"val_img: no such folder.*add it"),
+    "half a split missing": (
+        lambda r: shutil.rmtree(r / "val/val_img"),
+        r"val_img: there is no such folder.*add the folder",
+    ),
     "nothing there": (
         lambda r: [shutil.rmtree(r / part) for part in ("train", "val", "test")],
-        r"data: holds none of train, val and test; give the folder that holds them",
+        r"data: this folder contains none of train, val and test; give the folder that contains them",
     ),
     "folder empty": (
         lambda r: [f.unlink() for f in (r / IMG).iterdir()],
-        r"train_img: holds no PNG or JPEG files",
+        r"train_img: this folder contains no PNG or JPEG files",
     ),
     "image without label": (
         remove(f"{LABEL}/3.png"),
@@ -255,7 +260,10 @@ FAULTS = {
         remove(*(f"{LABEL}/{k}.png" for k in range(9))),
         r"0\.png, 1\.png, 2\.png and 6 more",
     ),
-    "gap": (remove(f"{IMG}/3.png", f"{LABEL}/3.png"), r"train_img: gap in the numbering before 4\.png; add"),
+    "gap": (
+        remove(f"{IMG}/3.png", f"{LABEL}/3.png"),
+        r"train_img: the numbering has a gap before 4\.png; add",
+    ),
     "duplicate": (
         copy(f"{IMG}/3.png", f"{IMG}/frame3.png"),
         r"frame3\.png: number 3 occurs twice, also in 3\.png",
@@ -338,23 +346,27 @@ def test_a_data_set_inside_other_folders_is_read_and_logged(data_folder, inside,
 
 def test_two_data_sets_inside_a_folder_are_refused(data_folder, tmp_path):
     shutil.copytree(data_folder, data_folder.parent / "second")
-    with pytest.raises(DataError, match=r"holds several data sets; use one of .*data, .*second"):
+    with pytest.raises(
+        DataError, match=r"this folder contains several data sets; give one of .*data, .*second"
+    ):
         read(tmp_path)
 
 
 def test_the_error_for_a_zip_file_contains_the_command_that_unpacks_it(data_folder, tmp_path):
     shutil.make_archive(tmp_path / "lab4", "zip", data_folder)
     with pytest.raises(
-        DataError, match=r'lab4\.zip: this is a file; unpack it by: python -m zipfile -e ".*lab4\.zip"'
+        DataError, match=r'lab4\.zip: this is a file; unpack it with: python -m zipfile -e ".*lab4\.zip"'
     ):
         read(tmp_path / "lab4.zip")
     (tmp_path / "only").mkdir()
     (tmp_path / "lab4.zip").rename(tmp_path / "only/lab4.zip")
-    with pytest.raises(DataError, match=r"only: holds none of train, val and test; unpack it by") as caught:
+    with pytest.raises(
+        DataError, match=r"only: this folder contains none of train, val and test; unpack it with"
+    ) as caught:
         read(tmp_path / "only")
     # The command in the message unpacks the data set.
     subprocess.run(
-        str(caught.value).split("unpack it by: ")[1].split(",")[0].replace("python", sys.executable, 1),
+        str(caught.value).split("unpack it with: ")[1].split(",")[0].replace("python", sys.executable, 1),
         shell=True,
         check=True,
     )
@@ -410,7 +422,7 @@ def test_a_damaged_cache_is_built_again(data_folder, tmp_path, caplog):
 def test_a_cache_that_cannot_be_written_gives_only_a_warning(data_folder, tmp_path, caplog):
     (tmp_path / "blocked").write_text("")
     assert len(read(data_folder, cache=tmp_path / "blocked/cache").train) == 20
-    assert caplog.text.count("no cache was written") == 1
+    assert caplog.text.count("the cache file was not written") == 1
 
 
 def test_written_data_is_unchanged_when_read(data_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Scores equal those of NumPy and scikit-image for every file format, and no file can harm the grading machine."""
+"""Scores equal those of NumPy and scikit-image for every file format, and harmful files do no damage."""
 
 import io
 import itertools
@@ -246,7 +246,7 @@ def test_a_text_has_as_many_frames_per_clip_as_the_other_side(tmp_path):
 
 
 @pytest.mark.parametrize(("prediction", "message"), [
-    (PREDICTION[:1], "the prediction has 1 clips, the answer 2"),
+    (PREDICTION[:1], "the prediction has 1 clips, but the answer has 2"),
     ([clip[2:] for clip in PREDICTION], "clip 0: the prediction has 4 frames of 64 x 32 pixels, the answer 6"),
     ([clip[:, 1:] for clip in PREDICTION], "clip 0: the prediction has 6 frames of 64 x 31 pixels"),
 ])  # fmt: skip
@@ -355,7 +355,7 @@ def data_set():
 
 
 def test_files_that_claim_gigabytes_are_refused_in_little_memory_and_time(tmp_path):
-    """The files are read in a separate process with a file-size limit, and its peak memory is measured."""
+    """The files are read in a separate process with a file-size limit. The peak memory of this process is measured."""
     names = bombs(tmp_path)
     code = f"""
         import resource, sys, time
@@ -494,6 +494,28 @@ def test_folders_of_single_students_are_graded_together(class_folder):
     assert names == {str(folder / name) for name in ("ben", "carla", "dora.npz", "emil/submission.csv")}
 
 
+@pytest.mark.parametrize("name", ["s4.csv", "s4.txt", "s4/0.png", "1.png", "s4_text.csv"])
+def test_a_broken_submission_does_not_turn_the_class_into_one_submission(name, tmp_path):
+    """Each of these names could be a part of a prediction in several files."""
+    for student in range(3):
+        write_csv(tmp_path / f"s{student}.csv", PREDICTION)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("0.5 0.5" if "text" in name else "<html>Sign in</html>")
+    table = grade_class(tmp_path, data_set()).set_index("submission")
+    assert (table.loc[["s0.csv", "s1.csv", "s2.csv"], "fault"] == "").all()
+    others = set(table.index) - {"s0.csv", "s1.csv", "s2.csv"}
+    assert others == ({name.removesuffix("/0.png")} if name != "1.png" else set())
+    assert table.loc[list(others), "fault"].str.len().gt(0).all()
+
+
+def test_a_class_of_one_text_file_per_student_is_graded_file_by_file(tmp_path):
+    folder = write_texts(tmp_path / "class", [PREDICTION[0], TRUTH[0]])
+    data = data_set()
+    table = grade_class(folder, Dataset("class", data.train, data.val, data.tests[:1]))
+    assert table["submission"].tolist() == ["pred1.csv", "pred0.csv"]
+    assert (table["fault"] == "").all()
+
+
 @pytest.mark.parametrize(("bias", "level"), [(0.302, 0.302), (-1.7, 1 / (1 + np.exp(1.7)))])
 def test_a_checkpoint_predicts_the_test_clips_with_the_activation_that_fits(bias, level, tmp_path):
     """The last layer outputs a constant. In the second case, a sigmoid of it is closer to the dark frames."""
@@ -519,7 +541,7 @@ def test_data_without_answers_are_refused(tmp_path):
 
 def test_a_folder_without_submissions_is_refused(tmp_path):
     (tmp_path / "readme.md").write_text("none")
-    with pytest.raises(DataError, match="holds no submission"):
+    with pytest.raises(DataError, match="there is no submission in this folder"):
         grade_class(tmp_path, data_set())
     with pytest.raises(DataError, match="no such file"):
         grade_class(tmp_path / "nowhere", data_set())
@@ -534,4 +556,4 @@ def test_a_zip_archive_holds_one_submission(names, tmp_path):
             archive.write(file, name)
         archive.writestr("report.pdf", b"")
     (fault,) = grade_class(tmp_path / "class", data_set())["fault"]
-    assert "must hold one submission" in fault
+    assert "must contain one submission" in fault

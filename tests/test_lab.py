@@ -341,7 +341,7 @@ def test_untrusted_notebook_shows_static_content(opened):
     page.wait_for_selector(".jp-RenderedImage img")
     outputs = page.locator(".jp-OutputArea-output").all()
     assert len(outputs) == 3
-    for output, width in zip(outputs, (700, 700, 100), strict=True):
+    for output, width in zip(outputs, (700, 500, 100), strict=True):
         assert output.locator("iframe").count() == 0
         assert output.locator("img").is_visible()
         assert output.locator("img").evaluate("x => x.naturalWidth") > width

@@ -28,7 +28,7 @@ from cvae_lab.evaluation.latent import (
 
 
 class ByHand(CVAE):
-    """Model without layers: one step returns gain * previous + uses * z + lift.
+    """A model without layers: one step returns gain * previous + uses * z + lift.
 
     The posterior mean is the frame's brightness if `reads` is True, else 0. With `prior_mu`, the prior is learned.
     """

@@ -54,14 +54,16 @@ def test_a_module_has_at_most_300_lines_and_a_function_at_most_40(file):
 
 
 def test_every_subpackage_is_installed():
-    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = set(listed["tool"]["setuptools"]["packages"]) - {"cvae_lab.notebooks"}
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    setuptools = project["tool"]["setuptools"]
+    data = tuple(setuptools["package-dir"])  # notebooks and figures, which lie outside the package
+    packages = {name for name in setuptools["packages"] if not name.startswith(data)}
     folders = {file.parent.relative_to(PACKAGE.parent) for file in FILES}
     assert packages == {".".join(folder.parts) for folder in folders}
 
 
 def _imported_entries(file: Path):
-    """Entries of the package that a file imports at module level or inside a function."""
+    """Yield the entries of the package that a file imports at module level or inside a function."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cvae_lab"):
             parts = node.module.split(".")

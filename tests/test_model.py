@@ -27,7 +27,10 @@ SMALL = {"handout": {}, "compact": {"width": 8, "latents": 2}}
 
 
 def build(preset, seed=0, **changes):
-    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
+    """Return a model with random numbers added to all weights.
+
+    Without them, each block of `compact` would return its input unchanged.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CVAE(ModelConfig.preset(preset, **SMALL[preset] | changes))

@@ -196,7 +196,7 @@ def posterior_of(model, x):
 
 
 def test_the_loss_at_scale_elbo_is_a_lower_bound_on_log_p(generator):
-    """Compare with the exact and the importance-sampled log p(x), for the best posterior and for two shifted ones."""
+    """Compare with the exact and the importance-sampled log p(x), for the best posterior and two shifted posteriors."""
     model, frames = LinearModel(generator), 5
     x = model.decode(normal(generator, frames, 2)) + model.sigma * normal(generator, frames, 3, 1, 2)
     best_mu, logvar = posterior_of(model, x)
@@ -212,7 +212,7 @@ def test_the_loss_at_scale_elbo_is_a_lower_bound_on_log_p(generator):
 
 
 def test_the_loss_with_psnr_weights_is_not_a_lower_bound(generator):
-    """For this reason, the configuration refuses scale elbo with psnr weights."""
+    """This is why the configuration raises an error for scale `elbo` with weighting `psnr`."""
     model = LinearModel(generator)
     basis = torch.linalg.qr(model.weight, mode="complete").Q
     x = (model.bias + 3 * basis[:, -1]).reshape(1, 3, 1, 2)  # the decoder cannot produce the last direction

@@ -150,7 +150,9 @@ def test_the_largest_picture_is_read_and_a_larger_one_is_not(tmp_path):
     for name, width in (("ok", MAX_PIXELS // 1000), ("large", MAX_PIXELS // 1000 + 1)):
         Image.new("1", (width, 1000)).save(tmp_path / f"{name}.png")
     assert open_picture(tmp_path / "ok.png").size == (MAX_PIXELS // 1000, 1000)
-    with pytest.raises(DataError, match=r"large\.png: too large \(it has 40001 x 1000 pixels\)"):
+    with pytest.raises(
+        DataError, match=r"large\.png: the picture is too large \(it has 40001 x 1000 pixels\)"
+    ):
         open_picture(tmp_path / "large.png")
 
 
@@ -171,11 +173,11 @@ SIZES = {
     (
         426,
         240,
-    ): f"{ALL_PARTS}: resized from 426 x 240 to 64 x 32 pixels; proportions change, shapes become 1.13 "
-    "times as wide. read_folder(…, fit='crop') or fit='letterbox' keeps proportions.",
-    (64, 64): "proportions change, shapes become 2.00 times as wide",
-    (27, 48): "proportions change, shapes become 3.56 times as wide",
-    (128, 32): "proportions change, shapes become 2.00 times as high",
+    ): f"{ALL_PARTS}: resized from 426 x 240 to 64 x 32 pixels; the aspect ratio changes, so shapes become 1.13 "
+    "times as wide. read_folder(…, fit='crop') or fit='letterbox' keeps the aspect ratio.",
+    (64, 64): "the aspect ratio changes, so shapes become 2.00 times as wide",
+    (27, 48): "the aspect ratio changes, so shapes become 3.56 times as wide",
+    (128, 32): "the aspect ratio changes, so shapes become 2.00 times as high",
     (64, 32): None,
 }
 
@@ -228,7 +230,7 @@ def test_crop_keeps_proportions_and_removes_the_top(square_data, caplog):
     for frame in (dataset.train.frames[0], dataset.train.labels[0], dataset.tests[0].first):
         assert extent(frame) == (16, 16)
         assert not (frame[2] == 255).any()
-    assert "by crop, with proportions kept" in notices(caplog)[0]
+    assert "by crop, which keeps the aspect ratio" in notices(caplog)[0]
 
 
 def test_letterbox_keeps_proportions_and_adds_bars(square_data, caplog):
@@ -238,12 +240,12 @@ def test_letterbox_keeps_proportions_and_adds_bars(square_data, caplog):
     assert (frame[:, :, :16] == 0).all()  # black bars left and right of frames
     assert (frame[:, :, 48:] == 0).all()
     assert (label[:, :, :16] == 255).all()  # white bars in labels, like their background
-    assert "by letterbox, with proportions kept" in notices(caplog)[0]
+    assert "by letterbox, which keeps the aspect ratio" in notices(caplog)[0]
 
 
 def test_crop_is_refused_if_frames_and_labels_have_different_proportions(data_folder):
     resize_all(data_folder, (426, 240), ("img",))
-    with pytest.raises(DataError, match=r"train: frames and labels differ in their proportions"):
+    with pytest.raises(DataError, match=r"train: frames and labels have different aspect ratios"):
         read(data_folder, fit="crop")
     # TypeCheckError comes from the annotations, which are checked in tests only.
     with pytest.raises((ValueError, TypeError), match=r"stretch.*crop.*letterbox"):

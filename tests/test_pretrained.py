@@ -69,7 +69,7 @@ def test_a_run_starts_from_the_pretrained_weights(folder):
 
 def test_another_network_is_refused_with_the_options_that_fit(folder):
     with pytest.raises(
-        CheckpointError, match=r"another network than this run's; give -p width 8 -p latents 4\."
+        CheckpointError, match=r"another network than the network of this run; give -p width 8 -p latents 4\."
     ):
         create_state(RunConfig.from_params("tiny", init_from="pretrained"))
 

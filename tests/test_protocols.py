@@ -83,8 +83,8 @@ def epoch_means(losses, per_epoch):
 def assert_equal_weights(trained, expected, initial):
     """Compare weights. The largest difference may be one per cent of the largest change in training.
 
-    The bias before the batch norm is left out. Batch norm subtracts it again, so its gradient is only rounding error,
-    and Adam scales this to full steps.
+    The bias before the batch norm is not compared. Batch norm subtracts it again, so its gradient is only
+    rounding error, and Adam scales this to full steps.
     """
     wanted, start = expected.state_dict(), initial.state_dict()  # tensors without gradient
     largest = max(float((wanted[name] - start[name]).abs().max()) for name, _ in trained.named_parameters())
@@ -191,7 +191,7 @@ def test_a_run_stops_after_its_time_and_keeps_the_schedules_of_its_epochs():
     assert records[-1]["lr"] == pytest.approx(
         config.train.lr * min(1.0, (state.epoch - 1) / 20), rel=0.05
     )  # warm-up lasts 20 of 1000 epochs
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="give only one of the two"):
         TrainConfig(minutes=1.0, stop_after=1.0)
 
 

@@ -41,7 +41,10 @@ BATCH, FRAMES = 2, 6
 
 
 def build(preset, seed=0, **options):
-    """Return a model with random numbers added to all weights. A new `compact` block equals its skip connection."""
+    """Return a model with random numbers added to all weights.
+
+    Without them, each block of `compact` would return its input unchanged.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         name = "handout" if preset == "handout" else "compact"
@@ -304,8 +307,9 @@ FOLDED += [{"height": 64}, {"height": 128}]
 def test_the_folded_decoder_equals_the_reference_loop(options):
     """This holds for every option of `compact`, and for more labels than one chunk."""
     model = build("compact", **options)
-    size = model.config.height
-    first, p = rand(2, 3, size // 2, size), rand(2, LABELS_PER_CALL + 6, 3, size // 2, size, seed=1)
+    height = model.config.height
+    first = rand(2, 3, height, 2 * height)
+    p = rand(2, LABELS_PER_CALL + 6, 3, height, 2 * height, seed=1)
     assert folds(model, first.device)
     ours, wanted = predicted_by_both(model, first[:, None], p)
     assert wanted.std() > 0.02

@@ -321,7 +321,7 @@ def test_a_status_line_names_runs_and_minutes_left_in_80_columns():
     assert many.endswith(" more")
     timed = RunStatus("a", 3, float("nan"), 60.0, TrainConfig(minutes=4.0))
     assert sweep_status([timed], 0) == "3 min left: a epoch 3"
-    assert sweep_status([], 0, 2) == "another process is training 2 of the runs; waiting until they end"
+    assert sweep_status([], 0, 2) == "another process is training 2 of the runs; waiting until these runs end"
 
 
 @pytest.mark.slow

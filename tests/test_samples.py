@@ -1,4 +1,4 @@
-"""Test samples and probes on generated videos and codes with known results."""
+"""Test the comparison of samples and the regression from latents with data whose result is known."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_a_factor_that_is_not_in_the_codes_is_not_detected():
 def test_a_probe_requires_test_clips_and_clips_of_enough_frames():
     codes = [codes_of(factor, 0, 1.0) for factor in FACTORS]
     for train, part in ((4, slice(None)), (0, slice(None)), (2, slice(100))):
-        with pytest.raises(ValueError, match="leave a clip for the test"):
+        with pytest.raises(ValueError, match="keep at least one clip for the test"):
             probe([code[part] for code in codes], [factor[part] for factor in FACTORS], train)
 
 

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sweep")]
 
 
 def is_kernel(process):
-    """Whether a process executes a notebook."""
+    """Return whether a process executes a notebook."""
     try:
         return "ipykernel_launcher" in " ".join(process.cmdline())
     except psutil.Error:

@@ -113,7 +113,7 @@ def test_a_short_recording_is_the_beginning_of_a_long_one():
 
 @pytest.fixture(scope="module")
 def varied_recordings():
-    """Render the first four training recordings of `varied`, cut to 12 frames."""
+    """Render the first four training recordings of `varied`, with 12 frames each."""
     train, _, _ = synthetic._recordings("varied", 0)
     return [one._replace(frames=12) for one in train[:4]]
 
@@ -343,6 +343,6 @@ def test_the_small_training_recordings_show_every_gesture(monkeypatch):
         monkeypatch.setitem(
             motion.GESTURES, name, lambda *arguments, n=name, m=move: (shown.add(n), m(*arguments))[1]
         )
-    for recording in synthetic._recordings("small", 0)[:3]:
+    for recording in synthetic._recordings("small", 0)[0]:
         motion.routine(recording.frames, recording.generators()[0])
     assert shown == set(motion.GESTURES)

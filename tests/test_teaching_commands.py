@@ -25,7 +25,7 @@ def reparameterize(mu, logvar):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The smallest synthetic set, as a folder and as a data set."""
+    """Write the data set `tiny` to a folder; return the folder and the data set."""
     folder = tmp_path_factory.mktemp("commands") / "data"
     found = load("tiny", progress=False)
     write_folder(found, folder)

@@ -71,7 +71,7 @@ def weights_of(state):
 
 
 def moving(state):
-    """All values that a step changes, by name."""
+    """Return all values that a step changes, by name."""
     optimizer, average = state.optimizer, state.average.module.state_dict()
     parts = (optimizer.muon, optimizer.adamw) if isinstance(optimizer, Muon) else (optimizer,)
     average = {f"average of {name}": value for name, value in average.items()}
@@ -306,7 +306,7 @@ def test_the_last_epoch_is_evaluated_if_the_time_limit_is_reached_between_epochs
 
 
 def test_held_out_segments_are_weighted_by_their_frames(data):
-    """The mean is over the frames of all held-out segments. The validation clip is not part of it."""
+    """The held-out PSNR is the mean over the frames of all held-out segments, without the validation clip."""
     unequal, config = replace(data, train=video(60, (45,))), quick(epochs=1)
     state = TrainState.create(NARROW, config)
     (record,) = fit(state, unequal, config)
@@ -377,7 +377,7 @@ def test_the_history_holds_the_weight_that_multiplies_the_kl(data, scale, sigma)
 
 
 def test_the_controller_stays_within_its_range(data):
-    """If the KL is far from the target, the weight moves to a bound and stays there."""
+    """If the KL stays far from the target, the weight reaches a bound and stays there."""
     config = quick(kl_target=1e6, beta_max=1e-3, epochs=1)
     state = TrainState.create(NARROW, config)
     state.kl_weight = 1e-3 / CONTROL_RANGE

@@ -1,4 +1,4 @@
-"""Making a data set from a video: decoding, keypoints, tracks, camera, estimator, splits, errors for faulty files."""
+"""Data sets made from a video: decoding, keypoints, tracks, camera, estimator, splits, errors for faulty files."""
 
 import json
 import os
@@ -206,7 +206,7 @@ def test_a_file_with_sound_only_is_refused(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))
-    with pytest.raises(DataError, match=r"no video stream \(it holds audio\)"):
+    with pytest.raises(DataError, match=r"no video stream \(it contains audio\)"):
         read(tmp_path / "sound.wav", tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_a_truncated_video_with_its_index_at_the_end_is_refused(tmp_path):
     )
     content = file.read_bytes()
     file.write_bytes(content[: len(content) * 6 // 10])
-    with pytest.raises(DataError, match="header or end is missing"):
+    with pytest.raises(DataError, match="header or the end of the file is missing"):
         read(file, tmp_path)
 
 
@@ -285,7 +285,10 @@ def test_a_crop_leaves_room_for_the_head_above_the_joints():
 
 
 def in_format(points, names):
-    """Return one person in a format. Joints are copied from `points` (joints, 2); other keypoints have confidence 0."""
+    """Return one person in the format of a pose estimator.
+
+    Joints are copied from `points` (joints, 2); other keypoints have confidence 0.
+    """
     values = np.zeros((len(names), 3))
     for i, name in enumerate(names):
         if name in JOINTS:
@@ -373,10 +376,10 @@ def test_a_joint_of_confidence_zero_is_missing():
         ("a.json", '[{"keypoints": []}]', "cannot be read"),
         ("a.csv", "frame,joint,x\n0,nose,1\n", "no column 'y'"),
         ("a.csv", "frame,joint,x,y\n0,elbow,1,1\n", "unknown joint 'elbow'"),
-        ("a.csv", "frame,joint,x,y\n0,nose,0.4,0.2\n", "fractions of the picture; give pixels"),
-        ("a.csv", "frame,joint,x,y\n99,nose,40,20\n", "no keypoints for any chosen frame"),
+        ("a.csv", "frame,joint,x,y\n0,nose,0.4,0.2\n", "fractions of the picture; give positions in pixels"),
+        ("a.csv", "frame,joint,x,y\n99,nose,40,20\n", "no selected frame of the video has keypoints"),
         ("a.npz", "no archive", "cannot be read"),
-        ("a.txt", "", "unknown kind"),
+        ("a.txt", "", "format of these keypoints is unknown"),
         ("people/clip_keypoints.json", "{}", "must end in a frame number"),
         ("people/clip_0_keypoints.json", '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}', "BODY_25 has 75"),
     ],
@@ -773,7 +776,10 @@ def test_uneven_frame_times_are_reported_with_the_option_that_helps(tmp_path, cl
     file = write_video(tmp_path / "uneven.mp4", frames, times)
     keypoints = save_npz(tmp_path / "k.npz", points)
     text = make_data_set(file, tmp_path / "out", keypoints, progress=False).lines[2]
-    assert text == "Warning: frames are unevenly spaced, by up to 0.24 s; the option fps chooses them evenly."
+    assert (
+        text
+        == "Warning: the time between frames varies and is up to 0.24 s; the option fps selects evenly spaced frames."
+    )
 
 
 def test_a_video_without_a_person_is_refused_and_nothing_is_written(tmp_path, monkeypatch):

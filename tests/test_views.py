@@ -77,7 +77,7 @@ def test_without_truth_there_are_two_panels(clips):
 
 def test_clips_of_different_length_raise_an_error(clips):
     labels, prediction, _ = clips
-    with pytest.raises(ValueError, match="leave the first frame out"):
+    with pytest.raises(ValueError, match="give clips of one shape"):
         player.panels(labels, None, prediction[1:])
     with pytest.raises(ValueError, match="give at least one"):
         player.panels(labels[:0], None, prediction[:0])
@@ -120,7 +120,7 @@ def test_scrubber_frame_is_synchronised_and_stays_inside_the_clip(clips):
 
 
 def test_kernel_does_not_echo_the_frame_that_the_browser_sends(clips):
-    """A late reply would move the clip back to an earlier frame."""
+    """An old message that arrives late would set the player back to an earlier frame."""
     labels, prediction, _ = clips
     widget, sent = player.scrubber(labels, prediction), []
     widget.comm.send = lambda data=None, **_: sent.append(data)

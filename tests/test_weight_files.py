@@ -218,7 +218,7 @@ REFUSED = {
     ),
     "NaN": (
         lambda path, weights: torch.save(weights | {"Generator.7.bias": torch.tensor([0.0, float("nan"), 0.0])}, path),
-        r"its tensor Generator\.7\.bias holds NaN",
+        r"its tensor Generator\.7\.bias contains NaN",
     ),
     "infinity": (
         lambda path, weights: torch.save(weights | {"Generator.7.bias": torch.tensor([0.0, float("inf"), 0.0])}, path),

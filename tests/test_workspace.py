@@ -44,7 +44,7 @@ def test_a_copy_without_changes_is_updated(source, tmp_path):
 
 
 def test_an_installed_package_copies_the_results_that_its_notebooks_read(source, tmp_path):
-    """An installed wheel has no folder ../figures, so the copied notebooks read a folder of their own."""
+    """An installed wheel has no folder ../figures, so the results are copied to a folder beside the notebooks."""
     (source / "04.ipynb").write_text('runs = "../figures/reference"')
     records = tmp_path / "figures"
     (records / "reference/a-seed0").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Speed and memory of the reference loops and of the fast paths, on the same network, data, batch and machine.
+"""Measure speed and memory of the reference loops and of the fast paths on the same network, data and machine.
 
 `table` compares reference loops and fast paths. `scaling` measures how time grows with the size of the work. `gpu`
 runs all measurements and checks on one GPU.

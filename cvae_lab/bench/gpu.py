@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from cvae_lab.bench.gpu_checks import checks
+from cvae_lab.bench.gpu_sizes import MINIMUM, NORMAL, TINY, Sizes, allowance, chosen_parts, configuration
 from cvae_lab.bench.measure import (
     Case,
     Work,
@@ -49,44 +50,6 @@ GRACE = 20.0  # seconds that a part may exceed its time limit before it is stopp
 MIN_CORES = 4  # with fewer CPU cores, rendering the data would slow down the measurements
 
 
-class Sizes(NamedTuple):
-    """Sizes and numbers of repeats of the measurements."""
-
-    models: Mapping[str, Mapping[str, Any]]  # parameters of every network, by name
-    timed: tuple[str, ...]  # names of the networks whose training and rollout are timed
-    data: str
-    frames: int  # number of frames per training clip
-    batches: tuple[int, ...]  # in the order of their measurement: the most important sizes are the first
-    streams: tuple[int, ...]
-    labels: int  # number of labels per predicted clip
-    minutes: tuple[float, ...]
-    repeats: int
-
-
-NORMAL = Sizes(
-    {"compact": {}, "compact, width 64": {"width": 64}, "handout": {"preset": "handout"}},
-    ("handout", "compact"), "full", 8, (2, 128, 512, 2048, 32, 8), (6, 1, 60, 600), 630, (1, 2, 4), 5,
-)  # fmt: skip
-TINY = Sizes(
-    {
-        "compact": {"width": 8}, "compact, width 16": {"width": 16},
-        "handout": {"preset": "handout", "width": 8, "label_width": 8, "decoder_width": 16, "latents": 4},
-    },
-    ("handout", "compact"), "tiny", 3, (2,), (1, 2), 18, (0.02,), 1,
-)  # fmt: skip
-"""Small sizes for testing all parts on a CPU. The measured times are not meaningful."""
-
-FRACTIONS = {"machine": 0.01, "checks": 0.04, "training": 0.2, "rollout": 0.12, "score": 0.63}
-"""Parts in order, with fractions of the time beyond MINIMUM. The time that a part does not use goes to later parts."""
-
-MINIMUM = {"machine": 12.0, "checks": 50.0, "training": 55.0, "rollout": 30.0, "score": 75.0}
-"""Seconds that a part needs for its first results: the start of a process, the choice of kernels, the first rows.
-
-On an H100, a process starts in 7 s, and the first training step of `handout` takes 17 s, because cuDNN loads and
-compiles its kernels.
-"""
-
-
 def gpu(
     out: Path,
     device: str = "auto",
@@ -99,14 +62,14 @@ def gpu(
     """Run the parts and return their rows. After each part, all rows so far are written to `out` as JSON.
 
     Args:
-        device: name of the device. `auto` is CUDA; to measure a CPU, pass `cpu`.
+        device: name of the device. `auto` means CUDA; to measure a CPU, pass `cpu`.
         tiny: use small networks and few frames, to test all parts.
         budget: time limit in seconds for all parts together.
         only: names of the parts to run; if empty, all parts run.
         about: entries that are written to the file before the rows, such as command and commit.
         log: function that is called with each line of progress.
     """
-    parts, device = _parts(only), _device_name(device)
+    parts, device = chosen_parts(only), _device_name(device)
     content = {**(about or {}), "budget_s": budget, "rows": []}
     with rendering((TINY if tiny else NORMAL).data if "score" in parts else "") as rendered:
         started = time.monotonic()
@@ -119,41 +82,29 @@ def gpu(
             ends = time.time() + allowed
             if part == "score":
                 rendered(allowed)
-            most = ends - time.time() + GRACE
-            for graphs in (True, False):
-                rows = []
-                for row in rows_of_process(run_part, part, device, tiny, ends, graphs, seconds=most):
-                    rows.append({"part": part, **row})
-                    log(f"{time.monotonic() - started:5.0f} s  {line(rows[-1])}")
-                content["rows"] += rows
-                write_text(out, json.dumps(content, indent=2))
-                most = ends - time.time() + GRACE
-                if part != "training" or "CUDA error" not in str(rows) or most < MINIMUM[part]:
-                    break  # else repeat without graphs, because no later row of this process can be right
+            for row in _rows(part, device, tiny, ends):
+                content["rows"].append(row)
+                log(f"{time.monotonic() - started:5.0f} s  {line(row)}")
+            write_text(out, json.dumps(content, indent=2))
     return content["rows"]
 
 
-def _parts(only: Sequence[str]) -> list[str]:
-    """Return the parts to run, in their order. Raises ConfigError if a name is unknown."""
-    if unknown := set(only) - set(FRACTIONS):
-        raise ConfigError(f"There is no part {min(unknown)!r}; choose from {', '.join(FRACTIONS)}.")
-    return [part for part in FRACTIONS if not only or part in only]
+def _rows(part: str, device: str, tiny: bool, ends: float) -> Iterator[Result]:
+    """Run a part in its own process and yield its rows.
 
-
-def allowance(left: float, parts: Sequence[str]) -> float:
-    """Return the seconds for the first of the remaining parts: its minimum, and its fraction of what all leave.
-
-    Args:
-        left: seconds for all these parts. If the sum of their minima is greater, each part gets less than its minimum.
+    After a CUDA error in training, no later row of the process can be right. The part is then repeated without graphs.
     """
-    needed = sum(MINIMUM[part] for part in parts)
-    if left < needed:
-        return left * MINIMUM[parts[0]] / needed
-    return MINIMUM[parts[0]] + (left - needed) * FRACTIONS[parts[0]] / sum(FRACTIONS[part] for part in parts)
+    for graphs in (True, False):
+        failed, most = False, ends - time.time() + GRACE
+        for row in rows_of_process(run_part, part, device, tiny, ends, graphs, seconds=most):
+            failed |= "CUDA error" in str(row)
+            yield {"part": part, **row}
+        if part != "training" or not failed or ends - time.time() + GRACE < MINIMUM[part]:
+            return
 
 
 def _device_name(name: str) -> str:
-    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; here, `auto` never selects a CPU."""
+    """Return the name of the device. Raises ConfigError if `auto` finds no GPU; `auto` never means a CPU here."""
     if name == "auto" and not torch.cuda.is_available():
         raise ConfigError("torch finds no CUDA GPU; for a test on this machine, add --device cpu --tiny.")
     return "cuda" if name == "auto" else name
@@ -161,7 +112,7 @@ def _device_name(name: str) -> str:
 
 @contextmanager
 def rendering(data: str) -> Iterator[Callable[[float], None]]:
-    """Render a data set into the cache in another process. Yield a function that waits some seconds for its end."""
+    """Render a data set to the cache in another process. Yield a function that waits for the end of that process."""
     if not data:
         yield lambda allowed: None
         return
@@ -178,7 +129,7 @@ def rendering(data: str) -> Iterator[Callable[[float], None]]:
         yield wait
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # also kills the processes that it started
+            os.killpg(process.pid, signal.SIGKILL)  # also kills the child processes of this process
             process.wait()
 
 
@@ -186,7 +137,7 @@ def run_part(part: str, device: str, tiny: bool, ends: float, graphs: bool = Tru
     """Run a part in this process and print each row as one line.
 
     Args:
-        ends: time at which the part is stopped, as a value of `time.time`.
+        ends: deadline of the part, as a value of `time.time`.
         graphs: whether training may use CUDA graphs.
     """
     functions = {
@@ -210,7 +161,7 @@ def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
 
 def check(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
     """Yield the result of every check of `gpu_checks`."""
-    models = {name: _run(sizes, name, device).model for name in sizes.timed}
+    models = {name: configuration(sizes, name, device).model for name in sizes.timed}
     for name, result in checks(device, models):
         yield {"check": name, **result._asdict()}
 
@@ -223,7 +174,7 @@ def training(device: torch.device, sizes: Sizes, ends: float, graphs: bool = Tru
             if not batches[name]:
                 continue
             batch = batches[name].pop(0)
-            run = _run(sizes, name, device).with_training(cuda_graphs=graphs)
+            run = configuration(sizes, name, device).with_training(cuda_graphs=graphs)
             for forcing in (0.0, 1.0, 0.5):
                 row = _training_row(run, device, sizes, batch, forcing, ends, rates)
                 yield {"model": name, "what": "training", "forcing": forcing, "batch": batch} | row
@@ -255,7 +206,7 @@ def rollout(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]
             # 600 whole clips need 12 GB and much time. Shorter clips give the same frames/s.
             frames = sizes.labels if streams <= 6 else sizes.labels // 4
             lengths = {True: frames, False: min(frames, 38)}
-            run = _run(sizes, name, device)
+            run = configuration(sizes, name, device)
 
             def make(fast: bool, run: RunConfig = run, n: int = streams, lengths: dict = lengths) -> Work:
                 return rollout_work(run, device, fast, n, lengths[fast])
@@ -281,7 +232,9 @@ def score(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
                 continue
             began = time.time()
             try:
-                yield key | _score(_run(sizes, name, device).with_training(minutes=float(minutes)), data)
+                yield key | _score(
+                    configuration(sizes, name, device).with_training(minutes=float(minutes)), data
+                )
             except RuntimeError as error:
                 yield key | {"error": last_line(str(error))}
             evaluation = max(0.0, time.time() - began - 60 * minutes)
@@ -299,10 +252,6 @@ def _score(run: RunConfig, data: Dataset) -> Result:
         "epochs": last["epoch"], "frames_per_s": last["frames_per_s"],
         "parameters": sum(p.numel() for p in state.model.parameters()),
     }  # fmt: skip
-
-
-def _run(sizes: Sizes, name: str, device: torch.device) -> RunConfig:
-    return RunConfig.from_params(sizes.data, **sizes.models[name], device=str(device))
 
 
 def line(row: Result) -> str:

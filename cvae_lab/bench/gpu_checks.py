@@ -1,4 +1,7 @@
-"""Checks of the fast paths on a GPU. A check returns whether it passed, and one sentence with the measured numbers."""
+"""Checks of the fast paths on a GPU.
+
+The result of a check is passed or failed, and a sentence with measured numbers.
+"""
 
 import itertools
 import re
@@ -106,7 +109,8 @@ def gradients(device: torch.device, config: ModelConfig) -> Check:
 def captured(device: torch.device, config: ModelConfig) -> Check:
     """Check gradients and batch-norm statistics of recorded training steps, with and without teacher forcing.
 
-    The second batch has other pixels and other weights than the recorded one. It must not use the old values.
+    Pixels and weights of the second batch differ from those of the recorded batch, so a graph with old values fails
+    this check.
     """
     if device.type != "cuda":
         return Check(None, "needs a CUDA device")
@@ -148,7 +152,7 @@ def trained_twice(graphs: GraphedUnroll | None, model: CVAE, mask: Tensor) -> Te
 
 
 def synchronisations(device: torch.device) -> Check:
-    """Count the host synchronisations of a training step, and list the lines of code that cause them."""
+    """Count the host synchronisations of a training step, and list the lines of code with these synchronisations."""
     run = RunConfig.from_params("noise", device=str(device))
     state = TrainState.create(run.model, run.train)
     batch = random_batch(device, run.train.batch_size, run.train.n_frames)
@@ -276,7 +280,7 @@ def weights(state: TrainState) -> Tensor:
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
-    """Join tensors into one vector on the CPU, in double precision."""
+    """Concatenate tensors to one vector on the CPU, in double precision."""
     return torch.cat([tensor.detach().double().flatten().cpu() for tensor in tensors])
 
 

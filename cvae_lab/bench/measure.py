@@ -1,4 +1,4 @@
-"""The actions that are timed: a training step or a prediction, with the reference loop or with the fast path.
+"""Timed actions: a training step or a prediction, by the reference loop or by the fast path.
 
 The reference loop has the settings of public solutions: float32, default memory format, frame by frame. The fast path
 has the settings that `fit` and `predict` use on this device.
@@ -68,7 +68,7 @@ class Work:
 
 
 class Case(NamedTuple):
-    """One comparison: the action and its size."""
+    """One row of the comparison: an action and the size of its work."""
 
     what: str  # name of the row
     kind: Literal["training", "rollout"]
@@ -114,7 +114,7 @@ def training_work(
 def rollout_work(run: RunConfig, device: torch.device, fast: bool, clips: int, frames: int) -> Work:
     """Return the work of predicting `frames` - 1 frames of each clip with random weights.
 
-    The reference loop predicts one clip at a time. Its work is therefore a single clip.
+    The reference loop predicts one clip at a time, so the work of the reference loop is a single clip.
     """
     height, clips = run.model.height, clips if fast else 1
     size = (3, height, 2 * height)
@@ -196,7 +196,7 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
 
 
 def median_seconds(action: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the median time in seconds of `repeats` calls. One call before them is not measured."""
+    """Return the median time in seconds of `repeats` calls, after one call that is not measured."""
     action()
     return statistics.median(seconds(action, device) for _ in range(repeats))
 

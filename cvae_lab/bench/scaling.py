@@ -85,11 +85,11 @@ class Efficiency:
     how: str
     one: float  # training frames per second
     two: float
-    error: str = ""  # the reason if it was not measured
+    error: str = ""  # the reason why the efficiency was not measured
 
     @property
     def efficiency(self) -> float:
-        """1 if two processes do twice the work of one process in the same time."""
+        """Efficiency: 1 if two processes do twice the work of one process in the same time."""
         return self.two / self.one / 2
 
     def __str__(self) -> str:
@@ -209,8 +209,8 @@ def efficiencies(sizes: Sizes) -> Iterator[Efficiency]:
 def train_for(width: int, duration: float, folder: str = "", count: int = 1) -> float:
     """Train `compact` on random clips with one thread, and return the number of training frames per second.
 
-    If a folder is given, `count` processes are timed together. Each process also trains before its measurement, until
-    all are ready, and after it, until all have finished. The load is therefore constant during every measurement.
+    If a folder is given, `count` processes are timed together. Each process trains from its start until all processes
+    have finished their measurements. The load is therefore constant during every measurement.
 
     Args:
         duration: duration of the measurement in seconds.

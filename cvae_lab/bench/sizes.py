@@ -53,7 +53,7 @@ class SizeRow:
 
 
 def sizes(heights: Sequence[int] = HEIGHTS, epochs: int = EPOCHS, repeats: int = 3) -> Iterator[SizeRow]:
-    """Yield one row for each height. The same number of epochs gives the PSNR of every size.
+    """Yield one row for each height. The PSNR is measured after the same number of epochs for every size.
 
     CPU time is measured, so other processes on the machine have little influence.
     """
@@ -89,7 +89,7 @@ def _training(run: RunConfig) -> Work:
 
 
 def _speed(work: Work, repeats: int) -> float:
-    """Return frames per CPU second, the median of `repeats` calls. One call before them is not measured."""
+    """Return frames per CPU second, the median of `repeats` calls, after one call that is not measured."""
     work.action()
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""The table of `cvae-lab bench`, which compares the reference loop with the fast path. It contains medians."""
+"""Table of `cvae-lab bench`: medians of the speed of the reference loop and of the fast path."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from cvae_lab.data.files import write_text
 from cvae_lab.models.device import pick_device, precision_of
 
 HEAD = (
-    f"{'frames/s':8} {'':22} {'literal':>8} {'ours':>8} {'ratio':>7} {'to handout':>10} {'spread':>6} "
+    f"{'frames/s':8} {'':22} {'ref loop':>8} {'fast':>8} {'ratio':>7} {'vs handout':>10} {'spread':>6} "
     f"{'of matmul':>13} {'of copy':>7} {'peak MiB':>8}"
 )
 
@@ -41,13 +41,11 @@ class Row:
     ours: float
     ratio: float
     spread: float  # (max - min) / median over the repeats
-    against_handout: float  # ours / reference loop of `handout`; NaN if it was not timed
-    literal_of_matmul: (
-        float  # fraction of the machine's matrix-product rate in float32 that the reference loop reaches
-    )
-    share_of_matmul: float  # the same fraction for ours, at the precision of ours
+    against_handout: float  # fast path / reference loop of `handout`; NaN if the reference loop was not timed
+    literal_of_matmul: float  # fraction of the float32 matrix-product rate that the reference loop reaches
+    share_of_matmul: float  # the same fraction for the fast path, at the precision of the fast path
     share_of_copy: float  # fraction of the memory-copy rate if no operand came from a cache
-    peak_mib: float  # peak memory of ours in a separate process; NaN if not measured
+    peak_mib: float  # peak memory of the fast path in a separate process; NaN if not measured
     peak_in_own_process: bool = False  # False in old files: there, the peak includes earlier rows
 
     def __str__(self) -> str:
@@ -63,12 +61,12 @@ def bench(
 ) -> Iterator[Row]:
     """Yield the rows of each preset.
 
-    There are three rows for training (teacher-forcing ratio 0, 0.5 and 1), one for training with the preset's own
-    batch size and clip length ("own clips"), and three for rollouts (1, 6 and 60 clips).
+    Three rows are for training (teacher-forcing ratio 0, 0.5 and 1), and three for rollouts (1, 6 and 60 clips). The
+    row "own clips" is for training with the batch size and clip length of the preset.
 
     Args:
-        repeats: number of measurements of the reference loop and of the fast path; a row holds medians.
-        batch, frames: clips per training batch and frames per clip. The row "own clips" does not use them.
+        repeats: number of measurements of the reference loop and of the fast path; a row contains medians.
+        batch, frames: clips per training batch and frames per clip, except in the row "own clips".
     """
     device = pick_device()
     limits = machine(device)
@@ -118,7 +116,7 @@ def read(path: Path) -> list[Row]:
 
 
 def time_by_kind(preset: str = "compact", fast: bool = True) -> dict[str, float]:
-    """Return the fractions of a training step's time in convolutions, norms and other operations, and outside them."""
+    """Return the fractions of a training step's time in convolutions, norms and other operations, and the rest."""
     action = training_work(
         RunConfig.from_params("small", preset=preset), pick_device(), fast, 2, 6, 0.0
     ).action
@@ -169,7 +167,7 @@ def _row(preset: str, case: Case, device: torch.device, limits: dict, repeats: i
 
 
 def _peak(preset: str, case: Case) -> float:
-    """Return the peak memory of a row. If its process failed, return NaN, so that the next rows are still measured."""
+    """Return the peak memory of a row. After an error, return NaN, so that the next rows are still measured."""
     try:
         return in_own_process(peak_memory, preset, case)
     except RuntimeError:
@@ -181,7 +179,7 @@ def fractions_of_matmul(
 ) -> tuple[float, float]:
     """Return the fractions of the machine's matrix-product rate that the reference loop and the fast path reach.
 
-    For both, the operations of the reference loop are counted. Each is compared with the rate at its own precision.
+    Both fractions use the operation count of the reference loop, and the machine's rate at the precision in use.
 
     Args:
         reference_speed, speed: frames per second of the reference loop and of the fast path.
@@ -201,7 +199,7 @@ def compare(
     ends: float,
     limits: dict,
 ) -> dict[str, Any]:
-    """Time the fast path and the reference loop. If one of them fails, its error is part of the result.
+    """Time the fast path and the reference loop. If one of the two fails, the result contains the error message.
 
     Args:
         make: function of one boolean that returns the workload: the fast path if True, else the reference loop.

@@ -1,4 +1,4 @@
-"""The configuration of a run: its model, its training and its data. Every parameter has a type, a range and a meaning.
+"""Configuration of a run: model, training and data. Every parameter has a type, a range and a description.
 
 Parameters are set in the parameters cell of a notebook, or with `-p NAME VALUE` on the command line.
 `RunConfig.from_params` assigns each name to the model or to the training. pydantic checks types and ranges.

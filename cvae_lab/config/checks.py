@@ -1,4 +1,4 @@
-"""Convert pydantic's reports to one sentence that contains the parameter, its value and its range."""
+"""Convert pydantic's reports to one sentence with the parameter, the value and the valid range."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,10 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """Error for a parameter with an invalid value. The message names the parameter, the value and what is allowed."""
+    """Error for a parameter with an invalid value.
+
+    The message contains the parameter, the value and the valid range.
+    """
 
 
 class Parameter(NamedTuple):

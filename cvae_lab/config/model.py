@@ -17,16 +17,18 @@ HEIGHTS = (32, 64, 128)
 class ModelConfig:
     """The configuration of the network.
 
-    Preset `handout` is the network of the course's code. Its options are four widths, the output activation and
-    `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`), N_dim (`latents`)
-    and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
+    Preset `handout` is the network of the course's code. The options of `handout` are four widths, the output
+    activation and `logvar_bound`. The course's command line calls the widths F_dim (`width`), L_dim (`label_width`),
+    N_dim (`latents`) and D_out_dim (`decoder_width`). Preset `compact` is a smaller network of this project.
     """
 
-    name: Preset = Field("compact", description="network: handout (the course's) or compact (smaller)")
+    name: Preset = Field(
+        "compact", description="network: `handout` (the course's network) or `compact` (a smaller network)"
+    )
     height: Literal[32, 64, 128] = Field(
         32,
-        description="frame height in pixels; the width is twice the height. Data are read or rendered in this size; "
-        "each doubling adds a level to `compact`, so z keeps its size",
+        description="frame height in pixels; the width is twice the height. Data are read or rendered at this size. "
+        "Each doubling adds a level to `compact`, so the size of z does not change",
     )
     width: int = Field(
         32,
@@ -39,10 +41,14 @@ class ModelConfig:
         192, ge=16, le=1024, description="handout: channels between decoder and generator (D_out_dim)"
     )
     latents: int = Field(8, ge=1, le=64, description="channels of z")
-    anchor: bool = Field(True, description="give features of the first frame and its label to every step")
+    anchor: bool = Field(
+        True, description="give features of the first frame and of its label to the decoder at every step"
+    )
     norm: Literal["group", "none"] = Field("group", description="normalisation layers")
     output: Literal["sigmoid", "linear"] = Field("sigmoid", description="output activation of the generator")
-    invert_labels: bool = Field(True, description="encode 1 - label, so that the white background is 0")
+    invert_labels: bool = Field(
+        True, description="encode 1 - label instead of the label, so that the white background is 0"
+    )
     dropout: float = Field(0.0, ge=0.0, le=0.9, description="dropout probability in decoder and generator")
     prior: Literal["normal", "learned"] = Field(
         "normal", description="prior of z: N(0, I), or p(z | previous frame, label)"
@@ -80,12 +86,12 @@ class ModelConfig:
 
     @property
     def latent_stride(self) -> int:
-        """Frame pixels per cell of z, along each axis."""
+        """Number of frame pixels per cell of z, along each axis."""
         return 1 if self.name == "handout" else 8 * 2**self.extra_levels
 
     @property
     def extra_levels(self) -> int:
-        """Number of resolution levels of `compact` in addition to the three for frames of 32 x 64 pixels."""
+        """Number of resolution levels of `compact` beyond the three levels for frames of 32 x 64 pixels."""
         return {32: 0, 64: 1, 128: 2}[self.height]
 
 

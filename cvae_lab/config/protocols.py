@@ -31,18 +31,18 @@ ANY_PRESET: Any = object()
 """Default of the argument `preset` of `RunConfig.from_params`; None is not a valid preset."""
 
 MEANING = (
-    "parameters of the course's network together: assignment (the task sheet) or tuned (the best public solutions); "
-    "other parameters replace single values"
+    "set of training parameters for the course's network: assignment (values of the task sheet) or tuned (values of "
+    "the best public solutions); parameters given in addition replace single values"
 )
 
 
 def with_protocol(params: dict[str, Any], preset: Any) -> tuple[dict[str, Any], Any]:  # noqa: ANN401
-    """Replace the parameter `protocol` by the parameters that it stands for; return them and the preset.
+    """Replace the parameter `protocol` by the parameters of this protocol; return all parameters and the preset.
 
     Args:
-        preset: the preset, or ANY_PRESET if it is not given.
+        preset: the preset, or ANY_PRESET if none is given.
 
-    Raises ConfigError for an unknown protocol, or for another network than that of the protocol.
+    Raises ConfigError for an unknown protocol, or if the protocol is for another network than `preset`.
     """
     name = params.get("protocol", "")
     if name == "":

@@ -1,4 +1,4 @@
-"""The configuration of a run: its data, its model and its training, built from one list of parameter names."""
+"""Configuration of a run (data, model and training), built from one list of parameter names."""
 
 import difflib
 import json
@@ -24,7 +24,7 @@ RENAMED = {"start": "init_from", "given": "reference_frame", "optimiser": "optim
 
 
 def parameters(*classes: type) -> list[Parameter]:
-    """Return every parameter of these configuration classes; the default is the model and the training."""
+    """Return all parameters of these configuration classes; by default, of model and training."""
     return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
 
 
@@ -39,7 +39,7 @@ PROTOCOL = Parameter("protocol", "choice", tuple(PROTOCOLS), "", "", MEANING)
 @one_sentence
 @dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class RunConfig:
-    """The configuration of a model, its training and its data."""
+    """Configuration of a run: data, model and training."""
 
     data: str
     model: ModelConfig = ModelConfig()
@@ -48,7 +48,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.train.sigma and self.train.scale == "handout":
             raise ConfigError(
-                'sigma belongs to scale = "elbo"; at scale = "handout" only beta_max sets the KL weight.'
+                'sigma is used only at scale = "elbo"; at scale = "handout" only beta_max sets the KL weight.'
             )
         if self.train.scale == "elbo" and self.train.weighting != "equal":
             raise ConfigError(
@@ -56,7 +56,7 @@ class RunConfig:
             )
         if self.train.kl_balance and self.model.prior == "normal":
             raise ConfigError(
-                'kl_balance divides the gradient between posterior and prior; it needs prior = "learned".'
+                'kl_balance divides the gradient between posterior and prior; kl_balance needs prior = "learned".'
             )
 
     @classmethod
@@ -64,7 +64,7 @@ class RunConfig:
         """Build the configuration from parameters. An unknown name raises ConfigError with the most similar name.
 
         Args:
-            preset: name of the network. By default, it is that of `protocol`, or `compact` without a protocol.
+            preset: name of the network. The default is the network of `protocol`, or `compact` without a protocol.
             params: parameters of model and training, and `protocol`, a name in PROTOCOLS.
         """
         params, preset = with_protocol(current_names(params), preset)
@@ -89,7 +89,7 @@ class RunConfig:
         return cls(str(data), ModelConfig.preset(preset, **model), TrainConfig(**(defaults | train)))
 
     def to_json(self) -> str:
-        """Return one JSON object, which `from_json` reads."""
+        """Return the configuration as a JSON object that `from_json` can read."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
@@ -103,28 +103,31 @@ class RunConfig:
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError("The configuration is not JSON text.") from error
         if not isinstance(raw, dict) or not isinstance(raw.get("data"), str):
-            raise ConfigError("The configuration of a run needs data, model and train.")
+            raise ConfigError("The configuration of a run must contain data, model and train.")
         parts = [raw.get("model"), raw.get("train")]
         if not all(isinstance(part, dict) for part in parts):
-            raise ConfigError("The configuration of a run needs data, model and train.")
+            raise ConfigError("The configuration of a run must contain data, model and train.")
         train = {name: _tuples(value) for name, value in current_names(parts[1], None).items()}
         return cls(raw["data"], ModelConfig(**parts[0]), TrainConfig(**train))
 
     def difference(self, other: "RunConfig", ignore: tuple[str, ...] = ()) -> str:
-        """Describe the first value that differs from `other`, or return empty text if none differs outside `ignore`."""
+        """Describe the first value that differs from `other`, or return empty text.
+
+        Fields in `ignore` are not compared.
+        """
         mine, theirs = ({"data": c.data, **asdict(c.model), **asdict(c.train)} for c in (self, other))
         changed = [name for name in mine if mine[name] != theirs[name] and name not in ignore]
         return f"{changed[0]} = {mine[changed[0]]!r}, not {theirs[changed[0]]!r}" if changed else ""
 
     def _changes(self, base: dict[str, Any]) -> dict[str, Any]:
-        """The parameters whose values differ from those of `from_params` with the parameters `base`."""
+        """Return the parameters whose values differ from the configuration that `from_params` builds from `base`."""
         mine, usual = (
             {**asdict(c.model), **asdict(c.train)} for c in (self, self.from_params(self.data, **base))
         )
         return {name: value for name, value in mine.items() if value != usual[name]}
 
     def command(self) -> str:
-        """Return the command line that trains this run, as a preset or a protocol and the values that differ from it.
+        """Return the command line that trains this run: a preset or a protocol, and all values that differ from it.
 
         Only the last component of a path is included.
         """
@@ -147,7 +150,7 @@ class RunConfig:
 def current_names(
     params: dict[str, Any], warn: Callable[[str], None] | None = _log.warning
 ) -> dict[str, Any]:
-    """Return the parameters under their current names; `warn` is called for each old name."""
+    """Return the parameters under the current names; `warn` is called for each old name."""
     for old in sorted(params.keys() & RENAMED.keys()):
         if RENAMED[old] in params:
             raise ConfigError(f"{old} is the old name of {RENAMED[old]}; give only {RENAMED[old]}.")

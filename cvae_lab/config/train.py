@@ -22,37 +22,39 @@ class TrainConfig:
         "",
         description="initial weights: pretrained (in the package), a run folder or a checkpoint file; empty: random",
     )
-    epochs: int = Field(40, ge=1, le=10**6, description="passes over the training frames")
+    epochs: int = Field(40, ge=1, le=10**6, description="number of passes over the training frames")
     minutes: float = Field(
         0.0,
         ge=0.0,
         le=10**6,
-        description="time limit in minutes; above 0 it replaces `epochs` and sets the length of all schedules",
+        description="time limit in minutes; a limit above 0 replaces `epochs` and sets the length of all schedules",
     )
     stop_after: float = Field(
         0.0,
         ge=0.0,
         le=10**6,
-        description="stop after this time in minutes, and keep the schedules of `epochs`; 0: no limit",
+        description="stop after this time in minutes, with the schedules of a run of `epochs` epochs; 0: no limit",
     )
     clock: Literal["wall", "cpu"] = Field(
         "wall",
-        description="time that `minutes` and `stop_after` limit: elapsed time, or CPU time of the process",
+        description="kind of time that `minutes` and `stop_after` limit: elapsed time, or CPU time of the process",
     )
     n_frames: int = Field(4, ge=2, le=512, description="frames in a clip, including the first")
     batch_size: int = Field(10, ge=1, le=65536, description="clips per optimizer step")
     clips_per_epoch: int = Field(
-        0, ge=0, le=10**9, description="clips per epoch; 0: so many that each frame is predicted about once"
+        0, ge=0, le=10**9, description="clips per epoch; with 0, each frame is predicted about once per epoch"
     )
     reference_frame: Literal["random", "first"] = Field(
         "random",
-        description="frame 0 of a clip: a random frame of the recording, or the frame before frame 1",
+        description="choice of frame 0 of a clip: a random frame of the recording, or the frame directly before frame "
+        "1",
     )
     train_frames: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="number of training frames, from the beginning of each recording; 0: all, without those held out",
+        description="number of training frames, counted from the beginning of each recording; 0: all frames that are "
+        "not held out",
     )
     holdout: float = Field(
         0.1, ge=0.0, le=0.5, description="fraction of each training recording held out to select checkpoints"
@@ -61,7 +63,7 @@ class TrainConfig:
         10,
         ge=1,
         le=10**6,
-        description="epochs between evaluations (1 if tf_strategy is adaptive); the last epoch is evaluated",
+        description="epochs between evaluations (1 if tf_strategy is adaptive); the last epoch is always evaluated",
     )
 
     optimizer: Literal["adam", "adamw", "adamax", "muon"] = Field("muon", description="optimizer")
@@ -78,30 +80,40 @@ class TrainConfig:
     lr_milestones: tuple[float, ...] = Field(
         (0.5, 0.8),
         max_length=1000,
-        description="`step`: fractions of training at which the learning rate is multiplied by lr_gamma",
+        description="schedule `step`: fractions of training at which the learning rate is multiplied by lr_gamma",
     )
     lr_milestone_epochs: tuple[int, ...] = Field(
         (),
         max_length=1000,
-        description="`step`: numbers of epochs after which the learning rate is multiplied by lr_gamma; "
-        "they replace lr_milestones",
+        description="schedule `step`: numbers of epochs after which the learning rate is multiplied by lr_gamma, "
+        "instead of lr_milestones",
     )
     lr_gamma: float = Field(0.1, ge=0.0, le=1.0, description="`step`: factor at each milestone")
     weight_decay: float = Field(0.01, ge=0.0, le=1.0, description="weight decay of the optimizer")
     clip_norm: float = Field(
-        1.0, ge=0.0, le=10**6, description="a larger gradient norm is scaled down to this; 0: no clipping"
+        1.0,
+        ge=0.0,
+        le=10**6,
+        description="largest gradient norm; a larger gradients are scaled down to this norm; 0: no clipping",
     )
     ema: float = Field(
         0.998,
         ge=0.0,
         le=0.99999,
-        description="decay per step of the moving average of weights, which is evaluated; 0: no average",
+        description="decay per step of the moving average of weights; the averaged weights are evaluated; 0: no "
+        "average",
     )
     bptt: int = Field(
-        -1, ge=-1, le=512, description="predicted frames in a row that gradients pass through; -1: all"
+        -1,
+        ge=-1,
+        le=512,
+        description="number of consecutive predicted frames that gradients pass through; -1: all",
     )
     feedback_noise: float = Field(
-        0.03, ge=0.0, le=1.0, description="standard deviation of noise on predicted frames that are fed back"
+        0.03,
+        ge=0.0,
+        le=1.0,
+        description="standard deviation of the noise on predicted frames that are fed back",
     )
     flip: bool = Field(True, description="mirror half of the clips and exchange left and right limb colours")
     paste: float = Field(
@@ -119,23 +131,27 @@ class TrainConfig:
 
     weighting: Literal["equal", "psnr"] = Field(
         "psnr",
-        description="frame weights: equal (required at scale elbo), or psnr (larger if the error is smaller)",
+        description="weights of frames in the loss: equal (required at scale elbo), or psnr (a frame with a smaller "
+        "error gets a larger weight)",
     )
     scale: Literal["handout", "elbo"] = Field("handout", description="scale of the KL term")
     sigma: float = Field(
-        0.0, ge=0.0, le=100.0, description="`elbo`: standard deviation of the decoder; 0: closed-form optimum"
+        0.0,
+        ge=0.0,
+        le=100.0,
+        description="at scale `elbo`: standard deviation of the decoder; 0: closed-form optimum",
     )
     free_bits: float = Field(
         0.0,
         ge=0.0,
         le=10**6,
-        description="nats per frame and channel of z below which the KL is not reduced further",
+        description="free bits: KL in nats per frame and channel of z below which the KL has no gradient",
     )
     kl_target: float = Field(
         0.0,
         ge=0.0,
         le=10**6,
-        description="target of a controller of the KL, nats per frame; 0: no controller",
+        description="KL in nats per frame that a controller of the KL weight maintains; 0: no controller",
     )
     kl_balance: float = Field(
         0.0,
@@ -154,7 +170,7 @@ class TrainConfig:
     )
     cycle_shape: Literal["linear", "sigmoid", "cosine"] = Field("linear", description="shape of the rise")
     stages: tuple[tuple[str, float, int], ...] = Field(
-        (), max_length=1000, description="`stages`: list of (strategy, relative length, n_cycles)"
+        (), max_length=1000, description="strategy `stages`: list of (strategy, relative length, n_cycles)"
     )
 
     tf_strategy: TFStrategy = Field("none", description="schedule of the teacher-forcing ratio")
@@ -167,7 +183,7 @@ class TrainConfig:
         5.0, ge=1.0, le=10**6, description="`inverse_sigmoid`: k in k / (k + exp(e / k)), in epochs"
     )
     tf_per: Literal["epoch", "batch", "clip", "step"] = Field(
-        "step", description="unit that each random teacher-forcing decision applies to"
+        "step", description="unit for which one random teacher-forcing decision is made"
     )
 
     device: str = Field(
@@ -187,13 +203,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.kl_target and not self.beta_max:
             raise ConfigError(
-                "kl_target needs beta_max above 0, because beta_max is its first KL weight; try 1e-5."
+                "kl_target needs beta_max above 0, because beta_max is the first KL weight of the controller; try "
+                "beta_max = 1e-5."
             )
         if self.minutes and self.stop_after:
-            raise ConfigError("minutes and stop_after both limit the time; give one of them.")
+            raise ConfigError("minutes and stop_after both limit the time; give only one of the two.")
         if self.kl_strategy == "stages" and not self.stages:
             raise ConfigError(
-                'kl_strategy = "stages" needs stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'
+                'kl_strategy = "stages" needs a value of stages, such as [["monotonic", 60, 1], ["cyclical", 80, 2]].'
             )
         for stage in self.stages:
             strategy, length, n_cycles = stage

@@ -1,4 +1,4 @@
-"""Data sets: the synthetic one and folders in the assignment's layout. Clips for training are sampled from them."""
+"""Data sets (synthetic, or a folder in the assignment's layout), and sampling of training clips."""
 
 import hashlib
 from collections.abc import Sequence
@@ -38,22 +38,21 @@ def load(
     min_frames: int = 2,
     height: int | None = 32,
 ) -> Dataset:
-    """Return a data set: a synthetic one if `data` is in `SYNTHETIC`, otherwise the one in the folder `data`.
+    """Return a data set: a synthetic data set if `data` is in `SYNTHETIC`, otherwise the data set in the folder `data`.
 
-    A synthetic data set is rendered once per size, seed and version of its code, and kept in the cache. A folder must
-    have the assignment's layout (`read_folder`).
+    A synthetic data set is rendered once per size, seed and version of the rendering code, and stored in the cache. A
+    folder must have the assignment's layout (`read_folder`).
 
     Args:
         data: name of a synthetic data set (`SYNTHETIC`), or a folder.
         seed: seed of the synthetic data set.
         parts: splits to read from a folder (train, val, test). A missing split is empty in the result.
-        required: splits that must exist, such as `("train",)` for training. A missing one raises DataError.
+        required: splits that must exist, such as `("train",)` for training. A missing split raises DataError.
         fit: how pictures of another aspect ratio are resized: stretch, crop or letterbox (`pixels.Fit`).
         answers: file or folder with the true frames of the test clips (`answers.read_answers`).
         min_frames: smallest allowed number of training frames.
-        height: height of the frames in pixels; the width is twice the height. Synthetic frames are rendered in this
-            size. Larger pictures of a folder are reduced to it, and smaller ones are refused above 32. None keeps the
-            size of the pictures if their height is 32, 64 or 128, and otherwise means 32.
+        height: height of a frame in pixels; the width is twice the height. None means the size of the pictures in a
+            folder (`read_folder`), and 32 for a synthetic data set.
     """
     if str(data) not in SYNTHETIC:
         return read_folder(
@@ -61,16 +60,16 @@ def load(
             progress=progress,
             parts=parts,
             min_frames=min_frames,
-            size=height and (height, 2 * height),
             required=required,
             fit=fit,
             answers=answers,
+            size=None if height is None else (height, 2 * height),
         )
     return _synthetic(str(data), seed, progress, height or 32)
 
 
 def load_varied(recordings: int, height: int, progress: bool = True) -> Dataset:
-    """Return the data set `varied` with another number of training recordings, rendered once like those of `load`."""
+    """Return the data set `varied` with another number of training recordings. The cache is used as in `load`."""
     return _synthetic("varied", 0, progress, height, recordings)
 
 
@@ -96,7 +95,7 @@ def _from_plain(plain: dict[str, Any]) -> Dataset:
 
 
 def _source_key() -> str:
-    """Return a hash of the rendering code. It is part of the cache key, so frames are rendered again after a change."""
+    """Return a hash of the rendering code for the cache key, so that frames are rendered again after a change."""
     here = Path(__file__).parent
     sources = [here / "palette.py", *sorted((here / "synthetic").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()

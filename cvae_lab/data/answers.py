@@ -1,4 +1,4 @@
-"""True frames of the test clips: find the course's text files of them, and read them into the clips."""
+"""Find the course's text files with the true frames of the test clips, and add these frames to the clips."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ from cvae_lab.data.clips import AnswerFormat, Clip
 from cvae_lab.data.course_csv import HEIGHT, WIDTH, read_2023, read_submission, regular
 from cvae_lab.data.pixels import DataError
 
-SAME_FRAME = 8.0  # in grey levels; frames with a smaller mean absolute difference count as equal
+SAME_FRAME = 8.0  # grey levels; two frames with a smaller mean absolute difference are treated as equal
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
     """Return the format of the answers at `path` (a file or a folder) and a dict of the answer files.
 
-    In the format of 2023 there is one file per clip, and its key is the clip's number. In the format of later years
-    there is one file for all clips, and its key is "".
+    In the format of 2023, each clip has a file, whose key is the clip's number. In the format of later years, all clips
+    are in one file, whose key is "".
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     named = {match[1]: file for file in files if (match := re.fullmatch(r"(?i)gt0*([0-9]+)\.csv", file.name))}
@@ -37,26 +37,26 @@ def answer_files(path: Path) -> tuple[AnswerFormat, dict[str, Path]]:
 
 
 def is_picture_folder(path: Path) -> bool:
-    """Whether `path` is a folder without the course's text files, so that the answers must be pictures."""
+    """Return whether `path` is a folder without text files of the course, so that the true frames must be pictures."""
     return path.is_dir() and answer_files(path)[0] == "none"
 
 
 def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = None) -> tuple[Clip, ...]:
     """Return the test clips with their true frames, read from the course's answer files.
 
-    Raises DataError if a file cannot be read, or if its number of frames is not that of the clips.
+    Raises DataError if a file cannot be read, or if the number of frames in a file differs from that of the clip.
 
     Args:
         path: a folder with GT0.csv, GT1.csv, … (2023) or gt.csv (later years), or one such file. In the format of
             2023, a clip without a file is returned unchanged.
-        clips: the test clips in order. They may have any length.
+        clips: the test clips in order, of any length.
         cache: folder where the values are cached, because parsing the text takes seconds.
     """
     path = Path(path)
     year, files = answer_files(path)
     if not path.exists() or year == "none":
         raise DataError(
-            f"{path}: no true frames found; give GT0.csv, … (2023), gt.csv (later years), or their folder"
+            f"{path}: no true frames found; give GT0.csv, … (2023), gt.csv (later years), or the folder of these files"
         )
     lengths = {clip.name: len(clip) for clip in clips}
     sources = {name: files[name] for name in lengths if name in files} if year == "2023" else files
@@ -81,22 +81,27 @@ def read_answers(path: str | Path, clips: Sequence[Clip], cache: Path | None = N
 def _check_answers(path: Path, clips: Sequence[Clip], sources: dict[str, Path]) -> None:
     if any(clip.first.shape != (3, HEIGHT, WIDTH) for clip in clips):
         raise DataError(
-            f"{path}: the course's true frames have {WIDTH} x {HEIGHT} pixels; read the test clips in this size"
+            f"{path}: the course's true frames have {WIDTH} x {HEIGHT} pixels; read the test clips at this size"
         )
     if not sources:
         names = ", ".join(clip.name for clip in clips)
-        raise DataError(f"{path}: no file has answers of clip {names}; number the files like the test clips")
+        raise DataError(
+            f"{path}: no file has the true frames of clip {names}; number the files like the test clips"
+        )
     for file in sources.values():
         regular(file)
 
 
 def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
-    """Return the clip with its answer. Frame 0 is copied from the clip, because the values in the files are rounded."""
+    """Return the clip with true frames.
+
+    Frame 0 is copied from the clip, because the values in the files are rounded.
+    """
     difference = float((answer[0].float() - clip.first.float()).abs().mean())
     if difference > SAME_FRAME:
         logger.warning(
-            "%s: the first frame of clip %s differs from the one in test_img by %.0f grey levels on average; "
-            "check that these are the answers of these clips.",
+            "%s: the first frame of clip %s differs from the frame in test_img by %.0f grey levels on average; check "
+            "that the file has the true frames of this clip.",
             path,
             clip.name,
             difference,
@@ -105,7 +110,7 @@ def _answered(clip: Clip, answer: UInt8[Tensor, "t 3 h w"], path: Path) -> Clip:
 
 
 def find_answers(root: Path) -> Path | None:
-    """Search for the course's answers in the data folder, in its folder test, and in Demo_Test inside or beside it."""
+    """Search for the course's answer files in the data folder, its folder test, and Demo_Test in or beside it."""
     places = (root, root / "test", root / "Demo_Test", root.resolve().parent / "Demo_Test")
     return next((place for place in places if place.is_dir() and answer_files(place)[0] != "none"), None)
 
@@ -115,9 +120,9 @@ def with_answers(
 ) -> tuple[tuple[Clip, ...], AnswerFormat]:
     """Add answers to the test clips, and return the clips with the format of the answers.
 
-    Answers at `path` are used first, then picture files that the clips already have, then files that `find_answers`
-    finds. If found files do not belong to the clips, a warning is logged and the clips have no answers. Files at
-    `path` that do not belong to the clips raise DataError.
+    The first available source is used: files at `path`, true frames that the clips already contain, files that
+    `find_answers` finds. If found files do not belong to the clips, a warning is logged and the clips have no answers.
+    Files at `path` that do not belong to the clips raise DataError.
     """
     has_pictures = any(clip.answer is not None for clip in clips)
     if path and not (has_pictures and is_picture_folder(path)):

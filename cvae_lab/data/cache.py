@@ -31,11 +31,11 @@ def cache_dir() -> Path:
 
 
 def cached(folder: Path, name: str, key: str, build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the value in the cache file `name` if its key and checksum are correct. Otherwise call `build`.
+    """Return the value in the cache file `name` if key and checksum are correct. Otherwise call `build`.
 
-    The value consists of tensors, numbers and text in dicts, lists and tuples. Tensors from the file are
-    memory-mapped, so that several processes use the same memory. A damaged file is logged and built again. If the
-    file cannot be written, one warning per folder is logged and the value is still returned.
+    Values are tensors, numbers and text in dicts, lists and tuples. Tensors from the file are memory-mapped, so that
+    several processes use the same memory. A damaged file is logged and replaced. If the file cannot be written, one
+    warning per folder is logged and the value is still returned.
     """
     file = folder / f"{name}.pt"
     remove_stale_once(folder.resolve())
@@ -67,14 +67,14 @@ def _read(file: Path, key: str) -> dict[str, Any] | None:
     except Exception as error:
         reason = type(error).__name__
     if file.is_file():
-        logger.warning("%s: this cache file is damaged (%s); it is built again.", file, reason)
+        logger.warning("%s: this cache file is damaged (%s); its content is computed again.", file, reason)
     return None
 
 
 @functools.cache
 def _warn_not_written(folder: Path, reason: str) -> None:
     logger.warning(
-        "%s: no cache was written (%s); the next run has to read or render the data again. "
+        "%s: the cache file was not written (%s); the next run must read or render the data again. "
         "Free some space, or set CVAE_LAB_CACHE to another folder.",
         folder,
         reason,

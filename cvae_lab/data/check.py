@@ -1,4 +1,4 @@
-"""Table of the contents of a data set and of the PSNR of trivial baselines on it."""
+"""Table of the contents of a data set, with the PSNR of trivial baselines."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ def report(dataset: Dataset) -> pd.DataFrame:
     The columns `frames`, `recordings` and `boundaries` describe the video. `unknown_colours` is the fraction of drawn
     label pixels whose colour is not in the palette (the standard palette if `dataset.palette` is None).
 
-    Three columns hold the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
+    Three columns contain the PSNR of baselines in dB: the mean over frames of the PSNR with peak 1, capped at 100. The
     first frame of each recording is excluded. `static` repeats that first frame, `copy_previous` repeats the previous
-    true frame, and `mean_frame` is the mean training frame. The value is NaN if the true frames are not known.
+    true frame, and `mean_frame` is the mean training frame. A baseline is NaN if the true frames are not known.
     """
     mean = _mean_frame(dataset.train)
     palette = dataset.palette or STANDARD
@@ -38,7 +38,7 @@ def _video_row(video: Video, mean: Float[Tensor, "3 h w"] | None, palette: Palet
 
 
 def _shortened(numbers: Sequence[int], most: int = 12) -> str:
-    """Return the numbers as text. If there are more than `most`, only the first ones are listed."""
+    """Return the numbers as text. If there are more than `most` numbers, only the first numbers are listed."""
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
     return " ".join(map(str, numbers[:most])) + more
 

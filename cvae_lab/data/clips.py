@@ -1,4 +1,4 @@
-"""Videos of one or more recordings, and clips sampled from them."""
+"""Videos of one or more recordings, and clips that are sampled from videos."""
 
 import itertools
 import math
@@ -18,9 +18,9 @@ AnswerFormat = Literal["none", "folder", "2023", "later"]
 
 @dataclass(frozen=True)
 class Video:
-    """Frames with their pose labels: one recording, or several recordings one after the other.
+    """Frames and pose labels of one recording, or of several recordings one after the other.
 
-    `boundaries` holds the index of the first frame of every recording except the first. A video may be empty.
+    `boundaries` contains the index of the first frame of every recording except the first. A video may be empty.
     """
 
     frames: UInt8[Tensor, "n 3 h w"]
@@ -33,7 +33,7 @@ class Video:
         if self.frames.shape != self.labels.shape:
             raise ValueError(
                 f"video {self.name!r}: frames {tuple(self.frames.shape)} and labels "
-                f"{tuple(self.labels.shape)} differ in shape; give one label per frame, of the same size"
+                f"{tuple(self.labels.shape)} have different shapes; give one label per frame, of the same size"
             )
         edges = (0, *self.boundaries, len(self)) if len(self) or self.boundaries else ()
         if any(stop <= start for start, stop in itertools.pairwise(edges)):
@@ -56,13 +56,14 @@ class Video:
         if not starts:
             longest = max((b - a for a, b in self.recordings), default=0)
             raise ValueError(
-                f"video {self.name!r}: no recording holds a clip of {n_frames} frames, the longest recording has "
-                f"{longest}; use clips of {longest} frames or fewer, or check the boundaries {self.boundaries}"
+                f"video {self.name!r}: no recording is long enough for a clip of {n_frames} frames, because the "
+                f"longest recording has {longest}; use clips of {longest} frames or fewer, or check the boundaries "
+                f"{self.boundaries}"
             )
         return torch.cat(starts)
 
     def hold_out(self, fraction: float = 0.1, min_frames: int = 16) -> tuple["Video", "Video"]:
-        """Split into (kept, held out). The last `fraction` of every recording is its held-out segment.
+        """Split the video into (kept, held out). The last `fraction` of every recording is held out.
 
         A held-out segment has at least `min_frames` frames. A recording is not split if fewer than `min_frames` frames
         would be kept.
@@ -80,13 +81,13 @@ class Video:
             held += [(split, stop)] if splits else []
         if not held:
             raise ValueError(
-                f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and keep as "
-                "many; use shorter clips (n_frames), hold out nothing (holdout 0), or use a longer video"
+                f"video {self.name!r}: no recording is long enough to hold out {min_frames} frames and to keep as many "
+                f"for training; use shorter clips (n_frames), set holdout = 0, or use a longer video"
             )
         return self._joined(kept, "kept"), self._joined(held, "held-out")
 
     def beginnings(self, frames: int) -> "Video":
-        """Return the beginnings of the recordings, `frames` frames in total, in proportion to their lengths."""
+        """Return the beginnings of all recordings, `frames` frames in total, in proportion to the lengths."""
         if not 0 < frames <= len(self):
             raise ValueError(
                 f"video {self.name!r} has {len(self)} frames; choose 1 to {len(self)}, not {frames}"
@@ -126,7 +127,7 @@ class Clip:
         _check_pictures(self.name, first=(self.first, 3), labels=(self.labels, 4))
         if self.labels.shape[1:] != self.first.shape or len(self.labels) < 2:
             raise ValueError(
-                f"clip {self.name!r}: labels {tuple(self.labels.shape)} cannot belong to a first frame "
+                f"clip {self.name!r}: labels {tuple(self.labels.shape)} do not match the first frame "
                 f"{tuple(self.first.shape)}; give two labels or more, of the frame's size"
             )
         if self.answer is None:
@@ -144,13 +145,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: training video, validation video and test clips. Each of them may be empty.
+    """A data set: training video, validation video and test clips. Each of the three may be empty.
 
-    `palette` holds the label colours that mirroring exchanges. It is None if the labels have other colours and
-    therefore cannot be mirrored.
+    `palette` contains the label colours that are exchanged by mirroring. The palette is None if the labels have other
+    colours and therefore cannot be mirrored.
 
-    `answer_format` is the source of the answers. `2023` and `later` are the course's files, which are scored with
-    different averages. `folder` means picture files or the user's own data. `none` means that no clip has an answer.
+    `answer_format` is the source of the answers. `2023` and `later` are the course's files, for which the course
+    defines different averages. `folder` means picture files or data of the user. `none` means that no clip has an
+    answer.
     """
 
     name: str
@@ -181,9 +183,9 @@ class ClipSampler:
         batch_size: clips per batch; the last batch of an epoch may be smaller.
         generator: a CPU generator.
         clips_per_epoch: number of clips. By default, each frame is predicted about once per epoch and all batches are
-            full. The number is never larger than the number of possible start frames.
-        reference_frame: choice of frame 0 of each clip. "random" is any frame of the same recording; the model then
-            learns to predict frames far from frame 0, as in the test. "first" is the frame directly before frame 1.
+            full. The largest allowed value is the number of possible start frames.
+        reference_frame: choice of frame 0 of each clip. "random" is any frame of the same recording, so that training
+            also contains frames far from frame 0, as the test does. "first" is the frame directly before frame 1.
     """
 
     def __init__(
@@ -243,9 +245,9 @@ class ClipSampler:
 def find_boundaries(frames: UInt8[Tensor, "n 3 h w"]) -> tuple[int, ...]:
     """Detect recording boundaries from the frames, and return the index of the first frame after each boundary.
 
-    A boundary is a large change between two frames: the mean squared difference is above 2e-3 (a PSNR below 27 dB). It
-    is also more than 4 times as large as each of the 3 changes before it and each of the 3 changes after it. Fast
-    motion also causes large changes, but several in a row.
+    A boundary is a large change between two frames: the mean squared difference is above 2e-3 (a PSNR below 27 dB). The
+    change is also more than 4 times as large as each of the 3 changes before and after. Fast motion causes several
+    consecutive large changes.
     """
     if len(frames) < 2:
         return ()

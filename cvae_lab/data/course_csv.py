@@ -1,7 +1,7 @@
 """Text formats of the course: one file per clip in 2023, and one CSV file for all clips in later years.
 
-Predictions and answers (true frames) have the same format. These files come from other people. A file much larger
-than its format needs is therefore refused before it is read, and every value is checked.
+Predictions and answers (true frames) have the same format. The files may come from unknown people. A file that is much
+larger than a valid file is therefore refused before it is read, and every value is checked.
 """
 
 import math
@@ -56,13 +56,15 @@ def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UI
         wanted = (
             f"{frames_per_clip} rows for each clip" if isinstance(frames_per_clip, int) else f"{limit} rows"
         )
-        raise DataError(f"{path} has {count} rows; a submission has {wanted}, one per frame; write it again")
+        raise DataError(
+            f"{path} has {count} rows, but a submission has {wanted}, one per frame; write the file again"
+        )
     frames = torch.frombuffer(rows, dtype=torch.uint8).reshape(-1, 3, HEIGHT, WIDTH)
     return list(frames.split(lengths))
 
 
 def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
-    """Yield the checked pixels of every row. At most the largest possible length of a row is read at a time."""
+    """Yield the checked pixels of every row. At most the longest possible row is read at once."""
     longest = MAX_CHARACTERS * (VALUES + 2)
     with regular(path).open("rb") as file:
         header = _line(path, file.readline(longest), 1, longest).removeprefix(b"\xef\xbb\xbf").split(b",")
@@ -70,7 +72,8 @@ def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
         usage = names[-1].lower() == "usage"
         if names[0].lower() != "id" or len(names) != VALUES + 1 + usage:
             raise DataError(
-                f"{path}: line 1 must name {VALUES + 1} columns (id and {VALUES} values), optionally followed by "
+                f"{path}: line 1 must be a header with the names of {VALUES + 1} columns (id and {VALUES} values), "
+                f"optionally followed by "
                 f"Usage; it names {len(names)}, and the first is {names[0][:20]!r}; write the header"
             )
         for number, line in enumerate(iter(lambda: file.readline(longest), b""), 2):
@@ -78,7 +81,10 @@ def _rows(path: Path, limit: int) -> Iterator[UInt8[np.ndarray, " n"]]:
             if not line:
                 continue
             if number - 2 >= limit:
-                raise DataError(f"{path} has more than {limit} rows; a submission has one row per frame")
+                raise DataError(
+                    f"{path} has more than {limit} rows, but a submission has one row per frame; write the "
+                    f"file again"
+                )
             yield _pixels(path, number, names, line.rpartition(b",")[0] if usage else line)
 
 
@@ -117,9 +123,10 @@ def _row_fault(path: Path, number: int, names: list[str], fields: list[bytes]) -
                 )
         elif not _are_pixels(np.array([_number(text)])):
             return DataError(
-                f"{path}: line {number}, column {name}: {text!r} is not a whole number from 0 to 255; correct it"
+                f"{path}: line {number}, column {name}: {text!r} is not a whole number from 0 to 255; correct this "
+                f"value"
             )
-    return DataError(f"{path}: line {number} cannot be read; write it again")
+    return DataError(f"{path}: line {number} cannot be read; write the file again")
 
 
 def _number(text: str) -> float:
@@ -142,7 +149,7 @@ def _parse(text: bytes | str, separator: str) -> Float[np.ndarray, " n"] | None:
 def regular(path: Path) -> Path:
     """Return the path. Raises DataError if there is no regular file."""
     if not path.is_file():  # reading from a pipe or a device could block forever
-        raise DataError(f"{path}: no such file, or not a regular one; give the path of a text file")
+        raise DataError(f"{path}: there is no regular file at this path; give the path of a text file")
     return path
 
 
@@ -164,21 +171,24 @@ def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:
     """
     size = regular(path).stat().st_size
     if size > MAX_CHARACTERS * frames * VALUES:
-        raise DataError(f"{path}: {size} bytes are too many for {frames} frames; use the file of this clip")
+        raise DataError(
+            f"{path}: {size} bytes are more than {frames} frames can need; give the file of this clip"
+        )
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     values = _parse(text, " ")
     if values is None:
         words = text.split()
         bad = next((i for i, word in enumerate(words) if math.isnan(_number(word))), len(words) - 1)
-        raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct it")
+        raise DataError(f"{path}: {_place(bad)}: {words[bad][:20]!r} is not a number; correct this value")
     if values.size != frames * VALUES:
         raise DataError(
-            f"{path} holds {values.size} numbers; {frames} frames have {frames * VALUES}; use the file of this clip"
+            f"{path} contains {values.size} numbers, but {frames} frames have {frames * VALUES}; give the file of this "
+            f"clip"
         )
     outside = ~((values >= 0) & (values <= 1))  # true for NaN
     if outside.any():
         bad = int(outside.argmax())
-        raise DataError(f"{path}: {_place(bad)}: {values[bad]:g} is not in [0, 1]; correct it")
+        raise DataError(f"{path}: {_place(bad)}: {values[bad]:g} is not in [0, 1]; correct this value")
     return to_uint8(torch.from_numpy(values.astype(np.float32)).reshape(frames, 3, HEIGHT, WIDTH))
 
 

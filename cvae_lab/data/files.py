@@ -1,4 +1,4 @@
-"""Atomic file writes: a path always holds the old file or the complete new file."""
+"""Atomic file writes: a path always contains the complete old file or the complete new file."""
 
 import contextlib
 import errno
@@ -25,8 +25,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
     The temporary name has the suffix of `path`, because libraries choose a file format by the suffix. After an error
-    the temporary file is removed and `path` keeps its old content. If the process is killed, the temporary file stays.
-    The next process that writes to the folder removes it (`remove_stale`).
+    the temporary file is removed and `path` has the old content. If the process is killed, the temporary file stays.
+    The next process that writes to the folder removes this file (`remove_stale`).
 
     If the disk is full, raises OSError with the name of the file and the free space.
     """
@@ -51,7 +51,10 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_bytes(path: Path | str, content: bytes | memoryview) -> None:
-    """Write bytes atomically. If the disk is full, raises OSError with the file's name, its size and the free space."""
+    """Write bytes atomically.
+
+    If the disk is full, raises OSError with the file name, the file size and the free space.
+    """
     with replacing(path) as temporary:
         try:
             temporary.write_bytes(content)
@@ -74,7 +77,7 @@ class DiskFullError(OSError):
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path`. Its name contains this machine's name and the process id."""
+    """Return a hidden path beside `path`. The name contains this machine's name and the process id."""
     return path.with_name(f".{path.stem}.tmp-{HOST}-{os.getpid()}{path.suffix}")
 
 

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from cvae_lab.config.model import HEIGHTS
 
-MAX_PIXELS = 40_000_000  # limit for one picture; an 8K video frame has 33 million pixels
+MAX_PIXELS = 40_000_000  # largest number of pixels of a picture; an 8K video frame has 33 million
 BLOCK = 2**20  # bytes of a file that are checked at once
 SIZES = tuple((height, 2 * height) for height in HEIGHTS)  # height and width of the frames of a data set
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class DataError(ValueError):
-    """Error in the data. Its message is one sentence with the file, the cause and the fix."""
+    """Error in the data. The message is one sentence with the file, the cause and the fix."""
 
 
 Frames = UInt8[Tensor, "_ 3 _ _"] | Float[Tensor, "_ 3 _ _"]
@@ -38,7 +38,7 @@ two opposite margins. `letterbox` keeps the aspect ratio and adds bars, which ar
 
 
 class Group(NamedTuple):
-    """Picture files of one size: the frames of one video, or its labels."""
+    """Picture files of one size: all frames or all labels of one video."""
 
     files: Sequence[Path]
     is_label: bool
@@ -61,7 +61,7 @@ def to_float(pixels: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
 def to_uint8(frames: Float[Tensor, "..."] | UInt8[Tensor, "..."]) -> UInt8[Tensor, "..."]:
     """Convert float pixels to uint8 on the CPU: clamped to [0, 1], scaled, rounded to nearest. NaN becomes 0.
 
-    Clamping prevents the wrap-around of values outside [0, 1]. uint8 input is returned as it is.
+    Clamping prevents the wrap-around of values outside [0, 1]. uint8 input is returned unchanged.
     """
     if frames.dtype == torch.uint8:
         return frames.detach().cpu()
@@ -109,7 +109,7 @@ def decode(
 
 
 def chosen_size(groups: Mapping[str, Sequence[Group]], size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return `size` (height, width), or the size of the first picture if `size` is None and that is one of `SIZES`.
+    """Return `size` (height, width). If `size` is None, return the size of the first picture if it is one of `SIZES`.
 
     Raises DataError if `size` is larger than 32 x 64 and larger than the first picture of a group.
     """
@@ -131,8 +131,8 @@ def chosen_size(groups: Mapping[str, Sequence[Group]], size: tuple[int, int] | N
 def _check_size(file: Path, size: tuple[int, int], first: tuple[int, int]) -> None:
     if size != first:
         raise DataError(
-            f"{file}: {size[0]} x {size[1]} pixels, but the first file of its folder has "
-            f"{first[0]} x {first[1]}; resize all to one size"
+            f"{file}: the picture has {size[0]} x {size[1]} pixels, but the first picture of the folder has "
+            f"{first[0]} x {first[1]}; resize all pictures of the folder to one size"
         )
 
 
@@ -160,10 +160,12 @@ def open_picture(file: Path) -> Image.Image:
             picture.info["is_16_bit"] = "16" in str(picture.tile[0][3]) if picture.tile else False
             picture.load()
     except Image.DecompressionBombError as error:
-        raise DataError(f"{file}: too large ({error}); make it smaller") from error
+        raise DataError(f"{file}: the picture is too large ({error}); make it smaller") from error
     # Pillow raises errors of almost any type for damaged files.
     except Exception as error:
-        raise DataError(f"{file}: not a readable PNG or JPEG file ({error}); replace the file") from error
+        raise DataError(
+            f"{file}: this is not a readable PNG or JPEG file ({error}); replace the file"
+        ) from error
     return picture
 
 
@@ -180,9 +182,9 @@ def _check_chunks(file: Path) -> None:
                 code = zlib.crc32(stream.read(min(BLOCK, size - start)), code)
             end = stream.read(4)
             if len(end) < 4:
-                raise ValueError("it is cut off")
+                raise ValueError("the file is truncated")
             if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS") and int.from_bytes(end, "big") != code:
-                raise ValueError(f"the checksum of its part {kind.decode()} is wrong")
+                raise ValueError(f"the checksum of chunk {kind.decode()} is wrong")
 
 
 def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
@@ -203,7 +205,7 @@ def to_rgb(picture: Image.Image, is_label: bool) -> tuple[Image.Image, str]:
 
 
 def _kind(picture: Image.Image) -> str:
-    """Return the property in which a picture differs from an 8-bit RGB PNG, or empty text if there is none."""
+    """Return the property by which a picture differs from an 8-bit RGB PNG, or empty text without a difference."""
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return "transparency"
     if picture.mode.startswith(("I", "F")) or picture.info.get("is_16_bit"):

@@ -1,4 +1,4 @@
-"""Scores of a model on clips, diagnostics of its latent, sample quality, and test-time corrections."""
+"""Evaluation of a model: scores on clips, diagnostics of the latent, sample quality, and test-time corrections."""
 
 from cvae_lab.evaluation.scoring import evaluate, predict_clips
 

@@ -1,6 +1,6 @@
 """Test-time corrections: averaging with the mirrored prediction, and a first-frame correction.
 
-They use only the first frame and the labels. These are known at test time, so the result is still a prediction.
+Both corrections use only the first frame and the labels, which are known at test time. The result is a prediction.
 """
 
 import torch
@@ -27,7 +27,7 @@ def predict_corrected(
     generator: NoiseSource = None,
     mirror: bool = False,
 ) -> Float[Tensor, "b s 3 h w"]:
-    """Predict frames 1 to T-1 as `predict` does, then correct them with the model's error on the first frame.
+    """Predict frames 1 to T-1 like `predict`, then correct the frames with the model's error on the first frame.
 
     The model predicts frame 0 from frame 0 and label 0. The difference between the true frame 0 and this prediction is
     added to each predicted frame. The weight of the difference decreases with the distance of the frame's label from
@@ -53,10 +53,10 @@ def predict_corrected(
 def correction_weights(labels: Float[Tensor, "t 3 h w"]) -> Float[Tensor, " s"]:
     """Return the weight exp(-distance / LABEL_DISTANCE) of the correction for labels 1 to T-1.
 
-    The distance is measured between a label and label 0, and is 0 if they are equal. It is the largest absolute
-    difference over channels, averaged over pixels, in [0, 1]. Labels are first blurred over 5 x 5 pixels, because the
-    joint positions of pose detectors have an error of about one pixel. Labels with more than 32 rows are reduced first,
-    so the same poses have about the same distance in every size.
+    The distance is measured between a label and label 0, and is 0 if they are equal. The distance is the largest
+    absolute difference over channels, averaged over pixels, in [0, 1]. Labels are first blurred over 5 x 5 pixels,
+    because the joint positions of pose detectors have an error of about one pixel. Labels with more than 32 rows are
+    reduced first, so the distance between two poses is about the same for every frame size.
     """
     labels = F.avg_pool2d(labels, max(1, labels.shape[-2] // COURSE_HEIGHT))
     blurred = F.avg_pool2d(labels, 5, stride=1, padding=2, count_include_pad=False)
@@ -72,7 +72,8 @@ def predict_with_mirror(
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict the clip and its mirror image, mirror the second prediction back, and return the mean.
 
-    Use this for models that were trained with `flip`. The mean has less variance, but takes twice the time.
+    Use this function for models that were trained with `flip`. The mean has less variance, but prediction takes twice
+    the time.
     """
     streams = clip_streams(generator, len(first))
     mirror_streams = [child for stream in streams for child in clip_streams(stream, 1)]

@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
-`diagnose` computes all of them, in time proportional to the number of frames. The other functions do not switch the
-model to evaluation mode. The caller must do this, as for `free_run`.
+`diagnose` computes all diagnostics, in time proportional to the number of frames. Before a call of another function,
+the caller must switch the model to evaluation mode, as for `free_run`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ from cvae_lab.rollout import (
 Videos = Float[Tensor, "b t 3 h w"]
 Grids = Float[Tensor, "b s z hz wz"]
 Grid = Float[Tensor, "z hz wz"]
-MIN_GAIN = 0.1  # dB; if the gain from z is smaller, z counts as unused
-MAX_GAP = 3.0  # dB; with a larger gain of posterior z over prior z, z is unreachable
+MIN_GAIN = 0.1  # dB; if the gain from z is smaller, the state of z is `unused`
+MAX_GAP = 3.0  # dB; if posterior z has a larger gain over prior z, the state of z is `unreachable`
 
 
 class Score(NamedTuple):
@@ -106,7 +106,7 @@ def diagnose(model: CVAE, clips: Sequence[Clip], seed: int = 0, beta: float | No
 
     Args:
         seed: seed of all random numbers.
-        beta: KL weight at the end of training, at the scale of the assignment. It is needed for `implied_sigma`.
+        beta: KL weight at the end of training, at the scale of the assignment. The value is needed for `implied_sigma`.
 
     Raises ValueError if there are fewer than two clips, or if a clip has no true frames.
     """
@@ -162,8 +162,8 @@ def aggregated_posterior(
 ) -> tuple[Grid, Grid]:
     """Return mean and variance of every unit of z over frames and posterior noise.
 
-    They are 0 and 1 for a unit whose aggregated posterior matches the prior. With a learned prior, z is first
-    standardised with the prior's mean and variance for the same frame.
+    Mean and variance are 0 and 1 for a unit whose aggregated posterior matches the prior. With a learned prior, z is
+    first standardised with the prior's mean and variance for the same frame.
     """
     if prior is not None:
         mu, logvar = (mu - prior[0]) * torch.exp(-prior[1] / 2), logvar - prior[1]
@@ -174,7 +174,7 @@ def aggregated_posterior(
 def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Latents]:
     """Return five sources of z by name.
 
-    `posterior` and `prior` are samples, `mean` is the posterior's mean, `zero` is the prior's mean (0 for N(0, I)), and
+    `posterior` and `prior` are samples, and `mean` is the posterior's mean. `zero` is the prior's mean (0 for N(0, I)).
     `swapped` is the posterior's mean of another clip of the batch.
     """
     noise = [torch.Generator().manual_seed(seed + k) for k in range(2)]
@@ -188,7 +188,7 @@ def latent_kinds(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, 
 
 
 def scores_by_latent(model: CVAE, x: Videos, p: Videos, seed: int = 0) -> dict[str, Score]:
-    """Return the PSNR for every source of z, teacher-forced and free-running. Both use the same noise."""
+    """Return the PSNR for every source of z, teacher-forced and free-running, with the same noise."""
     forced = {k: one_step(model, x, p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     free = {k: free_run(model, x[:, 0], p, z) for k, z in latent_kinds(model, x, p, seed).items()}
     return {k: Score(*(float(psnr(y[k], x[:, 1:]).mean()) for y in (forced, free))) for k in free}
@@ -215,11 +215,11 @@ def calibrated_sigma(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor,
 def perturbation_growth(
     model: CVAE, first: Float[Tensor, "b 3 h w"], p: Videos, generator: torch.Generator
 ) -> float:
-    """Return the factor by which a small disturbance of the previous frame grows per step; below 1 it shrinks.
+    """Return the factor by which a small disturbance of the previous frame grows (above 1) or shrinks per step.
 
     z is the mean of the prior. After each step the disturbance is scaled back to a root mean square of 1e-3. The result
     is the geometric mean over the second half of the steps. The first half is not used, because the direction of the
-    disturbance has not converged there.
+    disturbance has not converged yet.
     """
     size, anchor, latents = 1e-3, model.anchor(first, p[:, 0]), prior_mean_latents(model, first)
     away, previous, factors = torch.randn(first.shape, generator=generator).to(first.device), first, []
@@ -239,13 +239,13 @@ def perturbation_growth(
 def behind_baseline_from(
     scores: Float[Tensor, " s"], static: Float[Tensor, " s"], window: int = 15
 ) -> int | None:
-    """Return the first frame from which the static baseline is better in every window, or None if there is none.
+    """Return the first frame from which the static baseline is better in every window, or None without such a frame.
 
     Predicted frames are numbered from 1.
 
     Args:
         scores, static: PSNR per frame in dB of the prediction and of the static baseline.
-        window: number of frames over which both are averaged.
+        window: number of frames over which both PSNRs are averaged.
     """
     lead = (scores - static).unfold(0, min(window, len(scores)), 1).mean(dim=1)
     start = int((lead >= 0).nonzero().max()) + 1 if (lead >= 0).any() else 0
@@ -255,12 +255,13 @@ def behind_baseline_from(
 def collapse_beta(residuals: Float[Tensor, "n d"]) -> float:
     """Return the KL weight, at the assignment's scale, above which the best linear latent collapses.
 
-    The latent of a linear VAE is active if sigma^2 = beta D / 2 is below lambda_max, the largest eigenvalue of the
-    covariance of the residuals that the latent could explain (Lucas et al. 2019, section 4). So the threshold is
-    2 lambda_max / D.
+    Let lambda_max be the largest eigenvalue of the covariance of the residuals that the latent could explain. The
+    latent of a linear VAE is active if sigma^2 = beta D / 2 is below lambda_max (Lucas et al. 2019, section 4). The
+    threshold is therefore 2 lambda_max / D.
 
     Args:
-        residuals: one row of D values per frame. Their mean is subtracted. The time is proportional to n D.
+        residuals: one row of D values for each of n frames. The mean row is subtracted. The time is proportional to n
+            D.
     """
     from sklearn.decomposition import PCA
 

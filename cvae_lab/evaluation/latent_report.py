@@ -26,7 +26,10 @@ def latent_row(model: CVAE, source: str, seed: int = 0) -> dict[str, Any]:
     tests = load(source, progress=False, height=model.config.height).tests
     clips = [clip for clip in tests if clip.answer is not None]
     if not clips:
-        raise DataError(f"{source}: no test clip has true frames, so the latent cannot be diagnosed")
+        raise DataError(
+            f"{source}: no test clip has true frames, so the latent cannot be diagnosed; give a data set "
+            f"with true frames"
+        )
     length = min(FRAMES + 1, *map(len, clips))
     videos = [Clip(clip.name, clip.first, clip.labels[:length], clip.answer[:length]) for clip in clips]
     found = diagnose(model, videos, seed)
@@ -55,9 +58,9 @@ def _variety_row(model: CVAE, clips: list[Clip], seed: int) -> dict[str, float]:
 def _probe_row(model: CVAE, clips: list[Clip], factors: dict[str, np.ndarray], seed: int) -> dict[str, float]:
     """Return how well a linear regression predicts sway and flicker from z.
 
-    The regression is fitted on the first half of the clips and tested on the others. Its input is a sample of z, like
-    the input of the decoder. The posterior mean is not suitable. In a collapsed latent, it may still contain the
-    factor, but the noise of z is then much larger.
+    The regression is fitted on the first half of the clips and tested on the others. The input of the regression is a
+    sample of z, like the input of the decoder. The posterior mean is not suitable: in a collapsed latent, the mean may
+    still contain the factor, but the noise of z is then much larger.
     """
     generator = torch.Generator().manual_seed(seed)
     codes = [_codes(model, clip, generator) for clip in clips]

@@ -1,4 +1,4 @@
-"""Scores of predicted frames, and baselines to compare them with.
+"""Scores of predicted frames, and scores of baselines.
 
 Frames have the shape (..., 3, h, w) and values in [0, 1]. Predictions are clamped to this range before scoring. Frame 0
 is known and is not scored, so prediction i belongs to frame i + 1.
@@ -33,12 +33,15 @@ def psnr_of(error: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def frames_at_maximum(psnr: Float[Tensor, "*n"]) -> int:
-    """Count the frames that reach MAX_PSNR. A few of them can add several dB to a mean."""
+    """Count the frames that reach MAX_PSNR. A few such frames can add several dB to a mean."""
     return int((psnr >= MAX_PSNR - 1e-3).sum())
 
 
 def pooled_psnr(prediction: Float[Tensor, "*n 3 h w"], truth: Float[Tensor, "*n 3 h w"]) -> float:
-    """Return the PSNR in dB of the mean squared error over all frames; it is at most the mean of the frames' PSNRs."""
+    """Return the PSNR in dB of the mean squared error over all frames.
+
+    The mean of the frames' PSNRs is at least as high.
+    """
     return float(psnr_of(mse(prediction, truth).mean()))
 
 

@@ -1,8 +1,8 @@
 """Find out from predictions whether a network was trained with a sigmoid after its generator.
 
 Several public solutions of the assignment have this sigmoid. The weights have the same names and shapes with and
-without it, so both kinds of weights can be loaded. With the wrong activation, the predictions are wrong without any
-error message.
+without the sigmoid, so both kinds of weights can be loaded. With the wrong activation, the predictions are wrong
+without any error message.
 """
 
 from collections.abc import Sequence
@@ -44,9 +44,9 @@ class OutputChoice(NamedTuple):
 
 
 def choose_output(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> OutputChoice:
-    """Compare the PSNR of one step from a true previous frame with both activations; z is from N(0, I).
+    """Compare the PSNR of one step from a true previous frame with both activations, for z from N(0, I).
 
-    If `clips` contain true frames, up to FRAMES of them are predicted. Otherwise frame 1 of each clip is predicted and
+    If `clips` contain true frames, at most FRAMES frames are predicted. Otherwise frame 1 of each clip is predicted and
     compared with frame 0, because these two frames differ little.
 
     Args:

@@ -36,8 +36,8 @@ def protocols(drawn: Float[Tensor, "n c s 3 h w"], truth: Float[Tensor, "c s 3 h
     3. The course in 2023: sum of the PSNRs of 629 frames divided by 628.
     4. SVG (Denton & Fergus 2018): PSNR of each channel, averaged in dB; SSIM with a uniform 7 x 7 window and constants
        for a range of 2, although values are in [0, 1].
-    5. SRVP (Franceschi et al. 2020): the best of n predictions of each clip. The best is selected with the true
-       frames, separately for PSNR and SSIM.
+    5. SRVP (Franceschi et al. 2020): the best of n predictions of each clip. The best prediction is selected by the
+       true frames, separately for PSNR and SSIM.
     """
     scores = psnr(drawn, truth.expand_as(drawn))
     similarity = torch.stack([torch.stack([ssim(*pair).mean() for pair in zip(sample, truth, strict=True)])

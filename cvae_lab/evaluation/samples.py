@@ -1,4 +1,4 @@
-"""Sample quality: differences between several predictions of a clip, and factors that the latent encodes."""
+"""Sample quality: differences between several predictions of a clip, and hidden factors that the latent encodes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -83,7 +83,7 @@ def probe(
     if not 0 < train < len(codes) or min(map(len, factors)) <= 2 * least_shift:
         raise ValueError(
             f"probe uses {train} of {len(codes)} clips for the fit, and the shortest clip has "
-            f"{min(map(len, factors))} frames; leave a clip for the test, and use clips of more than "
+            f"{min(map(len, factors))} frames; keep at least one clip for the test, and use clips of more than "
             f"{2 * least_shift} frames."
         )
     linear_map = _linear_map(np.concatenate(codes[:train]), np.concatenate(factors[:train]), components)

@@ -82,10 +82,11 @@ def evaluate(model: CVAE, clips: Sequence[Clip], seed: int = 0) -> dict[str, lis
 
 
 def mean_scores(model: CVAE, validation: Sequence[Clip], heldout: Sequence[Clip]) -> dict[str, float]:
-    """Mean PSNR on the validation clips, and on the held-out segments of the training recordings.
+    """Return the mean PSNR on the validation clips, and on the held-out segments of the training recordings.
 
-    `heldout_psnr` selects checkpoints. It uses the validation clips only if there is no held-out segment. It is a mean
-    over frames, because the segment of a short recording has few frames. A score is nan if there is no clip.
+    Checkpoints are selected by `heldout_psnr`. The validation clips are used for this score only if there is no
+    held-out segment. The score is a mean over frames, because the segment of a short recording has few frames. Without
+    clips, a score is nan.
     """
     scores = evaluate(model, [*validation, *heldout])
     count = len(validation)

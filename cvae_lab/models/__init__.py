@@ -1,4 +1,4 @@
-"""The network: the five modules of the course's code, a smaller version of them, and the model that connects them."""
+"""The network: the five modules of the course's code, smaller versions of these modules, and the complete model."""
 
 from cvae_lab.models.cvae import CVAE, reparameterise
 

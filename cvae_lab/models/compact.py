@@ -1,8 +1,8 @@
-"""Preset `compact`: the same five modules and interfaces in a small U-shaped network. It is the default on a CPU.
+"""Preset `compact`: the same five modules and interfaces as `handout` in a small U-shaped network.
 
 Differences from `modules.py`:
 
-* The network works at 1/2, 1/4 and 1/8 of the frame's resolution. It needs an order of magnitude fewer operations.
+* Features have 1/2, 1/4 and 1/8 of the frame's resolution. Ten times fewer operations are needed.
 * Labels are inverted: the white background becomes 0 and limbs become large values.
 * z is a grid of 4 x 8 cells, much smaller than the frame.
 * Group norm is computed per frame, so frames do not influence each other.
@@ -49,7 +49,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-        # A new block only adds a constant to its skip connection. This makes deep networks easier to train.
+        # The residual branch of a new block is constant. This makes deep networks easier to train.
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
@@ -66,7 +66,7 @@ class Down(nn.Conv2d):
 
 
 def upsample(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-    """Double the resolution by repeating values. Unlike transposed convolution, this gives no checkerboard pattern."""
+    """Double the resolution by repeating values. Transposed convolution would give a checkerboard pattern."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -88,7 +88,7 @@ class Label_Encoder(nn.Sequential):
         self.invert = invert
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h2 w2"]:
-        """Encode labels. `steps` has no effect; it exists because preset `handout` needs it for batch norm."""
+        """Encode labels. The argument `steps` is only used in preset `handout`, for batch norm."""
         return super().forward(1 - label if self.invert else label)
 
 
@@ -173,7 +173,7 @@ class Up(nn.Conv2d):
 class Generator(nn.Module):
     """Decode the pyramid to the predicted frame (b, 3, h, w), from coarse to fine with skip connections.
 
-    The last convolution works at half resolution. Its 12 channels are the 2 x 2 pixels of each cell.
+    The last convolution is computed at half resolution. Its 12 channels are the 2 x 2 pixels (3 colours) of each cell.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""The conditional VAE, which connects the five modules.
+"""Conditional VAE that connects the five modules.
 
-At step t of training, z is drawn from the posterior q(z | x_t, p_t). The decoder gets the previous frame, the label p_t
-and z. At test time, z is drawn from N(0, I), or from a learned prior that depends on the previous frame and p_t. Only
-the posterior gets the true frame x_t.
+At step t of training, z is drawn from the posterior q(z | x_t, p_t). The inputs of the decoder are the previous frame,
+the label p_t and z. At test time, z is drawn from N(0, I), or from a learned prior that depends on the previous frame
+and p_t. The true frame x_t is an input of the posterior only.
 
-The decoder may also get the anchor at every step: features of the first frame and its label. The anchor reduces drift
-over 629 steps. A learned prior and an anchor exist in preset `compact` only.
+The decoder may have a further input at every step, the anchor: features of the first frame and of its label. The anchor
+reduces drift over 629 steps. A learned prior and an anchor exist in preset `compact` only.
 """
 
 import torch
@@ -18,10 +18,10 @@ from cvae_lab.models import compact, modules
 
 
 class CVAE(nn.Module):
-    """The model. In both presets, its five modules have the attribute names of the course's code.
+    """Conditional VAE. In both presets, the five modules have the attribute names of the course's code.
 
     Args:
-        config: configuration of the network. Its `name` selects the modules of `modules` (handout) or `compact`.
+        config: configuration of the network. The field `name` selects the modules of `modules` (handout) or `compact`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -76,7 +76,7 @@ class CVAE(nn.Module):
     def anchor(
         self, first: Float[Tensor, "b 3 h w"], label: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, "b a hf wf"] | None:
-        """Return the anchor (features of the first frame and its label), or None if the model has no anchor."""
+        """Return the anchor (features of the first frame and of its label), or None if the model has no anchor."""
         if not self.config.anchor:
             return None
         return torch.cat([self.frame_transformation(first), self.label_transformation(label)], dim=1)
@@ -144,7 +144,7 @@ def _handout(c: ModelConfig) -> tuple[nn.Module, ...]:
         modules.Generator(fused, 3),
     )
     if c.output == "sigmoid":
-        built[-1].append(nn.Sigmoid())  # has no weights, so all tensors keep the names of the course's code
+        built[-1].append(nn.Sigmoid())  # has no weights, so tensor names are unchanged
     return built
 
 

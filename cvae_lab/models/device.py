@@ -13,7 +13,7 @@ BFLOAT16_CAPABILITY = (8, 0)
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device with this name. `auto` is CUDA if there is a GPU, otherwise the CPU.
 
-    Under torchrun, each rank of a machine gets its own GPU, unless `name` has a number. Raises ConfigError if this
+    Under torchrun, each rank of a machine has its own GPU, unless `name` has a number. Raises ConfigError if this
     machine does not have the device.
 
     Args:
@@ -32,14 +32,14 @@ def pick_device(name: str = "auto") -> torch.device:
     device, count = torch.device(name), torch.cuda.device_count()
     if device.index >= count:
         present = "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
-        raise ConfigError(f"device = {name!r}, but this machine has {present}; choose one of them.")
+        raise ConfigError(f"device = {name!r}, but this machine has {present}; choose one of these.")
     return device
 
 
 def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions.
 
-    `auto` is bfloat16 on GPUs and CPUs with instructions for it, and float32 elsewhere. Apple GPUs use float32.
+    `auto` is bfloat16 on GPUs and CPUs with bfloat16 instructions, and float32 elsewhere. Apple GPUs use float32.
     """
     if device.type == "mps":
         if config.precision == "bfloat16":
@@ -58,10 +58,10 @@ def precision_of(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
-    """Return a sentence if the GPU has no bfloat16 units: float32 is used, or emulated bfloat16 because it was set.
+    """Return a sentence if the GPU has no bfloat16 units, so that float32 or emulated bfloat16 is used.
 
-    float16 is not offered. Its range ends at 65,504 and its smallest normal number is 6e-5, so it would need a scaled
-    loss in every training step, and the KL weights of this project are as small as 1e-6.
+    float16 is not offered. The range of float16 ends at 65,504 and its smallest normal number is 6e-5, but KL weights
+    of this project are as small as 1e-6. Every training step would need a scaled loss.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY:
         return None
@@ -73,5 +73,5 @@ def precision_notice(config: TrainConfig, device: torch.device) -> str | None:
 
 
 def reduced_precision(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms remain in float32."""
+    """Return a context in which convolutions have the dtype of `precision_of`. Losses and norms have float32."""
     return torch.autocast(device.type, torch.bfloat16, precision_of(config, device) == torch.bfloat16)

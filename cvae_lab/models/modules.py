@@ -1,4 +1,4 @@
-"""Preset `handout`: the five modules of the course's network. Every layer works at the full resolution of 32 x 64.
+"""Preset `handout`: the five modules of the course's network. All layers have the full resolution of 32 x 64.
 
 Layers have the attribute names of the course's code, so checkpoints of that code can be loaded. `compact.py` has the
 same five modules in a smaller design. Source: course assignment, section 4.
@@ -42,8 +42,8 @@ class DepthConv(nn.Module):
 class GatedFeedForward(nn.Module):
     """Gated feed-forward block with a residual connection.
 
-    A 1x1 convolution expands to four times the channels. One half is multiplied by the activated other half. A second
-    1x1 convolution projects back to the original number of channels.
+    A 1x1 convolution expands to four times the channels. One half of these channels is multiplied by the activated
+    other half. A second 1x1 convolution projects back to the original number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -71,7 +71,7 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
     """Batch norm for a batch of several time steps. Each step is normalised with its own statistics.
 
     One call on `steps * b` frames in step order gives the outputs and running statistics of `steps` calls on b frames.
-    All steps can therefore be one batch, and the result is that of the course's network.
+    One batch can therefore contain all steps, and the result equals that of the course's network.
     """
 
     # True: use the statistics of the batch also in eval mode (see `rollout.evaluating`).
@@ -102,7 +102,8 @@ class StepwiseBatchNorm2d(nn.BatchNorm2d):
 def identity_activation() -> nn.Module:
     """Return a leaky ReLU with slope 1, which is the identity, as in the course's code.
 
-    That code has `LeakyReLU(True)`, where True is the slope 1. Its checkpoints were trained with this identity.
+    The course's code has `LeakyReLU(True)`, where True is the slope 1. The checkpoints of that code were trained with
+    this identity.
     """
     return nn.LeakyReLU(negative_slope=1.0)
 
@@ -137,7 +138,10 @@ class Label_Encoder(nn.Sequential):
         )
 
     def forward(self, label: Float[Tensor, "sb 3 h w"], steps: int = 1) -> Float[Tensor, "sb c h w"]:
-        """Encode labels. The batch holds `steps` time steps in step order, and batch norm treats each separately."""
+        """Encode labels.
+
+        The batch contains `steps` time steps in step order. Batch norm normalises each step separately.
+        """
         for layer in self:
             label = layer(label, steps) if isinstance(layer, StepwiseBatchNorm2d) else layer(label)
         return label

@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 def _plain_dict(factory: object = None, *_: object) -> dict:
-    """Replace a `defaultdict` by a dict with the same values. The factory is not called."""
+    """Replace a `defaultdict` by a dict with the same values, without calling the factory."""
     return {}
 
 
@@ -30,7 +30,7 @@ def _plain_list(items: Iterable = (), _maxlen: object = None) -> list:
 
 
 class _PlainPath(pathlib.PurePosixPath):
-    """Pure path that replaces any `Path`. It cannot open files."""
+    """Pure path that replaces any `Path`, because a pure path cannot open files."""
 
 
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
@@ -89,12 +89,12 @@ def read_file(path: Path) -> dict[str, Any]:
     raw = _load(path, is_archive=head.startswith(b"PK"))
     if not isinstance(raw, dict):
         kind = type(raw).__name__
-        raise CheckpointError(f"{path} holds a {kind}, not a dict of weights, so it is not a checkpoint.")
+        raise CheckpointError(f"{path} contains a {kind}, not a dict of weights, so it is not a checkpoint.")
     return raw
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Return the weights, and the configuration if a run of this project wrote it to the file's metadata."""
+    """Return the weights, and the configuration if the file's metadata contain one of this project."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -132,12 +132,12 @@ def _check_kind(path: Path, names: list[str]) -> None:
     last = {name.rsplit("/", 1)[-1] for name in names}
     if "constants.pkl" in last or any("/code/" in name for name in names):
         raise CheckpointError(
-            f"{path} is a TorchScript archive, which holds code; save the weights instead: "
+            f"{path} is a TorchScript archive, which contains code; save the weights instead: "
             "torch.save(model.state_dict(), 'weights.pt')."
         )
     if "data.pkl" not in last:
         files = [name for name in names if not name.endswith("/") and "__MACOSX" not in name]
-        inside = f"it holds {files[0]}" if files else "it holds no file"
+        inside = f"it holds {files[0]}" if files else "it contains no file"
         raise CheckpointError(f"{path} is a zip archive, not a checkpoint ({inside}); unpack it first.")
 
 
@@ -154,13 +154,13 @@ def _load(path: Path, is_archive: bool) -> Any:  # noqa: ANN401
 
 
 def _unsafe(path: Path, is_archive: bool, report: str) -> CheckpointError:
-    """Return the error for a file with types other than tensors and those in HARMLESS."""
+    """Return the error for a file with other types than tensors and the types in HARMLESS."""
     names = _unsafe_types(path) if is_archive else re.findall(r"GLOBAL ([\w.]+)", report)
     with path.open("rb") as file:
         mentions_modules = b"torch.nn.modules" in file.read(2**20)
     if any(name.startswith("torch.nn.modules") for name in names) or (names and mentions_modules):
         return CheckpointError(
-            f"{path} holds a whole pickled module, which runs code when it is read, so it is refused. "
+            f"{path} contains a whole pickled module. Reading this module would run code, so the file is refused. "
             "Convert it on the machine where it was saved:\n"
             f"    model = torch.load({path.name!r}, weights_only=False)\n"
             f"    torch.save(model.state_dict(), {path.stem + '_weights.pt'!r})"

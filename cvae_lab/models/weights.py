@@ -1,4 +1,4 @@
-"""Find the weights in the content of a checkpoint, rename them to the network's names, and check every tensor."""
+"""Find the weights in the content of a checkpoint, rename the tensors as in the network, and check every tensor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +22,18 @@ _WRAPPERS = {"module": "DataParallel", "model": "a wrapping class", "_orig_mod":
 def find_weights(path: Path, raw: dict[str, Any], log: Callable[[str], None]) -> Weights:
     """Return the weights in a checkpoint of another training program, under the names of the course's code.
 
-    If prefixes of wrapper classes are removed, `log` is called with one line. The entry `optimizer` is never read. In
-    most public checkpoints of the course's code, it holds other weights.
+    If prefixes of wrapper classes are removed, `log` is called with one line. The entry `optimizer` is never read,
+    because it contains other weights in most public checkpoints of the course's code.
     """
     key = next((key for key in KEYS if key in raw), None)
     found = raw if key is None and _is_weights(raw) else raw.get(key)
     if not _is_weights(found):
         if key is not None:
             kind = "None" if found is None else f"a {type(found).__name__} without tensors"
-            raise CheckpointError(f"{path} holds no weights: its {key} is {kind}.")
+            raise CheckpointError(f"{path} contains no weights: the entry {key} is {kind}.")
         present = ", ".join(repr(str(name)[:30]) for name in list(raw)[:5]) or "nothing"
         raise CheckpointError(
-            f"{path} holds no weights under {', '.join(KEYS[:-1])} or {KEYS[-1]}; it holds {present}."
+            f"{path} contains no weights under {', '.join(KEYS[:-1])} or {KEYS[-1]}; it contains {present}."
         )
     return _without_prefixes(path, found, log)
 
@@ -47,7 +47,7 @@ def _is_weights(value: object) -> bool:
 
 
 def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) -> Weights:
-    """Remove `module.`, `model.` and `_orig_mod.` from the names. No module of the network has one of these names."""
+    """Remove `module.`, `model.` and `_orig_mod.` from the names. These are not names of modules of the network."""
     removed: set[str] = set()
     renamed: Weights = {}
     for name, tensor in weights.items():
@@ -56,7 +56,7 @@ def _without_prefixes(path: Path, weights: Weights, log: Callable[[str], None]) 
         renamed[".".join(part for part in parts if part not in _WRAPPERS)] = tensor
     if len(renamed) < len(weights):
         raise CheckpointError(
-            f"{path} holds two networks whose tensors have the same names; save one of them alone."
+            f"{path} contains two networks whose tensors have the same names; save one of them alone."
         )
     if removed:
         words = " and ".join(f"{prefix}. ({_WRAPPERS[prefix]})" for prefix in sorted(removed))
@@ -79,18 +79,20 @@ def course_config(path: Path, weights: Weights) -> ModelConfig:
     for option, (name, axis) in places.items():
         if name not in weights:
             raise CheckpointError(
-                f"{path} does not hold the course's network: it has no tensor {name}. "
-                f"Its first tensor is {next(iter(weights))}."
+                f"{path} does not contain the course's network: it has no tensor {name}. The first tensor is "
+                f"{next(iter(weights))}."
             )
         if weights[name].ndim != 4:
             raise CheckpointError(
-                f"{path} does not hold the course's network: {name} has shape {tuple(weights[name].shape)}."
+                f"{path} does not contain the course's network: {name} has shape {tuple(weights[name].shape)}."
             )
         sizes[option] = weights[name].shape[axis]
     try:
         return ModelConfig.preset("handout", **sizes)
     except ConfigError as error:
-        raise CheckpointError(f"{path} holds a network of a size that is not supported: {error}") from error
+        raise CheckpointError(
+            f"{path} contains a network of a size that is not supported: {error}"
+        ) from error
 
 
 def check_weights(path: Path, weights: Weights, config: ModelConfig) -> None:
@@ -117,11 +119,11 @@ def check_weights(path: Path, weights: Weights, config: ModelConfig) -> None:
 
 
 def check_finite(path: Path, weights: Weights) -> None:
-    """Raise CheckpointError with the name of the first tensor that holds NaN or infinity."""
+    """Raise CheckpointError with the name of the first tensor that contains NaN or infinity."""
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             kind = "NaN" if tensor.isnan().any() else "infinity"
-            raise CheckpointError(f"{path} cannot be used: its tensor {name} holds {kind}.")
+            raise CheckpointError(f"{path} cannot be used: its tensor {name} contains {kind}.")
 
 
 def build(path: Path, weights: Weights, config: ModelConfig) -> CVAE:

@@ -1,4 +1,4 @@
-"""Prediction of frames over time: the assignment's loop, the batched training unroll, and free-running prediction."""
+"""Prediction of consecutive frames: the assignment's loop, the batched training unroll, and free-running prediction."""
 
 from cvae_lab.rollout.latents import (
     Latents,

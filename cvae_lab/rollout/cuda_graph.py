@@ -1,6 +1,7 @@
 """Prediction steps and training unrolls as CUDA graphs. A graph runs with one launch instead of hundreds.
 
-On a GPU, small layers finish faster than Python can launch them. A CUDA graph removes this overhead.
+On a GPU, launching a small layer from Python takes longer than the layer itself. A CUDA graph removes the time for
+launching.
 """
 
 import logging
@@ -54,10 +55,10 @@ class CudaGraphFunction:
 class GraphedUnroll:
     """The result and the gradients of `unroll`, computed by CUDA graphs where possible. CUDA only.
 
-    There is one pair of graphs, forward and backward, for each shape of a batch. It is recorded at the first batch of
-    that shape. `unroll` runs without graphs in these cases: masks in which some but not all steps after the first are
-    teacher-forced, more than MAX_FRAMES frames, dropout, and shapes after the first MAX_GRAPHS. If recording fails, the
-    reason is logged, and every later batch runs without graphs.
+    One pair of graphs, forward and backward, is recorded at the first batch of each shape. `unroll` runs without graphs
+    in four cases: some but not all steps after the first are teacher-forced, more than MAX_FRAMES frames, dropout, and
+    MAX_GRAPHS other shapes are recorded. If recording fails, the reason is logged, and every later batch runs without
+    graphs.
     """
 
     def __init__(self, model: CVAE) -> None:
@@ -66,7 +67,7 @@ class GraphedUnroll:
         self.failed = False
 
     def __call__(self, x: Tensor, p: Tensor, eps: Tensor, feedback: Feedback) -> UnrollOutput:
-        """Return the result of `unroll` for these arguments. Autocast has the state of the caller."""
+        """Return the result of `unroll` for these arguments, in the autocast state of the caller."""
         key = self._key(x, feedback)
         if key is None or (key not in self.graphs and len(self.graphs) >= MAX_GRAPHS):
             return unroll(self.model, x, p, eps, feedback)
@@ -98,7 +99,7 @@ class GraphedUnroll:
         kind = arguments[0].device.type
         network = _Unroll(self.model, feedback, arguments[0].device)
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        # The recorded function enables autocast itself: its cache must not contain tensors from outside the graph.
+        # The recorded function enables autocast, so that autocast's cache contains no tensors from outside the graph.
         with torch.autocast(kind, enabled=False):
             graphed = torch.cuda.make_graphed_callables(
                 network, tuple(tensor.clone() for tensor in arguments), allow_unused_input=True

@@ -1,8 +1,10 @@
-"""The decoder of `compact` with fewer operations, for prediction on a CPU. It computes the same function.
+"""Decoder of `compact` with fewer operations and the same results, for prediction on a CPU.
 
-* The RGB encoder and the first 1x1 convolution of the decoder have no activation between them. They become one layer.
-* Features of labels, anchor and z do not depend on predictions. They are computed for many steps at once.
-* The last convolution gives the 2 x 2 pixels of each cell as 12 channels. The next step uses them in this form.
+* The RGB encoder and the first 1x1 convolution of the decoder are combined to one layer, because there is no activation
+  between these layers.
+* Features of labels, anchor and z do not depend on predictions, so these features are computed for many steps at once.
+* The last convolution gives the 2 x 2 pixels of each cell as 12 channels. These channels are the input of the next
+  step.
 * Weights are converted to bfloat16 and arranged for the convolution kernels once, not in every step.
 """
 
@@ -20,7 +22,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 class FoldedDecoder:
-    """Folded decoder of a `compact` model with prior N(0, I). It predicts the frames after `first`.
+    """Folded decoder of a `compact` model with prior N(0, I). The decoder predicts the frames after `first`.
 
     The constructor copies the weights. Convolutions have the precision of the autocast context at construction.
 
@@ -52,7 +54,7 @@ class FoldedDecoder:
     def predict(
         self, labels: Float[Tensor, "b s 3 h w"], z: Sequence[Float[Tensor, "b z hz wz"]]
     ) -> Float[Tensor, "b s 3 h w"]:
-        """Return the next s frames in [0, 1]. The following call continues after these frames.
+        """Return the next s frames in [0, 1]. The next call continues after these frames.
 
         Args:
             labels: labels of these frames in [0, 1].
@@ -167,7 +169,7 @@ class PackedConv:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN can arrange the weights of a convolution before a call."""
+    """Return whether oneDNN can arrange the weights of a convolution before a call."""
     return torch.backends.mkldnn.is_available() and dtype in (torch.bfloat16, torch.float32)
 
 

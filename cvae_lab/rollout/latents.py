@@ -1,6 +1,6 @@
 """Sources of z for each step of a free-running prediction: the prior, the posterior, the prior's mean, or zero.
 
-Every clip has its own noise stream. The prediction of a clip therefore does not depend on the other clips in its batch.
+Every clip has its own noise stream, so the prediction of a clip does not depend on the other clips in the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +24,11 @@ STEPS_PER_DRAW = 16  # number of steps per draw of a clip's noise; another numbe
 
 
 def clip_streams(source: NoiseSource, clips: int) -> list[torch.Generator]:
-    """Return one generator per clip. A single `source` draws one number per clip, which is the clip's seed."""
+    """Return one generator per clip. From a single `source`, one number per clip is drawn, which is the clip's seed."""
     if isinstance(source, Sequence):
         if len(source) != clips:
             raise ValueError(
-                f"{len(source)} generators for {clips} clips; pass one per clip, or a single one."
+                f"{len(source)} generators for {clips} clips; pass one generator per clip, or a single generator."
             )
         return list(source)
     source = source or torch.Generator().manual_seed(0)
@@ -58,8 +58,8 @@ def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: Noise
     """Draw z from the prior: from the learned prior if the model has one, otherwise from N(0, I).
 
     Args:
-        generator: one generator per clip, or one that seeds them. With None the seed is 0, so every call gives the
-            same video.
+        generator: one generator per clip, or one generator for the seeds of all clips. With None the seed is 0, so
+            every call gives the same video.
     """
     noise = clip_noise(model, first, generator)
 

@@ -1,7 +1,7 @@
 """Free-running prediction: each predicted frame is the next step's input.
 
-`predict` gives the same result as `reference.reference_predict`, and it is faster for three reasons. Labels are encoded
-in batches. On a GPU, a step is a CUDA graph. On a CPU, a step of `compact` has fewer operations (`folded`).
+`predict` gives the same result as `reference.reference_predict` in less time, for three reasons. Labels are encoded in
+batches. On a GPU, a step is a CUDA graph. On a CPU, a step of `compact` has fewer operations (`folded`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +46,9 @@ def predict(
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels, uint8 or float in [0, 1]; labels[:, 0] belongs to `first`. T is at least 2.
-        generator: one generator per clip, or one that seeds them in order. Without a generator the seed is 0, and every
-            call returns the same frames. To draw different samples, pass the same generator to several calls.
+        generator: one generator per clip, or one generator for the seeds of all clips in order. Without a generator the
+            seed is 0, and every call returns the same frames. To draw different samples, pass the same generator to
+            several calls.
         batch_statistics: see `evaluating`.
     """
     return _joined(predict_in_chunks(model, first, labels, generator, batch_statistics), first, labels)
@@ -95,7 +96,7 @@ def free_run(
 
 
 def folds(model: CVAE, device: torch.device) -> bool:
-    """Whether `predict` uses the folded decoder: for `compact` with prior N(0, I) on a CPU."""
+    """Return whether `predict` uses the folded decoder: for `compact` with prior N(0, I) on a CPU."""
     return model.config.name == "compact" and model.Prior_Predictor is None and device.type == "cpu"
 
 
@@ -104,8 +105,7 @@ def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     """Set eval mode, and restore the previous mode of every module afterwards.
 
     If `batch_statistics` is true, batch norm uses the statistics of the current batch. The course's code also does so
-    in validation, because its class overrides `nn.Module.eval`. This option is only for reproducing scores of that
-    code. For any other purpose it is wrong.
+    in validation, because its class overrides `nn.Module.eval`. Set this option only to reproduce scores of that code.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, StepwiseBatchNorm2d)]
@@ -196,11 +196,11 @@ def _step_function(
 
 
 def uses_cuda_graphs(device: torch.device) -> bool:
-    """Whether launching a step's small layers from Python takes longer than running them."""
+    """Return whether launching the small layers of a step from Python takes longer than running these layers."""
     return device.type == "cuda"
 
 
 def _in_parts(size: int, function: Callable[..., tuple[Tensor, ...]], *streams: Tensor) -> tuple[Tensor, ...]:
-    """Call `function` on `size` clips at a time and concatenate the results. Clips do not influence each other."""
+    """Call `function` on `size` clips at a time and concatenate the results, which do not depend on other clips."""
     parts = zip(*(stream.split(size) for stream in streams), strict=True)
     return tuple(torch.cat(part) for part in zip(*(function(*part) for part in parts), strict=True))

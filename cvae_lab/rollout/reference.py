@@ -1,7 +1,7 @@
-"""The assignment's loops, one frame at a time. They specify the results of all faster functions in this package.
+"""The assignment's loops, one frame at a time, which define the results of all faster functions in this package.
 
 `reference_unroll` is the loop of training, and `reference_predict` is the loop of the test. `unroll.unroll` and
-`predict.predict` compute the same values faster. The tests compare them with these two functions.
+`predict.predict` compute the same values faster. The tests compare the faster functions with these two.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,11 @@ class UnrollOutput(NamedTuple):
 
 
 class Feedback(NamedTuple):
-    """Rules for the previous frame that the decoder gets at each step of training.
+    """Rules for the previous frame that is the input of the decoder at each training step.
 
     Args:
-        teacher_forced: mask of the steps that get the true previous frame. Other steps get the predicted frame.
+        teacher_forced: mask of the steps whose input is the true previous frame. The input of other steps is the
+            predicted frame.
         bptt: number of consecutive predicted frames that gradients pass through. With 0, every predicted frame is
             detached. With -1, no frame is detached.
         noise: noise that is added to predicted frames before they are fed back, or None.
@@ -55,12 +56,13 @@ def reference_unroll(
 ) -> UnrollOutput:
     """Unroll a training clip one frame at a time (assignment, section 4).
 
-    The posterior gets the current frame and label. The decoder gets the previous frame, the current label and z.
+    Inputs of the posterior are the current frame and label. Inputs of the decoder are the previous frame, the current
+    label and z.
 
     Args:
         x, p: frames and pose labels in [0, 1].
         eps: standard normal noise for the z of each step.
-        feedback: rules for the previous frame that each step gets.
+        feedback: rules for the previous frame of each step.
     """
     steps, priors = [], []
     previous, anchor = x[:, 0], model.anchor(x[:, 0], p[:, 0])
@@ -94,7 +96,7 @@ def reference_predict(
     Args:
         first: frame 0 in [0, 1].
         labels: pose labels in [0, 1]; labels[:, 0] belongs to `first`.
-        generator: one generator per clip, or one that seeds them; None means seed 0.
+        generator: one generator per clip, or one generator for the seeds of all clips; None means seed 0.
     """
     anchor, noise = model.anchor(first, labels[:, 0]), clip_noise(model, first, generator)
     frames = [first]

@@ -1,7 +1,7 @@
 """Groups of training steps that can be computed in one batch: steps at equal distance from their last true frame.
 
-A teacher-forced step is at distance 0, because it needs no prediction. If the next step gets the predicted frame, it is
-at distance 1, and so on until the next teacher-forced step.
+A teacher-forced step is at distance 0, because no prediction is needed. If the input of the next step is the predicted
+frame, that step is at distance 1, and so on until the next teacher-forced step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,8 @@ from torch import Tensor
 class StepGroups(NamedTuple):
     """Steps of all clips, grouped by distance from the last true frame, as indices on the device.
 
-    "Step order" is step 0 of all clips, then step 1 of all clips, and so on. In this order, a step is a slice, and a
-    slice keeps the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
+    "Step order" is step 0 of all clips, then step 1 of all clips, and so on. In this order, a step is a slice, which
+    has the channels-last memory layout. "Group order" is group 0, then group 1, and so on.
     """
 
     sizes: list[int]  # steps per group
@@ -47,12 +47,12 @@ class StepGroups(NamedTuple):
         return cls(sizes, *(part.split(sizes) for part in index[:3]), *index[3:], orders_agree, whole)
 
     def previous_in_group(self, values: Float[Tensor, "m ..."], group: int) -> Float[Tensor, "n ..."]:
-        """Return, from values of the previous group, those of the clips of `group` in its order."""
+        """Select the values of the clips in `group`, in the order of `group`, from the values of the previous group."""
         # Groups of equal size have the same clips in the same order. Indexing would launch more kernels on a GPU.
         return values if self.sizes[group - 1] == self.sizes[group] else values[self.previous[group]]
 
     def of_clips(self, values: Float[Tensor, "b ..."], group: int) -> Float[Tensor, "n ..."]:
-        """Return, from one value per clip, those of the clips of `group` in its order."""
+        """Select the values of the clips in `group`, in the order of `group`, from one value per clip."""
         return values if self.whole[group] else values[self.clips[group]]
 
     def in_group_order(
@@ -67,7 +67,7 @@ class StepGroups(NamedTuple):
 
 
 def _to_device(index: Tensor, device: torch.device) -> Tensor:
-    """Copy an index from the CPU to the device. The CPU does not wait for a GPU, because the memory is pinned."""
+    """Copy an index from the CPU to the device. With pinned memory, the copy to a GPU is asynchronous."""
     if device.type == "cuda":
         return index.pin_memory().to(device, non_blocking=True)
     return index.to(device)

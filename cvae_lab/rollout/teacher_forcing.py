@@ -13,7 +13,7 @@ def sample_teacher_forcing(
     generator: torch.Generator,
     epoch_is_forced: bool | None = None,
 ) -> Bool[Tensor, "b s"]:
-    """Draw the teacher-forcing mask. A step gets the true previous frame with probability `ratio`.
+    """Draw the teacher-forcing mask. The input of a step is the true previous frame with probability `ratio`.
 
     The first step of every clip is always teacher-forced, because its previous frame is the first frame.
 

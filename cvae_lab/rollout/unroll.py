@@ -19,12 +19,12 @@ def unroll(
 ) -> UnrollOutput:
     """Compute the result of `reference_unroll` in fewer and larger batches.
 
-    Features of true frames and labels do not depend on predictions, and neither do the posteriors. They are computed in
-    one batch for all steps.
+    Posteriors and features of true frames and labels do not depend on predictions, so they are computed in one batch
+    for all steps.
 
     A teacher-forced step starts a segment. The first steps of all segments of all clips form one batch, the second
     steps form the next batch, and so on. The number of these sequential batches is the length of the longest segment.
-    It is 1 if every step is teacher-forced, and T - 1 if only the first step is.
+    There is 1 batch if every step is teacher-forced, and there are T - 1 if only the first step is teacher-forced.
 
     Args:
         groups: the groups of `feedback.teacher_forced` on this device, if they were computed before.
@@ -36,9 +36,31 @@ def unroll(
     z = reparameterise(mu, logvar, by_step(eps))
 
     groups = groups or StepGroups.of(feedback.teacher_forced, x.device)
+    predictions, inputs = _decode_groups(model, groups, feedback, frames, labels, z, anchor)
+    result = [groups.in_step_order(torch.cat(predictions)), mu, logvar]
+    if model.Prior_Predictor is not None:
+        result += model.prior(groups.in_step_order(torch.cat(inputs)), labels)
+    prediction, mu, logvar, *prior = (part.unflatten(0, (steps, batch)).transpose(0, 1) for part in result)
+    return UnrollOutput(prediction, mu, logvar, tuple(prior) or None)
+
+
+def _decode_groups(
+    model: CVAE,
+    groups: StepGroups,
+    feedback: Feedback,
+    frames: Tensor,
+    labels: Tensor,
+    z: Tensor,
+    anchor: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the predicted frames of each group, and the features of the previous frames from which they are decoded.
+
+    `frames` and `labels` are features in step order.
+    """
     labels_by_group = groups.in_group_order(labels).split(groups.sizes)
     z_by_group = groups.in_group_order(z).split(groups.sizes)
-    predictions, inputs = [], []
+    predictions: list[Tensor] = []
+    inputs: list[Tensor] = []
     for g, clips in enumerate(groups.clips):
         if g == 0:
             previous = groups.in_group_order(frames, len(clips))
@@ -48,8 +70,4 @@ def unroll(
         context = None if anchor is None else groups.of_clips(anchor, g)
         predictions.append(model.decode_features(previous, labels_by_group[g], z_by_group[g], context))
         inputs.append(previous)
-    result = [groups.in_step_order(torch.cat(predictions)), mu, logvar]
-    if model.Prior_Predictor is not None:
-        result += model.prior(groups.in_step_order(torch.cat(inputs)), labels)
-    prediction, mu, logvar, *prior = (part.unflatten(0, (steps, batch)).transpose(0, 1) for part in result)
-    return UnrollOutput(prediction, mu, logvar, tuple(prior) or None)
+    return predictions, inputs

@@ -1,4 +1,4 @@
-"""The folder of a run: training, writing and reading. `result.json` is written last and marks a finished run."""
+"""Folder of a run: training, writing and reading. `result.json` is written last and marks a finished run."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ _locks: dict[Path, FileLock] = {}
 
 
 class RunInUseError(RunError):
-    """Another process is training the run of this folder."""
+    """Error for a run folder in which another process is training."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunFolder:
     def begin(self, config: RunConfig, resume: bool = True) -> TrainState:
         """Lock the folder, and return the state from which to train.
 
-        This is the state in `last.pt` of an interrupted run with the same configuration, or a new state. If
+        The state is read from `last.pt` of an interrupted run with the same configuration, or it is new. If
         `config.train.threads` is set, it becomes the number of CPU threads of this process. If an error is raised, the
         folder is not changed. `finish`, `unlock` or the end of the process unlocks the folder.
 
@@ -74,7 +74,7 @@ class RunFolder:
             raise
 
     def lock(self) -> None:
-        """Lock the folder for this process. Raises RunInUseError if another process has locked it."""
+        """Lock the folder for this process. Raises RunInUseError if another process has locked the folder."""
         key = self.path.resolve()
         if key in _locks:
             return
@@ -84,13 +84,14 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise RunInUseError(
-                f"{self.path} is in use by another training or notebook; wait until it ends, or choose another folder."
+                f"{self.path} is in use by another training process or notebook; wait until that process ends, or "
+                f"choose another folder."
             ) from None
         _locks[key] = lock
         remove_stale(self.path)
 
     def unlock(self) -> None:
-        """Unlock the folder, and remove it if it is empty."""
+        """Unlock the folder, and remove an empty folder."""
         lock = _locks.pop(self.path.resolve(), None)
         if lock is not None:
             with contextlib.suppress(OSError):
@@ -116,12 +117,12 @@ class RunFolder:
     ) -> dict[str, Any]:
         """Predict validation and test clips with `best.pt`, and write predictions, scores and then the result.
 
-        Every score of the result is computed with `best.pt`, except those whose name ends in `_final`, for which the
-        weights after the last epoch are used. At the end, the folder is unlocked.
+        Scores of the result are computed with `best.pt`. Scores whose name ends in `_final` are computed with the
+        weights after the last epoch. At the end, the folder is unlocked.
 
         Args:
             seed: seed of the samples of z.
-            pictures: also write a GIF of all test clips and a player of the first one. They take most of the time.
+            pictures: also write a GIF of all test clips and a player of the first clip, which takes most of the time.
 
         Raises RunError if the run has no checkpoint or a required score is not finite.
         """
@@ -150,7 +151,7 @@ class RunFolder:
         return result
 
     def _last_record(self, name: str) -> dict[str, Any]:
-        """The record of the epoch after which a checkpoint was saved: the last record of the history inside it."""
+        """Return the last record of the history in a checkpoint: the epoch after which the checkpoint was saved."""
         file = self.path / name
         if not file.exists():
             raise RunError(
@@ -168,7 +169,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether the run is finished, which means that it has a complete result.json."""
+        """Whether the run is finished, which means that result.json is complete."""
         file = self.path / "result.json"
         try:
             return file.exists() and bool(checked(file.read_text(encoding="utf-8"), file))
@@ -176,17 +177,17 @@ class RunFolder:
             return False
 
     def check(self) -> None:
-        """Read result, configuration and history. Raises RunError if one is missing, truncated or wrong."""
+        """Read result, configuration and history. Raises RunError if a file is missing, truncated or wrong."""
         _ = self.result, self.config, self.history
 
     def _read(self, name: str) -> str:
         file = self.path / name
         if not file.exists():
-            raise RunError(f"{self.path} is not a finished run: it has no {name}.")
+            raise RunError(f"{self.path} is not a finished run: it has no {name}; finish the training first.")
         try:
             return file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise RunError(f"{file} is damaged: it is not a text file.") from None
+            raise RunError(f"{file} is damaged: it is not text; train the run again.") from None
 
     @cached_property
     def config(self) -> RunConfig:
@@ -202,7 +203,7 @@ class RunFolder:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The result of the run, with hardware, versions and commit. The fields are those of `result.Result`."""
+        """The result of the run, with hardware, versions and commit. The fields are listed in `result.Result`."""
         return checked(self._read("result.json"), self.path / "result.json")
 
     @cached_property
@@ -231,14 +232,14 @@ class RunFolder:
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted frames 1 to T-1 of each clip, uint8 of shape (t, 3, h, w). Raises RunError for a damaged file."""
         if not (self.path / "predictions.npz").exists():
-            raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain it.")
+            raise RunError(f"{self.path} has no predictions.npz; exported runs do not contain this file.")
         return read_arrays(self.path / "predictions.npz")
 
 
 def find_runs(root: Path | str) -> list[RunFolder]:
     """Return every finished run at or below `root`, sorted by path. Raises RunError if there is none.
 
-    A damaged run is left out, and a warning names the damaged file.
+    A damaged run is left out, and a warning with the damaged file is logged.
     """
     runs, damaged = [], []
     for file in sorted(Path(root).glob("**/result.json")):

@@ -27,9 +27,9 @@ Log = Callable[[str], None]
 BATCH_STATISTICS = "batch statistics"
 """Name of the prediction in which batch norm uses the statistics of each label, as in the course's code.
 
-The class of that code defines a method `eval`, which hides `nn.Module.eval`. Therefore its batch norm stays in training
-mode in validation and test. A score of that code is only reproduced in this mode. In the other predictions, batch norm
-uses its running statistics, as is usual in evaluation.
+The class of that code defines a method `eval`, which hides `nn.Module.eval`. Its batch norm therefore stays in training
+mode in validation and test. Scores of that code can only be reproduced in this mode. In the other predictions, batch
+norm uses its running statistics, as is usual in evaluation.
 """
 Videos = list[Float[Tensor, "_ 3 _ _"]]
 
@@ -38,7 +38,7 @@ KINDS = ("plain", "corrected")
 
 
 class _Chosen(NamedTuple):
-    """A checkpoint to predict with, the default folder of its predictions, and why it was chosen."""
+    """A checkpoint, the default folder of its predictions, and the reason why the checkpoint was chosen."""
 
     file: Path
     out: Path
@@ -59,13 +59,13 @@ def predict_run(
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
-    The printed table has two scores per clip. The first is that of the plain prediction, as in the result of the run.
-    The second is that of the prediction with test-time corrections (`evaluation.corrections`). Predictions of several
-    checkpoints are averaged. If no test clip has true frames, the validation clips are predicted and scored, too.
-    For checkpoints of the course's code, the table also has the score in the mode of that code (BATCH_STATISTICS).
+    The printed table has two scores per clip. The first is the score of the plain prediction, as in the result of the
+    run. The second is the score of the prediction with test-time corrections (`evaluation.corrections`). Predictions of
+    several checkpoints are averaged. If no test clip has true frames, the validation clips are predicted and scored,
+    too. For checkpoints of the course's code, the table also has the score in the mode of that code (BATCH_STATISTICS).
 
     Args:
-        runs: run folders, folders of runs (the one with the highest held-out score is used), or checkpoint files.
+        runs: run folders, folders of runs (the run with the highest held-out score is used), or checkpoint files.
         seed: seed of the samples of z.
         form: file format of the course: `later` is one CSV of all clips (later years), `2023` is one file per clip.
         log: called with each line of text.
@@ -78,7 +78,7 @@ def predict_run(
     The data are read at the height of the checkpoint's frames. The course's formats have frames of 32 x 64 pixels. For
     other sizes, predictions.npz is written instead (uint8, one array per clip, with frame 0).
 
-    Raises RunError if the folder cannot be written to. This is checked before the prediction.
+    Before the prediction, RunError is raised if the folder is not writable.
     """
     chosen = [_choose(run) for run in runs]
     kinds = _kinds(chosen, plain, batch_statistics)
@@ -97,22 +97,22 @@ def predict_run(
 
 
 def _clips_to_predict(source: Dataset, has_answers: bool) -> list[Clip]:
-    """Return the test clips, and one validation clip (all of them if no test clip has true frames).
+    """Return the test clips and one validation clip, or all validation clips if no test clip has true frames.
 
-    `RunFolder.finish` predicts the same batch. Both scores are therefore equal to the last digit; in a batch of another
-    size, sums can be rounded differently.
+    `RunFolder.finish` predicts the same batch, so both scores are equal to the last digit. In a batch of another size,
+    sums can be rounded differently.
     """
     return [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
 
 
 def _kinds(chosen: Sequence[_Chosen], plain: bool, batch_statistics: bool) -> tuple[str, ...]:
-    """The kinds of prediction to make. The last one is written to the files."""
+    """Return the kinds of prediction to compute. Predictions of the last kind are written to files."""
     if not batch_statistics:
         return KINDS[: 2 - plain]
     for file, *_ in chosen:
         if not checkpoint.is_course(file) and checkpoint.load_model(file).config.name != "handout":
             raise RunError(
-                f"{file} holds a network without batch norm (preset compact), so --batch-statistics has no effect; "
+                f"{file} contains a network without batch norm (preset compact), so --batch-statistics has no effect; "
                 "omit this option."
             )
     return ("plain", BATCH_STATISTICS)
@@ -144,7 +144,7 @@ def _predict_all(
 
 
 def _choose(run: Path) -> _Chosen:
-    """The checkpoint at `run`, or the one with the best held-out score below it."""
+    """Return the checkpoint at `run`, or the checkpoint with the best held-out score in the folder `run`."""
     if run.is_file():
         return _Chosen(run, run.parent / f"{run.stem}-test", "")
     if not run.exists():
@@ -156,7 +156,7 @@ def _choose(run: Path) -> _Chosen:
 
 
 def _default_folder(chosen: Sequence[_Chosen], kind: str) -> Path:
-    """The default folder of the first checkpoint. A suffix is added for averaged and for uncorrected predictions."""
+    """Return the default folder of the first checkpoint, with a suffix for averaged and for uncorrected predictions."""
     folder = chosen[0].out
     suffix = f"-mean-of-{len(chosen)}" if len(chosen) > 1 else ""
     return folder.with_name(folder.name + suffix + (f"-{kind.replace(' ', '-')}" if kind else ""))
@@ -178,7 +178,10 @@ def _check_writable(folder: Path) -> None:
 
 
 def _common_height(chosen: Sequence[_Chosen]) -> int:
-    """The frame height of all checkpoints. Raises RunError if they differ, because their mean is then not defined."""
+    """Return the frame height of all checkpoints.
+
+    Raises RunError if heights differ, because a mean is then not defined.
+    """
     heights = {one.file: checkpoint.frame_height(one.file) for one in chosen}
     if len(set(heights.values())) > 1:
         listed = ", ".join(f"{file}: {height}" for file, height in heights.items())
@@ -238,7 +241,10 @@ def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Lo
     for file in write_course_files(out, form, clips, whole):
         if file.suffix == ".npz":
             height, width = clips[0].first.shape[-2:]
-            log(f"The course's formats have frames of 32 x 64 pixels, not {height} x {width}; wrote {file}.")
+            log(
+                f"The course's formats have frames of 32 x 64 pixels, not {height} x {width}, so the frames were "
+                f"written to {file}."
+            )
         else:
             log(f"To hand in: {file}")
     log(f"Open first: {out / f'clip{clips[0].name}.html'}")

@@ -1,4 +1,4 @@
-"""Committed records: copies of finished runs without checkpoints, and pictures of them."""
+"""Committed records: copies of finished runs without checkpoints, and pictures of these runs."""
 
 import json
 import shutil
@@ -37,8 +37,8 @@ def export(run: RunFolder, out: Path, pictures: bool = False) -> Path:
 
     Args:
         pictures: also write `draws.csv` (see `draws`) and predicted frames. `excerpt.png` contains the frames with
-            lossless compression, and `excerpt.csv` gives the clip and frame number of each. These are every
-            sixth frame of the first test clip, and the four best, four worst and every 64th frame of every test clip.
+            lossless compression, and `excerpt.csv` gives the clip and frame number of each. The frames are every sixth
+            frame of the first test clip, and of every test clip the four best, the four worst and every 64th frame.
 
     Raises RunError if `out` already contains a run of this name.
     """

@@ -1,4 +1,4 @@
-"""Reproduce all committed records: plan the studies, share equal runs, run them and write the records."""
+"""Reproduce all committed records: plan the studies, train equal runs only once, and write the records."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,7 +31,10 @@ PRETRAINED = {"minutes": 25.0, "threads": 1}
 """Pretraining on the synthetic data set `full`, for the study `course`."""
 
 FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; the others have a table
-ON_REQUEST = ("handout", "initial-weights")  # studies that need a GPU or your own data; they run only if named
+ON_REQUEST = (
+    "handout",
+    "initial-weights",
+)  # studies that need a GPU or your own data; they run only on request
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
 TABLES = ("ablation", "minutes", "initial_weights", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}
@@ -42,7 +45,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Step:
-    """A study, and the runs from which its committed record is made.
+    """Step of the reproduction: a study, and the runs from which the record of the study is made.
 
     `copies` maps the folder of a run to the folder of an equal run, which has the same configuration and seed.
     """
@@ -55,12 +58,12 @@ class Step:
 
     @property
     def trained(self) -> list[Job]:
-        """The jobs that are trained, and not copied from an equal run."""
+        """Jobs that are trained, not copied from an equal run."""
         return [job for job in self.jobs if job.run_dir not in self.copies]
 
     @property
     def to_do(self) -> list[Job]:
-        """The jobs that must still be trained."""
+        """Jobs that are not finished and must be trained."""
         return [job for job in self.trained if not RunFolder(Path(job.run_dir)).done]
 
     @property
@@ -80,10 +83,10 @@ def steps(
     """Return the studies to run, in order.
 
     Args:
-        root: the repository. Its reference runs are used to estimate how long a run takes.
+        root: the repository. The reference runs in the repository are used to estimate the time of a run.
         out: folder of the runs, one folder per study.
         only: names of studies; empty: all except ON_REQUEST.
-        course: folder of the course's data; empty: leave out the studies that need it.
+        course: folder of the course's data; empty: leave out the studies of course data.
         changes: parameters, `data` and `seeds` that replace those of every run, for a trial run.
     """
     data, seeds = changes.pop("data", ""), changes.pop("seeds", ())
@@ -115,13 +118,13 @@ def _course_studies(out: Path, course: str) -> dict[str, Study]:
 
 
 def _config(job: Job) -> RunConfig:
-    """The configuration of a job. The number of threads is left out, because it does not change what is computed."""
+    """Return the configuration of a job without the number of threads, which does not change the result."""
     config = RunConfig.from_params(job.data, **job.params)
     return replace(config, train=replace(config.train, threads=0))
 
 
 def _minutes(config: RunConfig, rate: float) -> float:
-    """Expected minutes of a run, from its time limit or its number of frames."""
+    """Return the expected minutes of a run, from the time limit or the number of frames."""
     train, overhead = config.train, OVERHEAD[config.model.name]
     if train.minutes or train.stop_after:
         return train.minutes + train.stop_after + overhead
@@ -131,7 +134,7 @@ def _minutes(config: RunConfig, rate: float) -> float:
 
 
 def _minutes_per_frame(root: Path) -> float:
-    """Minutes that the reference runs needed for one predicted frame."""
+    """Return the minutes that the reference runs needed for one predicted frame."""
     runs = find_runs(root / "figures" / "reference")
     frames = [
         run.history["step"].iloc[-1] * run.config.train.batch_size * (run.config.train.n_frames - 1)
@@ -144,14 +147,17 @@ def reproduce(todo: Sequence[Step], root: Path, log: Log = print) -> list[str]:
     """Run every step and write its record below `root`/figures; return one line for each failed run.
 
     Finished runs are skipped, so this function can be interrupted and called again. If a run fails, the other runs
-    continue. A step with a failed run keeps its old record.
+    continue, and the previous record of this step is kept.
     """
     failures: list[str] = []
     for step in todo:
-        log(f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do, {len(step.copies)} are copies")
+        log(
+            f"{step.name}: {len(step.to_do)} of {len(step.jobs)} runs to do, {len(step.copies)} are copied from equal "
+            f"runs"
+        )
         failed = [*_train(step, log), *_copy(step)]
         if failed:
-            log(f"  {step.name} keeps its old record, because {len(failed)} runs failed")
+            log(f"  {step.name} keeps the previous record, because {len(failed)} runs failed")
         else:
             log(f"  wrote {_write_record(step, root / 'figures')}")
         failures += failed
@@ -188,7 +194,7 @@ def _copy(step: Step) -> list[str]:
 def _write_record(step: Step, figures_dir: Path) -> Path | str:
     runs = [RunFolder(Path(job.run_dir)) for job in step.jobs]
     if step.name == "pretrained":
-        return "nothing, because these runs are only initial weights"
+        return "nothing, because these runs only provide initial weights"
     if step.name in FOLDERS:
         new, best = figures_dir / f".{step.name}", best_run(runs[0].path.parent)
         shutil.rmtree(new, ignore_errors=True)

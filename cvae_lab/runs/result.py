@@ -1,4 +1,4 @@
-"""The result of a run: scores, hardware, versions and commit. The content is validated when it is read."""
+"""Result of a run: scores, hardware, versions and commit. The content is validated when a result is read."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RunError(ValueError):
-    """Error about a run folder that is missing, unfinished, damaged or not of this project."""
+    """Error for a run folder that is missing, unfinished, damaged or not from this project."""
 
 
 class Result(BaseModel):
@@ -96,7 +96,7 @@ def read_scores(text: str, file: Path) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError):
         table = pd.DataFrame()
     if list(table) != list(SCORE_COLUMNS) or not text.endswith("\n"):
-        raise RunError(f"{file} is damaged or cut off; run the training command again to write it.")
+        raise RunError(f"{file} is damaged or truncated; run the training command again to write it.")
     return table
 
 
@@ -158,13 +158,13 @@ def summarise(
     for name in ("psnr_mean", "heldout_psnr", "kl_nats"):
         if not math.isfinite(values[name]):
             raise RunError(
-                f"The run ended with {name} = {values[name]}, so it has no result; try a smaller lr or beta_max."
+                f"The run ended with {name} = {values[name]}, so the run has no result; try a smaller lr or beta_max."
             )
     return {name: _plain(value) for name, value in values.items()}
 
 
 def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Means per scored clip, and the kind of clips that was scored.
+    """Return mean scores per clip, and the kind of clips that was scored.
 
     The test clips are scored if their true frames are known. Otherwise the validation clip is scored. If there is no
     validation clip, the held-out segments are scored.
@@ -177,7 +177,7 @@ def _by_clip(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A value that JSON can represent: a Python number instead of a NumPy number, and None instead of nan."""
+    """Return a value that JSON can represent: a Python number instead of a NumPy number, None instead of nan."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -215,7 +215,7 @@ def commit_to_reproduce() -> str:
 
 
 def _git(*words: str) -> str:
-    """The output of a git command in the folder of the package; empty if git fails or is missing."""
+    """Return the output of a git command in the folder of the package; empty if git fails or is missing."""
     folder = Path(__file__).parents[1]
     with contextlib.suppress(OSError):
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)

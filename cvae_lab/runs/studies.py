@@ -1,4 +1,4 @@
-"""Studies, and their jobs. A study is a set of runs whose variants differ in a few parameters."""
+"""Studies and jobs. A study is a set of runs whose variants differ in a few parameters; a job is one run."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to train: its folder, its data and its parameters, with the names in `config`."""
+    """One run to train: folder, data and parameters, with the names in `config`."""
 
     run_dir: str
     data: str
@@ -43,7 +43,7 @@ def plan(
 ) -> list[Job]:
     """Return a job for every variant and seed. Raises ConfigError for an unknown parameter name or an invalid value.
 
-    Names are checked here, before the first run, because papermill only warns about an unknown name and continues.
+    Parameter names are checked before the first run, because papermill only warns about an unknown name and continues.
     The outer loop is over seeds, so an interrupted sweep has finished all variants of the first seeds.
     """
     source = data if data in SYNTHETIC else str(Path(data).resolve())
@@ -134,7 +134,7 @@ STUDIES = {
     ),
     "initial-weights": Study(
         "PSNR with random and with pretrained initial weights, by number of training frames and CPU time on one core. "
-        "Give your data with --data; the score of a run is that of its held-out segments.",
+        "Give your data with --data; each run is scored on held-out segments.",
         {"eval_every": 1000, "threads": 1, "device": "cpu", "clock": "cpu"},
         {
             f"{weights or 'random'}-{frames or 'all'}-frames-{minutes}-minutes": {

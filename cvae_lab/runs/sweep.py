@@ -1,4 +1,4 @@
-"""Sweeps: many runs of the training notebook by papermill and Dask, one process per run, on one or more machines."""
+"""Sweeps: many runs of the training notebook by papermill and Dask, on one or more machines."""
 
 import ast
 import contextlib
@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass
 class _Queue:
-    """The jobs of a sweep: not started, running, and in training by another process."""
+    """Jobs of a sweep: not started, running, and in training by another process."""
 
     waiting: deque[Job]
     running: dict[Future, Job] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def sweep(
 ) -> Iterator[Outcome]:
     """Run all jobs and yield an Outcome when a run ends. With `template`, each run is an execution of this notebook.
 
-    Finished runs are skipped. If a run fails, the others continue. If another process is training a run, the sweep
+    Finished runs are skipped. If a run fails, the other runs continue. If another process is training a run, the sweep
     waits until that run ends.
 
     Args:
@@ -134,7 +134,7 @@ def sweep(
 
 
 def _status(job: Job) -> RunStatus:
-    """The progress of a running job, read from the history in its folder."""
+    """Return the progress of a running job, read from the history in the run folder."""
     train = RunConfig.from_params(job.data, **job.params).train
     run = RunFolder(Path(job.run_dir))
     try:
@@ -154,8 +154,8 @@ def _client(workers: int, threads: int, scheduler: str | None) -> Iterator[Clien
             client.wait_for_workers(1)
             yield client
         return
-    # The dashboard is off, because it accepts connections without a password. Dask still starts a small HTTP server.
-    # It uses a free port of the loopback interface, because a second sweep could not use the default port 8787.
+    # The dashboard is off, because everyone can connect without a password. Dask still starts a small HTTP server.
+    # The server gets a free port of the loopback interface, because a second sweep could not use the default port 8787.
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(THREAD_VARIABLES, threads)}),
         LocalCluster(
@@ -192,12 +192,12 @@ def execute(template: str | None, job: Job, threads: int = 0) -> Outcome:
         in_use = RunInUseError.__name__ in (type(error).__name__, getattr(error, "ename", ""))
         return Outcome(job.run_dir, False, _reason(error), (time.monotonic() - started) / 60, in_use)
     if not run.done:
-        return Outcome(job.run_dir, False, "the notebook ended without a result.json", 0.0)
+        return Outcome(job.run_dir, False, "the notebook ended and wrote no result.json", 0.0)
     return Outcome(job.run_dir, True, "done", (time.monotonic() - started) / 60)
 
 
 def _done_before(job: Job, run: RunFolder, template: str | None) -> Outcome:
-    """Return the outcome of a run that is already finished. Raises RunError if its configuration is another one."""
+    """Return the outcome of a run that is already finished. Raises RunError if the run has another configuration."""
     run.check()
     difference = run.config.difference(RunConfig.from_params(job.data, **job.params), ignore=("threads",))
     if difference:
@@ -230,25 +230,30 @@ def _execute_notebook(template: str, job: Job, run: RunFolder) -> None:
 
 
 def _escaped(path: Path | str) -> str:
-    """The path with doubled braces, because papermill replaces names in braces by parameters of the notebook."""
+    """Return the path with doubled braces, because papermill replaces names in braces by parameters of the notebook."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def notebook_parameters(template: str, job: Job) -> dict[str, Any]:
-    """Return the parameters of a job for the notebook. Those that its parameters cell does not have are in `extra`."""
+    """Return the parameters of a job for the notebook. Parameters that its parameters cell lacks are in `extra`.
+
+    A training parameter that the job does not set gets its configured default. The notebook has values for short runs.
+    """
     own = set(papermill.inspect_notebook(_escaped(template)))
+    train = RunConfig.from_params(job.data, **job.params).train
     # Tuples become lists, because papermill would write a tuple as text.
     params = json.loads(json.dumps(job.params))
-    direct = {name: value for name, value in params.items() if name in own}
+    direct = {name: getattr(train, name) for name in own if hasattr(train, name)}
+    direct |= {name: value for name, value in params.items() if name in own}
     extra = {name: value for name, value in params.items() if name not in own}
     return {**direct, "data": job.data, "run_dir": job.run_dir, "extra": extra}
 
 
 def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that papermill injected, but that are not named in the parameters cell of the notebook.
+    """Return the parameters that papermill injected and that are not in the parameters cell of the notebook.
 
-    Call it in the first cell after the parameters: `extra |= injected_parameters(globals())`. Without it,
-    `papermill -p lr 1e-3` only causes a warning and has no effect. Raises ConfigError if a name is not a parameter.
+    Call this function in the first cell after the parameters: `extra |= injected_parameters(globals())`. Without this
+    call, `papermill -p lr 1e-3` only causes a warning and has no effect. Raises ConfigError for an unknown name.
     """
     cells = list(namespace.get("In", ()))
     marked = [index for index, cell in enumerate(cells) if cell.startswith("# Parameters\n")]
@@ -260,14 +265,14 @@ def injected_parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(set().union(*(_assigned(cells[index]) for index in marked)) - own):
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known | own), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f" Did you mean {near[0]}?" if near else " `cvae-lab params` lists all names."
             raise ConfigError(f"papermill set {name!r} in the notebook, but this is not a parameter.{hint}")
         found[name] = namespace[name]
     return found
 
 
 def _assigned(cell: str) -> set[str]:
-    """The variables that are assigned in a cell."""
+    """Return the variables that are assigned in a cell."""
     try:
         nodes = ast.parse(cell).body
     except SyntaxError:  # a cell with IPython commands
@@ -290,6 +295,6 @@ def notebook_run(run_dir: str | int) -> RunFolder:
 
 
 def _reason(error: Exception) -> str:
-    """The error in one line. If a cell of a notebook failed, this is the error of the cell."""
+    """Return the error in one line. If a cell of a notebook failed, return the error of this cell."""
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     return f"{name}: {value}".splitlines()[0]

@@ -24,7 +24,7 @@ SHOWN = 8  # maximum number of lines in one picture, and of variants in one bar 
 
 
 class Column(NamedTuple):
-    """A column of a printed table: its heading, and the format of its values."""
+    """A column of a printed table: heading and format of the values."""
 
     heading: str
     form: str = ""
@@ -81,7 +81,7 @@ def variant(run: RunFolder) -> str:
 
 
 def runs_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """Return one row per run, sorted by mean PSNR, the best first. Columns are those of `run_row`."""
+    """Return one row per run, sorted by mean PSNR, the best first. The columns are listed in `run_row`."""
     table = pd.DataFrame([run_row(run) for run in runs])
     return table.sort_values("psnr_mean", ascending=False, ignore_index=True)
 
@@ -197,10 +197,12 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def into_markdown(path: Path, name: str, text: str) -> None:
-    """Replace the text between the two markers of this name in a file. Raises RunError if they are missing."""
+    """Replace the text between the two markers of this name in a file. Raises RunError if a marker is missing."""
     whole, start, end = path.read_text(), START.format(name), END.format(name)
     if start not in whole or end not in whole:
-        raise RunError(f"{path} has no lines {start!r} and {end!r}; add them where the table should be.")
+        raise RunError(
+            f"{path} has no lines {start!r} and {end!r}; add these two lines where the table should be."
+        )
     before, rest = whole.split(start, 1)
     write_text(path, f"{before}{start}\n{text}\n{end}{rest.split(end, 1)[1]}")
 
@@ -210,7 +212,7 @@ def write_pictures(runs: Sequence[RunFolder], table: pd.DataFrame, out: Path) ->
 
     If there are more than SHOWN runs, each variant is drawn as a band. If there are more than SHOWN variants, only the
     best and the worst by held-out score are drawn. The last file is the GIF of the run with the best held-out score, if
-    it exists.
+    that run has a GIF.
     """
     rows = by_variant(table)
     if len(rows) > SHOWN:

@@ -1,1 +1,1 @@
-"""Tools for students and teachers: exercise checks, working copies, the trainer check, grading, reports."""
+"""Tools for students and teachers: exercise checks, copies of notebooks, check of trainer code, grading, reports."""

@@ -1,7 +1,7 @@
 """Tools for the checks of the exercises.
 
-A check calls the student's function and prints one line: "not yet: ..." with a hint, or "right: ..." with the reason.
-If the student's function raises an exception, the check prints a hint. Hints do not contain the answer.
+A check calls the student's function. One line is printed: "not yet: ..." with a hint, or "right: ..." with the reason.
+A hint is also printed if the student's function raises an exception. Hints do not contain the answer.
 """
 
 import copy
@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 
-class NotYet(Exception):  # noqa: N818  # not an error of the program
+class NotYet(Exception):  # noqa: N818  # a wrong answer is not an error of the program
     """Exception for a missing or wrong answer; the message is a hint for the student."""
 
 
@@ -59,7 +59,7 @@ def exercise(why: str) -> Callable[[Callable], Callable]:
 class _Answer:
     """Wrapper of the student's function that raises `NotYet` if the function raises or returns None.
 
-    The function receives copies of its arguments, so it cannot change the data of the check.
+    Arguments are copied before the call, so the student's function cannot change the data of the check.
     """
 
     def __init__(self, function: object) -> None:

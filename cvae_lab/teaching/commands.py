@@ -1,4 +1,4 @@
-"""The commands for students and teachers. Each function imports the modules it needs, so that help is shown quickly."""
+"""Commands for students and teachers. Each function imports the modules that it uses, so that help is shown quickly."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands to the command line.
+    """Add the commands for students and teachers to the command line.
 
     Args:
         add: function that creates a command from a name, a sentence and examples (`__main__._command`).
@@ -23,41 +23,44 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_doctor(add: Callable[..., argparse.ArgumentParser]) -> None:
     doctor = add(
-        "doctor", "report common mistakes in a trainer's source, which is read and never run", "trainer.py", "lab4.zip"
+        "doctor", "report common mistakes in the source code of a trainer, which is never "
+        "executed", "trainer.py", "lab4.zip"
     )  # fmt: skip
     doctor.add_argument(
         "source", type=Path, nargs="?", metavar="FILE_OR_FOLDER", help=".py, .ipynb or .zip file, or a folder"
     )
     doctor.add_argument(
         "--measure", type=Path, metavar="CSV",
-        help="instead, train small networks with each mistake (minutes) and write the change in PSNR; default: no",
+        help="train small networks with each mistake instead (takes minutes), and write the change in PSNR; default: "
+            "no",
     )  # fmt: skip
 
 
 def _add_grading(add: Callable[..., argparse.ArgumentParser]) -> None:
     grade = add(
-        "grade", "score the submissions of a class and report copies; nothing in them is executed",
+        "grade", "score the submissions of a class and report copies; no code in a submission is executed",
         "submissions/ --data data/LAB4_Dataset --out grades.csv",
     )  # fmt: skip
     grade.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER",
-        help="a folder with one file or folder per student, or the folder or file of one student",
+        help="a folder with one file or folder per student, or the file or folder of one student",
     )  # fmt: skip
     grade.add_argument("--data", required=True, help="data with the true test frames; required, no default")
     grade.add_argument(
-        "--answers", type=Path, metavar="PATH", help="true frames of the test clips; default: those in or beside DATA"
+        "--answers", type=Path, metavar="PATH", help="true frames of the test clips; default: true frames in DATA or "
+        "in its parent folder"
     )  # fmt: skip
     grade.add_argument("--out", type=Path, metavar="CSV", help="also write the table; default: print only")
 
     score = add(
-        "score", "score predicted frames against true ones, in any of the accepted file formats",
+        "score", "score predicted frames against true frames, in any of the accepted file formats",
         "submission.csv data/LAB4_Dataset/Demo_Test --out psnr.csv",
     )  # fmt: skip
     formats = "a submission CSV, text file(s) of 2023, folder(s) of PNGs, GIF, video or npz"
     score.add_argument("prediction", type=Path, metavar="PREDICTION", help=formats)
     score.add_argument("answers", type=Path, metavar="ANSWERS", help="true frames, in any of these formats")
     score.add_argument(
-        "--frames", type=int, help="frames per clip in text formats; default: as in the other file, else 630"
+        "--frames", type=int, help="frames per clip in text formats; default: the number in the other file, or 630"
     )  # fmt: skip
     score.add_argument(
         "--out", type=Path, metavar="CSV", help="also write a row per frame; default: print only"
@@ -66,12 +69,13 @@ def _add_grading(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_report(add: Callable[..., argparse.ArgumentParser]) -> None:
     report = add(
-        "report", "write a lab report: figures and tables of finished runs, prompts for your own text",
+        "report", "write a lab report: figures and tables of finished runs, and questions that you answer",
         "runs/cyclical-seed0 runs/none-seed0 --out report.html",
     )  # fmt: skip
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder of runs")
     report.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="the HTML page; a notebook is written beside it"
+        "--out", type=Path, default=Path("report.html"), help="file of the HTML page; a notebook is written to the "
+        "same folder"
     )  # fmt: skip
 
 
@@ -80,18 +84,20 @@ def _add_notebooks(add: Callable[..., argparse.ArgumentParser]) -> None:
         "notebooks", "copy the notebooks to a folder of your own; your changes there are kept", "work"
     )
     notebooks.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="a new folder, or one from an earlier call"
+        "folder", type=Path, metavar="FOLDER", help="a new folder, or the folder of an earlier call"
     )
 
     student = add(
-        "student", "build the student edition of the notebooks for nbgrader: solutions out, hidden tests apart",
+        "student", "build the student edition of the notebooks for nbgrader, without solutions and hidden tests",
         "course", "course --only 00_start_here --check 00_start_here",
     )  # fmt: skip
     student.add_argument("folder", type=Path, metavar="FOLDER", help="course folder of nbgrader")
     student.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="only these notebooks; default: all"
     )
-    text = "also grade a correct, an empty and a wrong submission of these notebooks; default: none"
+    text = (
+        "test the grading with a correct, an empty and a wrong submission of these notebooks; default: none"
+    )
     student.add_argument("--check", nargs="+", default=[], metavar="NAME", help=text)
 
 

@@ -12,7 +12,7 @@ from cvae_lab.teaching.check import as_array, exercise, expect, expect_close
 
 @exercise("for each instant k / fps the first frame at or after it is kept, and no frame is kept twice.")
 def check_10_1(answer: Callable) -> None:
-    """`choose(times, fps)`: the indices of the frames to keep, for rising time stamps in seconds."""
+    """Check `choose(times, fps)`: the indices of the frames to keep, for increasing time stamps in seconds."""
     steady = np.arange(31) / 30
     pause = np.concatenate([np.arange(6) / 10, 2 + np.arange(6) / 10])
     cases = ((steady, 10), (steady, 60), (pause, 5))
@@ -30,7 +30,7 @@ def check_10_1(answer: Callable) -> None:
 
 @exercise("the smaller of the two scales makes the picture fit, and the rest of the target is bars.")
 def check_10_2(answer: Callable) -> None:
-    """`bars(height, width, target_height, target_width)`: the fraction of the target that bars cover."""
+    """Check `bars(height, width, target_height, target_width)`: the fraction of the target that bars cover."""
     for height, width in ((1080, 1920), (1920, 1080), (500, 1000), (300, 1200)):
         scale = min(32 / height, 64 / width)
         covered = height * scale * width * scale / (32 * 64)

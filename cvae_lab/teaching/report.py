@@ -108,7 +108,7 @@ def report_notebook(runs: Sequence[RunFolder]) -> nbformat.NotebookNode:
 
 
 def run_names(runs: Sequence[RunFolder]) -> list[str]:
-    """Return the names of the run folders. If several have the same name, their parent folder is added in front."""
+    """Return the names of the run folders. If names are equal, the parent folder is added in front."""
     names = [run.path.name for run in runs]
     return [
         f"{run.path.parent.name}/{name}" if names.count(name) > 1 else name
@@ -164,7 +164,7 @@ def _psnr(runs: Sequence[RunFolder], best: RunFolder) -> str:
 
 
 def _video(runs: Sequence[RunFolder], run: RunFolder) -> str:
-    """The GIF and the player of a run as HTML, or a sentence if both are missing."""
+    """Return the GIF and the player of a run as HTML, or a sentence if both are missing."""
     gif, player = run.path / "predictions.gif", run.path / "player.html"
     parts = []
     if gif.exists():

@@ -1,10 +1,10 @@
-"""Make and grade a student edition of the notebooks with nbgrader (`pip install 'cvae-lab[teach]'`).
+"""Build and grade a student edition of the notebooks with nbgrader (`pip install 'cvae-lab[teach]'`).
 
 `build` merges the committed notebooks and their solutions into a course folder of nbgrader. `source/` is for the
-teacher and contains solutions and hidden tests. `release/` is for the students and does not contain them.
+teacher and contains solutions and hidden tests. `release/` is for the students and contains neither.
 
-Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes their code, so run it in a container or on a machine
-without other data.
+Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes the code of the students, so call this function in a
+container or on a machine without other data.
 """
 
 import importlib.util
@@ -48,13 +48,13 @@ SOLUTION = """{head}
 
 
 class StudentEditionError(RuntimeError):
-    """The student edition cannot be built or graded. The message gives the reason."""
+    """Error while the student edition is built or graded. The message gives the reason."""
 
 
 def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> NotebookNode:
-    """Merge a notebook and its solutions to a source notebook of nbgrader.
+    """Merge a notebook and the solutions of its exercises to a source notebook of nbgrader.
 
-    Solutions are marked, a hidden test is added to every check, and cells get the metadata of nbgrader. Raises
+    Solutions are marked, a hidden test is added to every check, and nbgrader's metadata are added to the cells. Raises
     StudentEditionError if an exercise has no solution or no check.
     """
     answers = _answers(solutions)
@@ -76,27 +76,30 @@ def teacher_notebook(notebook: NotebookNode, solutions: NotebookNode) -> Noteboo
             stubs.add(match["answer"])
             if match["answer"] not in answers:
                 raise StudentEditionError(
-                    f"exercise {match['answer']} has no solution; add a cell that defines it"
+                    f"exercise {match['answer']} has no solution; add a cell that defines this function"
                 )
             head, body = answers[match["answer"]]
             cell.source = SOLUTION.format(head=head, body=body)
             cell.metadata["nbgrader"] = _metadata(f"answer_{match['answer']}", grade=False)
     if stubs != checked:
         raise StudentEditionError(
-            f"exercise {sorted(stubs ^ checked)[0]} lacks its stub or its check; add the cell"
+            f"exercise {sorted(stubs ^ checked)[0]} has no stub or no check; add the missing cell"
         )
     return merged
 
 
 def _metadata(grade_id: str, grade: bool) -> dict[str, object]:
-    """Metadata of nbgrader's schema 3. A check is locked and gives one point; students can edit an answer."""
+    """Return metadata of nbgrader's schema 3. A check is locked and gives one point; students can edit an answer."""
     points = {"points": 1} if grade else {}
     kind = {"grade": grade, "solution": not grade, "locked": grade, "task": False}
     return {"schema_version": 3, "grade_id": grade_id, "cell_type": "code", **kind, **points}
 
 
 def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
-    """First line and body of every function in a notebook of solutions. The body includes the imports that it needs."""
+    """Return first line and body of every function in a notebook of solutions.
+
+    The body includes the necessary imports.
+    """
     codes = [cell.source for cell in solutions.cells if cell.cell_type == "code"]
     imports = [line for code in codes for line in code.splitlines() if re.match("(import|from) ", line)]
     found = {}
@@ -109,7 +112,7 @@ def _answers(solutions: NotebookNode) -> dict[str, tuple[str, str]]:
 
 
 def _names(line: str) -> set[str]:
-    """The names that an import line defines."""
+    """Return the names that an import line defines."""
     parts = re.split(r"\bimport\b", line)[1].split(",")
     return {part.split()[-1].split(".")[0] for part in parts}
 
@@ -128,7 +131,7 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
         raise StudentEditionError("nbgrader is not installed; run pip install 'cvae-lab[teach]'")
     source = source or originals()
     if not (source / "solutions").is_dir():
-        raise StudentEditionError(f"{source} holds no solutions; install cvae-lab again")
+        raise StudentEditionError(f"{source} contains no solutions; install cvae-lab again")
     files = [source / f"{name}.ipynb" for name in names] or sorted(source.glob("[0-9]*.ipynb"))
     target = folder / "source" / ASSIGNMENT
     target.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,9 @@ def build(folder: Path, names: Sequence[str] = (), source: Path | None = None) -
             (target / other.name).unlink(missing_ok=True)
     for file in files:
         if not file.exists():
-            raise StudentEditionError(f"there is no notebook {file.stem}; see {source} for their names")
+            raise StudentEditionError(
+                f"there is no notebook {file.stem}; see {source} for the names of the notebooks"
+            )
         merged = teacher_notebook(nbformat.read(file, 4), nbformat.read(source / "solutions" / file.name, 4))
         with replacing(target / file.name) as temporary:
             nbformat.write(merged, temporary)
@@ -156,7 +161,7 @@ def autograde(folder: Path) -> pd.DataFrame:
 
 
 def check(names: Sequence[str] = (), source: Path | None = None) -> pd.DataFrame:
-    """Test the grading: grade a correct, an empty and a wrong submission in a temporary folder; return their scores.
+    """Test the grading: grade a correct, an empty and a wrong submission in a temporary folder; return the scores.
 
     Raises StudentEditionError unless the correct submission gets all points and the others get none.
     """

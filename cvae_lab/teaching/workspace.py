@@ -1,4 +1,4 @@
-"""A working copy of the notebooks for a student, outside version control.
+"""Copy the notebooks to a student's own folder, outside version control.
 
 A notebook that the student has changed is never overwritten. If the original has changed, the new version is written
 to another file in the same folder.
@@ -37,11 +37,11 @@ def copy_notebooks(folder: Path, source: Path | None = None, records: Path | Non
     """Copy the notebooks and their solutions to `folder`; return one line per file that was written.
 
     A copy that is equal to an earlier original is replaced by the current original. A copy that the student has changed
-    is kept. If there is a newer original, it is written to `NAME.new.ipynb` in the same folder.
+    is kept. A newer original is then written to `NAME.new.ipynb` in the same folder.
 
     Args:
-        records: committed results that the notebooks read. They are copied to `folder`/figures, and the copied
-            notebooks read them there. Without them, a notebook reads ../figures/, the folder of a checkout.
+        records: committed results that the notebooks read. The results are copied to `folder`/figures, where the copied
+            notebooks read these files. Without `records`, a notebook reads ../figures/, the folder of a checkout.
     """
     if source is None:
         source, records = originals(), installed_records()

@@ -24,7 +24,7 @@ def augment(
     """Apply every augmentation that `config` switches on: `flip`, `paste`, `shift`, `jitter`, in this order.
 
     Args:
-        mirror: function that mirrors labels. With None, no clip is flipped; use it if the label colours are unknown.
+        mirror: function that mirrors labels. With None, no clip is flipped; pass None if the label colours are unknown.
     """
     if config.flip and mirror is not None:
         batch = flip(batch, generator, mirror)
@@ -44,7 +44,7 @@ def mirroring(data: Dataset) -> Mirror | None:
     if data.palette is None:
         _log.warning(
             f"flip is switched off: the labels of {data.name} have other colours than the known colours of left and "
-            "right limbs, so they cannot be mirrored."
+            f"right limbs, so these labels cannot be mirrored."
         )
         return None
     return partial(mirror_labels, palette=data.palette)
@@ -74,7 +74,7 @@ def paste(batch: ClipBatch, fraction: float, generator: torch.Generator) -> Clip
 
 
 def _intervals(count: int, size: int, generator: torch.Generator) -> Bool[Tensor, "b n"]:
-    """Masks of `count` random intervals. Their length is 0.3 to 0.8 of `size`, and their centre is uniform."""
+    """Return masks of `count` random intervals: lengths of 0.3 to 0.8 of `size`, uniformly distributed centres."""
     length, middle = torch.rand(2, count, 1, generator=generator)
     return (torch.arange(size) + 0.5 - size * middle).abs() < size * (0.3 + 0.5 * length) / 2
 

@@ -51,7 +51,7 @@ _Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class _ModelContent(BaseModel):
-    """The content of a checkpoint that is needed to build a model."""
+    """Content of a checkpoint that is needed to build a model."""
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     format: _Count = 1
@@ -69,14 +69,14 @@ class _ModelContent(BaseModel):
             ) from error
         if config.model.name == "compact" and self.format < 3:
             raise CheckpointError(
-                f"{path} holds the network `compact` of an earlier version of cvae_lab, which had other layers "
+                f"{path} contains the network `compact` of an earlier version of cvae_lab, which had other layers "
                 f"(checkpoint format {self.format}); train the run again in a new run folder."
             )
         return config
 
 
 class _RunContent(_ModelContent):
-    """The content of a checkpoint that is needed to continue a run."""
+    """Content of a checkpoint that is needed to continue a run."""
 
     n_averaged: _Count
     optimizer: dict[str, Any]
@@ -90,7 +90,7 @@ class _RunContent(_ModelContent):
 
 
 def save(path: Path, state: TrainState, config: RunConfig) -> None:
-    """Write a checkpoint atomically: after an error, `path` keeps its old content.
+    """Write a checkpoint atomically: after an error, the old file at `path` is unchanged.
 
     Raises OSError if the disk is full. The message gives the file name and the space that the file needs.
     """
@@ -100,7 +100,7 @@ def save(path: Path, state: TrainState, config: RunConfig) -> None:
 
 
 def create_state(config: RunConfig) -> TrainState:
-    """Return the state of a new run. If `init_from` is set, the initial weights are loaded from there.
+    """Return the state of a new run. If `init_from` is set, the initial weights are loaded from that file or run.
 
     `init_from` is `pretrained`, a run folder (its best.pt is read) or a checkpoint file. Optimizer, schedules and
     generators are new. Raises CheckpointError if the weights belong to another network.
@@ -112,14 +112,14 @@ def create_state(config: RunConfig) -> TrainState:
         source = load_model(file, output=config.model.output if is_course else "linear")
         if options := _options(source.config, config.model):
             raise CheckpointError(
-                f"The weights in {file} belong to another network than this run's; give {options}."
+                f"The weights in {file} are those of another network than the network of this run; give {options}."
             )
         copy_weights(state, source.state_dict())
     return state
 
 
 def copy_weights(state: TrainState, weights: dict[str, Tensor]) -> None:
-    """Copy weights to the model of a state, and to its weight average."""
+    """Copy weights to the model of a state and to the average of the weights."""
     for model in (state.model, *([] if state.average is None else [state.average.module])):
         model.load_state_dict(weights)
 
@@ -145,7 +145,7 @@ def resume(path: Path, config: RunConfig) -> TrainState:
     """Return the state of an interrupted run.
 
     `epochs`, `minutes`, `stop_after` and `threads` may differ from the interrupted run. Raises CheckpointError if any
-    other parameter differs, because the resumed run would then use different schedules or data than that run.
+    other parameter differs, because the resumed run would then have other schedules or data than the interrupted run.
     """
     raw = read_file(path)
     if not _is_own(raw):
@@ -171,7 +171,10 @@ def resume(path: Path, config: RunConfig) -> TrainState:
 
 
 def read_history(path: Path) -> list[Record]:
-    """Return the records of all epochs in a run's checkpoint. They are correct even if history.csv is incomplete."""
+    """Return the records of all epochs in a run's checkpoint.
+
+    The records are correct even if history.csv is incomplete.
+    """
     return _validated(path, read_file(path), _RunContent).history
 
 
@@ -189,9 +192,9 @@ def load_model(
         path: a checkpoint file; or `pretrained`, also with a size such as `pretrained-64x128`, for the weights in the
             package.
         average: use the averaged weights if the run has them.
-        output: last activation of a network that another trainer saved, because such a file does not record it. `auto`
-            compares the linear and the sigmoid activation on `clips` (`evaluation.output_activation`). Without clips,
-            `auto` means linear, as in the course's code.
+        output: last activation of a network that another trainer saved, because such files do not contain the
+            activation. `auto` compares the linear and the sigmoid activation on `clips`
+            (`evaluation.output_activation`). Without clips, `auto` means linear, as in the course's code.
         clips: clips with true frames, or with a first frame only.
         log: called with one line about each removed name prefix and about the chosen activation.
 
@@ -219,7 +222,7 @@ def load_model(
 def train_config(path: Path) -> TrainConfig:
     """Return the training configuration of a checkpoint; for a course checkpoint, that of preset `handout`.
 
-    Course checkpoints are evaluated in float32, as by the course's code, so that its scores are reproduced.
+    Course checkpoints are evaluated in float32, as in the course's code, so that scores of that code are reproduced.
     """
     raw = read_file(path)
     if not _is_own(raw):
@@ -228,7 +231,7 @@ def train_config(path: Path) -> TrainConfig:
 
 
 def is_course(path: Path) -> bool:
-    """Whether a checkpoint was saved by another trainer of the course's network, not by a run of this project."""
+    """Return whether a checkpoint was saved by another trainer of the course's network, not by this project."""
     return not _is_own(read_file(path))
 
 
@@ -239,7 +242,7 @@ def frame_height(path: Path) -> int:
 
 
 def _is_own(raw: dict[str, Any]) -> bool:
-    """Whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
+    """Return whether a run of this project wrote the file. In files of other trainers, `config` may be a dict."""
     return "format" in raw or "generators" in raw or isinstance(raw.get("config"), str)
 
 

@@ -2,8 +2,8 @@
 
 Every rank draws the same clips, teacher-forcing mask and augmentation, and then trains on its own shard of the batch.
 Only the noise differs between ranks. Gradients are averaged over ranks, so a step equals a step of one process on the
-whole batch. There are two exceptions, which each rank computes from its own shard: the batch-norm statistics of
-`handout`, and the mean KL that is clamped for free bits. With one process, the functions of this module have no effect.
+whole batch. Two values are computed by each rank from its own shard only: the batch-norm statistics of `handout`, and
+the mean KL that is clamped for free bits. With one process, the functions of this module have no effect.
 """
 
 import gc
@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def world() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this process, starting at 0. Only rank 0 writes files and prints."""
+    """Return the index of this process, from 0. Only rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -38,7 +38,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
-        dist.barrier()  # a rank that ends first would close connections that others still use
+        dist.barrier()  # the first rank that ends would close connections that other ranks still use
     finally:
         gc.collect()  # a discarded DDP object in a reference cycle would keep threads of the group alive until exit
         dist.destroy_process_group()
@@ -52,7 +52,7 @@ def data_parallel(network: nn.Module) -> nn.Module:
 def shard(rows: Tensor) -> Tensor:
     """Return this rank's rows of a batch: every n-th row, where n is the number of processes.
 
-    All ranks get the same number of rows. The rows that remain are dropped.
+    All ranks have the same number of rows. The rows that remain are dropped.
     """
     whole = len(rows) // world() * world()
     return rows[rank() : whole : world()]

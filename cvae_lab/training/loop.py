@@ -43,9 +43,9 @@ def train_step(
 ) -> StepResult:
     """Take one optimizer step on a batch of clips; return loss, mse and KL.
 
-    The loss is mean squared error + beta * KL, as in the assignment, with the sums and units of `objective`. It is a
-    mean over clips and predicted frames. With `weighting = "psnr"`, each frame error is first multiplied by a weight.
-    If loss or gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
+    The loss is mean squared error + beta * KL, as in the assignment, with the sums and units of `objective`. The loss
+    is a mean over clips and predicted frames. With `weighting = "psnr"`, each frame error is first multiplied by a
+    weight. If loss or gradient is not finite on any rank, the step is skipped (`TrainState.take_step`).
 
     Source: course assignment, section 4; Kingma & Welling 2014, equation 10.
     """
@@ -66,7 +66,7 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
     values = torch.stack([loss, mse, kl, norm]).detach()
     is_finite = distributed.summed(values).isfinite().all()
-    # One copy to the host, because each one waits for the GPU.
+    # One copy of all values to the host, because every copy waits for the GPU.
     loss, mse, kl, finite = torch.cat([values[:3], is_finite[None].to(values.dtype)]).tolist()
     state.take_step(bool(finite))
     return StepResult(loss, mse, kl, bool(finite), float(weight))
@@ -80,7 +80,7 @@ def fit(
     A record has the keys of COLUMNS:
     - beta, kl_weight (beta converted to the scale of the loss), tf_ratio and lr: values at the end of the epoch;
     - loss, mse and kl_nats (nats per frame): means over the clips of the epoch;
-    - val_psnr_prior, val_psnr_posterior and heldout_psnr: in dB, nan in an epoch without evaluation;
+    - val_psnr_prior, val_psnr_posterior and heldout_psnr: in dB; nan in an epoch without evaluation;
     - skipped: skipped steps; seconds: since the start; frames_per_s: training frames per second.
 
     Args:
@@ -119,7 +119,8 @@ def _sampler(
 ) -> ClipSampler:
     if config.batch_size < distributed.world():
         raise ConfigError(
-            f"batch_size = {config.batch_size} is less than the number of processes, {distributed.world()}; raise it."
+            f"batch_size = {config.batch_size} is less than the number of processes, {distributed.world()}; increase "
+            f"batch_size."
         )
     return ClipSampler(
         video, config.n_frames, config.batch_size, generator, device,
@@ -151,7 +152,7 @@ def _held_out(data: Dataset, config: TrainConfig) -> tuple[Video, tuple[Clip, ..
 
 
 def _limited(video: Video, config: TrainConfig) -> Video:
-    """Return the training frames that `train_frames` allows. Held-out segments do not depend on it."""
+    """Return the training frames that `train_frames` selects. Held-out segments do not depend on `train_frames`."""
     if not 0 < config.train_frames < len(video):
         return video
     return video.beginnings(config.train_frames)
@@ -165,7 +166,7 @@ def _noise_like_latents(model: CVAE, x: Tensor, generator: torch.Generator) -> T
 def _feedback(
     batch: ClipBatch, config: TrainConfig, teacher_forced: Bool[Tensor, "b s"], generator: torch.Generator
 ) -> Feedback:
-    """The teacher-forcing mask of a batch, and the noise that is added to predictions that are fed back."""
+    """Return the teacher-forcing mask of a batch, and the noise for predictions that are fed back."""
     noise = None
     if config.feedback_noise and not bool(teacher_forced.all()):
         noise = torch.randn(batch.x[:, 1:].shape, generator=generator, device=batch.x.device)
@@ -244,7 +245,7 @@ def _beta(config: TrainConfig, progress: float | Fraction, state: TrainState) ->
 
 
 def _control(state: TrainState, config: TrainConfig, kl: float) -> None:
-    """Update the KL weight of the controller. Its input is the KL of a step, averaged over ranks."""
+    """Update the KL weight of the controller from the KL of a step, averaged over ranks."""
     kl = float(distributed.summed(torch.tensor(kl))) / distributed.world()
     bounds = (config.beta_max / CONTROL_RANGE, config.beta_max * CONTROL_RANGE)
     state.kl_weight = controlled_beta(state.kl_weight, kl, config.kl_target, bounds=bounds)
@@ -273,7 +274,7 @@ def _augmented_shard(
     epoch_is_forced: bool,
     generators: dict[str, torch.Generator],
 ) -> tuple[ClipBatch, Bool[Tensor, "b s"]]:
-    """Augment the batch and sample its mask, with equal results on all ranks; return this rank's shard of both."""
+    """Augment the batch and sample the mask, with equal results on all ranks; return this rank's shard of both."""
     batch = augment(batch, config, generators["augment"], mirror)
     mask = sample_teacher_forcing(
         ratio,
@@ -287,6 +288,6 @@ def _augmented_shard(
 
 
 def _score(record: Record) -> float:
-    """PSNR for the adaptive teacher-forcing ratio: of the validation clips or, without them, of held-out segments."""
+    """Return the PSNR for the adaptive teacher-forcing ratio: on validation clips, or else on held-out segments."""
     validation = record["val_psnr_prior"]
     return record["heldout_psnr"] if math.isnan(validation) else validation

@@ -13,7 +13,7 @@ MAX_SKIPPED = 10
 
 
 class TrainingDivergedError(RuntimeError):
-    """Many consecutive steps had a non-finite loss or gradient."""
+    """Error for many consecutive steps with a non-finite loss or gradient."""
 
 
 class EpochMeter:
@@ -53,6 +53,6 @@ class EpochMeter:
         return distributed.world() * self.seen / (time.monotonic() - self.started)
 
     def means(self) -> list[float]:
-        """Mean loss, squared error and KL over the clips of all ranks; nan if every step was skipped."""
+        """Return mean loss, squared error and KL over the clips of all ranks; nan if every step was skipped."""
         sums, clips = distributed.summed(self.sums), distributed.summed(torch.tensor(float(self.clips)))
         return (sums / clips).tolist()

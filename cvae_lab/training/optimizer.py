@@ -12,7 +12,7 @@ MIN_CHANNELS = 8  # AdamW updates kernels with fewer input or output channels
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> "torch.optim.Optimizer | Muon":
-    """Return the optimizer of the name `config.optimizer`. Adam and AdamW use the fused implementation."""
+    """Return the optimizer with the name `config.optimizer`. Adam and AdamW have the fused implementation."""
     if config.optimizer == "muon":
         return Muon(model, config.lr, config.weight_decay)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}
@@ -51,9 +51,9 @@ def restore_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 class Muon:
     """`torch.optim.Muon` for convolution kernels, and AdamW for all other parameters.
 
-    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024). It accepts matrices only, so every kernel is
-    passed as a view with one row per output channel. Its steps are scaled to the size of AdamW steps, so that both
-    can use one learning rate (Liu et al. 2025, section 2.2).
+    Muon orthogonalises the momentum of a matrix (Jordan et al. 2024). The parameters of Muon must be matrices, so every
+    kernel is passed as a view with one row per output channel. Steps of Muon are scaled to the size of AdamW steps, so
+    that both have the same learning rate (Liu et al. 2025, section 2.2).
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float) -> None:
@@ -68,12 +68,12 @@ class Muon:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of both optimizers, so that a schedule can set their learning rates."""
+        """Parameter groups of both optimizers, in which a schedule sets the learning rates."""
         return [*self.muon.param_groups, *self.adamw.param_groups]
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
-        """The moments of both optimizers, by parameter or matrix."""
+        """Moments of both optimizers, by parameter or matrix."""
         return {**self.muon.state, **self.adamw.state}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -90,17 +90,17 @@ class Muon:
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both optimizers."""
+        """Return the state of both optimizers."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         restore_moments(self.muon, state["muon"])
         restore_moments(self.adamw, state["adamw"])
 
 
 def _as_matrix(kernel: Tensor, values: Tensor) -> Tensor:
-    """Reshape values to (output channels, rest). If the values are a kernel, the result is a view of its memory."""
+    """Reshape values to (output channels, rest). The result of a kernel is a view of the same memory."""
     if kernel.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.view(len(kernel), -1) if values.is_contiguous() else values.reshape(len(kernel), -1)

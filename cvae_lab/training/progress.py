@@ -1,4 +1,4 @@
-"""Progress of training: a bar with the time left in a terminal or notebook, otherwise one line per epoch."""
+"""Display of progress: a bar with the remaining time in a terminal or notebook, otherwise one line per epoch."""
 
 import math
 import sys
@@ -19,7 +19,7 @@ WIDTH = 80  # columns of a terminal
 
 @dataclass
 class Reporter:
-    """Show steps on a progress bar and epochs as lines. Both the bar and the TensorBoard writer are optional."""
+    """Show steps on a progress bar and epochs as lines. The bar and the TensorBoard writer are both optional."""
 
     bar: Any = None
     writer: Any = None
@@ -51,7 +51,7 @@ class Reporter:
 def reporter(
     run_dir: Path | None = None, style: str = "auto", tensorboard: bool = False
 ) -> Iterator[Reporter]:
-    """Yield a reporter and close its bar and its TensorBoard file afterwards.
+    """Yield a reporter, and close bar and TensorBoard file afterwards.
 
     Args:
         run_dir: folder of the TensorBoard file.
@@ -128,7 +128,7 @@ def sweep_status(running: Sequence[RunStatus], waiting: int, elsewhere: int = 0)
         elsewhere: number of runs that another process is training.
     """
     if not running:
-        return f"another process is training {elsewhere} of the runs; waiting until they end"
+        return f"another process is training {elsewhere} of the runs; waiting until these runs end"
     totals = [run.total_seconds for run in running if not math.isnan(run.total_seconds)]
     left = "? min left"
     if totals:

@@ -1,4 +1,4 @@
-"""Everything that changes while a model trains: weights, optimizer, weight average, random generators, history."""
+"""State of training: weights, optimizer, average of weights, random generators and history."""
 
 import copy
 import logging
@@ -35,7 +35,8 @@ Record = dict[str, float | int]
 def stream_seed(seed: int, stream: str, *key: int) -> int:
     """Return the seed of a random stream.
 
-    A child of `SeedSequence(seed)` generates the seed. The index of the child is the position in STREAMS, then `key`.
+    A child of `SeedSequence(seed)` generates the seed. The index of the child is the position in STREAMS, followed by
+    `key`.
 
     Args:
         key: further indices of the child; for noise and dropout, the epoch and the rank.
@@ -60,7 +61,7 @@ class StepResult(NamedTuple):
 
 
 class TrainingForward(nn.Module):
-    """Module whose `forward` is the whole training unroll, as DistributedDataParallel requires.
+    """Module whose `forward` is the whole training unroll, because DistributedDataParallel needs one such module.
 
     Args:
         graphs: use CUDA graphs where possible. The model must be on a GPU.
@@ -81,10 +82,10 @@ class TrainingForward(nn.Module):
 
 @dataclass
 class TrainState:
-    """All values that a checkpoint must hold for training to continue exactly."""
+    """All values that a checkpoint must contain so that training continues exactly."""
 
     model: CVAE
-    network: nn.Module  # TrainingForward of the model; its gradients are averaged over all ranks
+    network: nn.Module  # TrainingForward of the model; gradients are averaged over all ranks
     optimizer: torch.optim.Optimizer | Muon
     generators: dict[str, torch.Generator]
     average: "WeightAverage | None" = None  # exponential moving average of the weights
@@ -137,7 +138,7 @@ class TrainState:
                 self.average.update(self.model)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors, numbers and strings only, so that a file of it loads with `weights_only=True`."""
+        """Return the state as tensors, numbers and strings, so that its file can be read with `weights_only=True`."""
         average = self.average
         return {
             "state_dict": self.model.state_dict(),
@@ -175,8 +176,8 @@ class TrainState:
         threads = state.get("threads")
         if threads and threads != torch.get_num_threads() and not distributed.rank():
             _log.warning(
-                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}. Sums are then rounded "
-                "differently, so its numbers will differ slightly from those of an uninterrupted run."
+                f"The run used {threads} CPU threads and resumes with {torch.get_num_threads()}. Sums are rounded "
+                f"differently, so the results will differ slightly from an uninterrupted run."
             )
         self.epoch, self.step, self.elapsed = state["epoch"], state["step"], state["elapsed"]
         self.history, self.kl_weight = list(state["history"]), state["kl_weight"]
@@ -191,13 +192,14 @@ class WeightAverage:
     """Exponential moving average of the weights and buffers of a model.
 
     Update n uses the decay min(decay, (1 + n) / (10 + n)), so that the contribution of the initial weights decreases
-    quickly. n is counted on the CPU. With `torch.optim.swa_utils.AveragedModel`, every update waits for the GPU.
+    quickly. The number n is counted on the CPU. With `torch.optim.swa_utils.AveragedModel`, every update would wait for
+    the GPU.
     """
 
     def __init__(self, model: CVAE, decay: float) -> None:
         self.module = copy.deepcopy(model)
         self.decay = decay
-        self.count = 1  # number of models in the average, including the initial weights
+        self.count = 1  # number of averaged models, including the initial weights
 
     @torch.no_grad()
     def update(self, model: CVAE) -> None:
@@ -222,7 +224,7 @@ def _values(model: nn.Module) -> list[Tensor]:
 class Clock:
     """Progress of a run, measured in steps or in time if there is a time limit; the same on all ranks.
 
-    With `clock` = cpu, time is the CPU time of this process, which other processes on the machine hardly change.
+    With `clock` = cpu, time is the CPU time of this process, which does not depend much on other processes.
     """
 
     def __init__(self, config: TrainConfig, state: TrainState, steps_per_epoch: int) -> None:
@@ -244,7 +246,7 @@ class Clock:
         return self._done() >= 1 or self._stopped()
 
     def out_of_time(self) -> bool:
-        """Whether the run has a time limit and has reached it."""
+        """Whether the run has a time limit that is reached."""
         return (bool(self.config.minutes) and self._done() >= 1) or self._stopped()
 
     def _stopped(self) -> bool:

@@ -82,7 +82,7 @@ def _captioned(
 ) -> Pictures:
     """Pictures with one row per clip. Captions give the names of rows and columns and the frame number.
 
-    Frames are enlarged by `scale`. Frames wider than the course's are enlarged less or reduced, so that a panel is at
+    Frames are enlarged by `scale`. Wider frames than in the course are enlarged less or reduced, so that a panel is at
     most `scale` times as wide as a frame of the course.
     """
     font = _font()
@@ -123,7 +123,7 @@ def _captioned(
 
 
 def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
-    """Return uint8 pictures, enlarged by repeating pixels or reduced by averaging them."""
+    """Return uint8 pictures, enlarged by repeating pixels or reduced by averaging pixels."""
     if reduction > 1:
         panel = avg_pool2d(to_float(to_uint8(panel)), reduction)
     return to_uint8(panel).permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
@@ -131,7 +131,7 @@ def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The font that matplotlib includes, so that captions are the same on every machine."""
+    """Return the font that matplotlib includes, so that captions are the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), FONT_SIZE)
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -26,7 +28,7 @@ COLUMN_LABELS = {
 }
 STYLE = {
     "figure.dpi": DPI,
-    "figure.facecolor": "white",  # opaque, so that black text is readable on a dark page
+    "figure.facecolor": "white",  # opaque background, so that black text is readable on a dark page
     "savefig.facecolor": "white",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -44,12 +46,15 @@ STYLE = {
     "ytick.labelcolor": "black",
     "legend.frameon": False,
     "lines.linewidth": 1.5,
-    "svg.fonttype": "none",  # text in SVG files stays text
+    "svg.fonttype": "none",  # text in SVG files is stored as text, not as outlines
 }
 
 
 class DescribedFigure(Figure):
-    """A figure with alternative text for readers who cannot see the picture. A notebook stores the text with it."""
+    """Figure with alternative text for readers who cannot see the picture.
+
+    Notebooks store this text with the picture.
+    """
 
     alt = ""
 
@@ -64,9 +69,9 @@ def described(figure: Figure, alt: str) -> Figure:
 
 
 def save_vector(figure: Figure, path: Path | str) -> Path:
-    """Save a figure as SVG or PDF, depending on the suffix of `path`; its alternative text becomes the description.
+    """Save a figure as SVG or PDF, depending on the suffix of `path`, with the alternative text as description.
 
-    Text in an SVG file stays text. Raises ValueError for other suffixes.
+    Text in an SVG file is stored as text, not as outlines. Raises ValueError for other suffixes.
     """
     path = Path(path)
     keys = {".svg": "Description", ".pdf": "Subject"}
@@ -93,3 +98,16 @@ def with_band(
     """Draw a line and the band between `low` and `high` around it."""
     ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     ax.plot(x, mean, color=color, label=label)
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred moving average over `window` frames, and over fewer frames at the ends."""
+    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """Draw one legend for all panels, which contains every name once."""
+    handles = [ax.get_legend_handles_labels() for ax in figure.axes]
+    entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
+    ncols = min(len(entries), columns)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)

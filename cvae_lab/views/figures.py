@@ -1,4 +1,4 @@
-"""Matplotlib figures in one style, 9 inches wide. Each is returned with alternative text; none is shown or saved."""
+"""Matplotlib figures in one style, 9 inches wide. Figures are returned with alternative text, not shown or saved."""
 
 import math
 import textwrap
@@ -24,8 +24,10 @@ from cvae_lab.views.figure_style import (
     WIDTH,
     DescribedFigure,
     described,
+    legend_below,
     quiet,
     save_vector,
+    smoothed,
     with_band,
 )
 
@@ -83,7 +85,7 @@ def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> F
         values = np.asarray(values, float)
         thickness = 1.3 + 0.9 * (len(curves) - 1 - i)
         ax.stairs(values, np.arange(len(values) + 1) + 0.5, baseline=None, label=name, linewidth=thickness)
-        ax.patches[-1].set_edgecolor(_colour(i))
+        ax.patches[-1].set_edgecolor(PALETTE[i % len(PALETTE)])
     quiet(ax).set(xlabel="epoch", ylabel=ylabel, title=title)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -101,7 +103,7 @@ def histories(
 
     Epochs without a value are skipped. If a name has several histories (seeds), a line shows their mean and a band
     their range, over the fraction of training. For 12 names or more, one band shows the range of all runs, and lines
-    show the best and the worst run. The last column decides (highest PSNR, or lowest value of another column).
+    show the best and the worst run by the last column (highest PSNR, or lowest value of another column).
 
     Args:
         histories: by name, one history or a sequence of histories with one per seed.
@@ -112,26 +114,34 @@ def histories(
     if len(groups) >= MANY:
         groups = _extremes(groups, columns[-1])
     several = any(len(group) > 1 for group in groups.values())
-    rows, cols = math.ceil(len(columns) / 3), min(3, len(columns))
-    figure, axes = plt.subplots(
-        rows, cols, figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False, FigureClass=DescribedFigure
-    )  # fmt: skip
-    for ax in axes.flat[len(columns) :]:
-        ax.remove()
+    figure, axes = _panels(len(columns))
     for ax, column in zip(axes.flat, columns, strict=False):
         for i, (name, group) in enumerate(groups.items()):
-            colour = GREY if name.startswith("all ") else _colour(i - (len(histories) >= MANY))
+            number = i - (len(histories) >= MANY)  # without the grey band of all runs
+            colour = GREY if number < 0 else PALETTE[number % len(PALETTE)]
             _band(ax, group, column, name, colour) if several else _line(ax, group[0], column, name, colour)
         _scale_axis(ax, column, [h[column] for group in groups.values() for h in group])
         if baseline is not None and "psnr" in column:
             ax.axhline(baseline, color=GREY, linestyle="--", linewidth=1.2, label="static baseline")
-        label = "fraction of training" if several else "epoch"
-        quiet(ax).set(xlabel=label, title=COLUMN_LABELS.get(column, column))
+        quiet(ax).set(xlabel="fraction of training" if several else "epoch")
+        ax.set_title(COLUMN_LABELS.get(column, column))
         ax.xaxis.set_major_locator(MaxNLocator(integer=not several, nbins=4))
     _same_time_axis(figure)
-    _legend_below(figure, columns=1 if len(histories) >= MANY else 5)
-    shown = ", ".join(COLUMN_LABELS.get(column, column) for column in columns)
-    return described(figure, f"Training histories of {', '.join(groups)}. Panels: {shown}.")
+    legend_below(figure, columns=1 if len(histories) >= MANY else 5)
+    titles = ", ".join(ax.get_title() for ax in figure.axes)
+    return described(figure, f"Training histories of {', '.join(groups)}. Panels: {titles}.")
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    """Create a figure with `count` panels, three per row."""
+    rows = math.ceil(count / 3)
+    figure, axes = plt.subplots(
+        rows, min(3, count), figsize=(WIDTH, 2.4 * rows + 0.3), layout="constrained", squeeze=False,
+        FigureClass=DescribedFigure,
+    )  # fmt: skip
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, axes
 
 
 def _same_time_axis(figure: Figure) -> None:
@@ -139,14 +149,6 @@ def _same_time_axis(figure: Figure) -> None:
     ends = [ax.get_xlim() for ax in figure.axes]
     for ax in figure.axes:
         ax.set_xlim(min(low for low, _ in ends), max(high for _, high in ends))
-
-
-def _legend_below(figure: Figure, columns: int) -> None:
-    """Draw one legend for all panels, which contains every name once."""
-    handles = [ax.get_legend_handles_labels() for ax in figure.axes]
-    entries = {name: line for lines, names in handles for line, name in zip(lines, names, strict=True)}
-    ncols = min(len(entries), columns)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
 
 
 def _extremes(groups: Mapping[str, list[pd.DataFrame]], column: str) -> dict[str, list[pd.DataFrame]]:
@@ -213,10 +215,15 @@ def psnr_per_frame(
         ax.plot(_frames(values), values, dashes, label=_with_mean(name, values), **style)
     for i, (name, values) in enumerate(curves.items()):
         values = _finite(values)
-        style = {"color": _colour(i), "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
-        if len(curves) <= 2:  # more than two raw lines would hide each other
+        style = {"color": PALETTE[i % len(PALETTE)], "linewidth": 0.6, "alpha": 0.4, "antialiased": False}
+        if len(curves) <= 2:  # more than two curves without averaging would hide each other
             ax.plot(_frames(values), values, **style)
-        ax.plot(_frames(values), _smoothed(values, smooth), color=_colour(i), label=_with_mean(name, values))
+        ax.plot(
+            _frames(values),
+            smoothed(values, smooth),
+            color=PALETTE[i % len(PALETTE)],
+            label=_with_mean(name, values),
+        )
     handles, _ = ax.get_legend_handles_labels()
     if horizon:
         ax.axvspan(0.5, horizon + 0.5, color=PALETTE[4], alpha=0.25, linewidth=0)
@@ -232,7 +239,7 @@ def psnr_per_frame(
 
 @plt.rc_context(STYLE)
 def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
-    """Draw the mean PSNR of every variant and of the static baseline, the best on top. The title states the result.
+    """Draw the mean PSNR of every variant and of the static baseline, the best on top. The title gives the result.
 
     `table` has the columns `variant`, `psnr_mean` and optionally `psnr_std`, which is drawn as error bars.
     """
@@ -263,20 +270,16 @@ def strategy_bars(table: pd.DataFrame, baseline: int | float) -> Figure:
 
 
 def _result(names: Sequence[str], means: np.ndarray, spread: np.ndarray, baseline: int | float) -> str:
-    """One sentence: the best variant, its distance to the next one, and the standard deviation over seeds."""
+    """Return a sentence: the best variant, the distance to the second, and the standard deviation over seeds."""
     if len(names) == 1:
         return f"{names[0]}: {means[0] - baseline:+.2f} dB against the static baseline"
-    deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)" if spread[-2:].any() else ""
     sentence = f"Best: {names[-1]}, {means[-1]:.2f} dB; {names[-2]} is {means[-1] - means[-2]:.2f} dB lower"
-    return textwrap.fill(sentence + deviation, 95)
-
-
-def _colour(i: int) -> str:
-    return PALETTE[i % len(PALETTE)]
+    deviation = f" (standard deviation over seeds {max(spread[-2:]):.2f} dB)"
+    return textwrap.fill(sentence + deviation * bool(spread[-2:].any()), 95)
 
 
 def _mosaic(grid: UInt8[np.ndarray, "rows columns h w 3"], gap: int) -> UInt8[np.ndarray, "high wide 3"]:
-    """All pictures in one array, with gaps of `gap` pixels."""
+    """Return all pictures in one array, with gaps of `gap` pixels."""
     rows, columns, height, width, _ = grid.shape
     padded = np.pad(grid, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=GUTTER)
     return padded.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), 3)[:-gap, :-gap]
@@ -289,11 +292,6 @@ def _finite(values: ArrayLike) -> np.ndarray:
 
 def _frames(values: np.ndarray) -> np.ndarray:
     return np.arange(1, len(values) + 1)
-
-
-def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred moving average over `window` frames, and over fewer frames at the ends."""
-    return pd.Series(values).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
 def _with_mean(name: str, values: np.ndarray) -> str:

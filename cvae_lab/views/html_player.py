@@ -1,4 +1,4 @@
-"""The frame player as one HTML file that needs no kernel, no network and no other file."""
+"""Frame player as one HTML file that needs no kernel, no network and no other file."""
 
 import html
 import json
@@ -42,11 +42,11 @@ def html_player(
     numbers: Sequence[int] | None = None,
     name: str = "prediction",
 ) -> str:
-    """Return an HTML page that plays the clip. Arguments, keys and buttons are those of `scrubber`.
+    """Return an HTML page that plays the clip. Arguments, keys and buttons are the same as in `scrubber`.
 
-    Each panel is reduced to 256 colours, so the pixels are approximate. Compared with the original frames, their PSNR
-    is 44 dB for the true frames of the first test clip of `small` (629 frames) and 49 dB for real frames. The size of a
-    page is 1 to 2 MB for 629 frames if true frames are shown.
+    Each panel is reduced to 256 colours, so the pixels are approximate. Compared with the original frames, the PSNR of
+    the reduced frames is 44 dB for the true frames of the first test clip of `small` (629 frames) and 49 dB for real
+    frames. The size of a page is 1 to 2 MB for 629 frames if true frames are shown.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
     clip = clip_data(parts, names, psnr, baseline, title or "Predicted clip", fps, horizon, numbers)
@@ -68,7 +68,7 @@ def html_player(
 def write_html(
     path: Path | str, labels: Frames, prediction: Frames, **options: ArrayLike | Frames | None
 ) -> None:
-    """Write the player page atomically. The options are those of `html_player`."""
+    """Write the player page atomically. The options are the same as in `html_player`."""
     write_text(path, html_player(labels, prediction, **options))
 
 
@@ -83,9 +83,11 @@ class EmbeddedPage:
         self._height = height
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """HTML that shows the page. If a viewer removes styles, iframes and scripts, a static strip of frames is shown.
+        """Return HTML that shows the page.
 
-        A viewer that shows no HTML, such as VS Code in a folder that it does not trust, shows the strip as a PNG. The
+        In a viewer that removes styles, iframes and scripts, a static strip is shown.
+
+        A viewer that shows no HTML, such as VS Code in a folder that is not trusted, shows the strip as a PNG. The
         iframe is sandboxed, so its scripts cannot access the notebook. The page sends its height to the notebook.
         """
         text = html.escape(self._page, quote=True)

@@ -1,4 +1,4 @@
-"""A diagram of the five modules. Connections, shapes and operation counts are recorded in a real training step."""
+"""Diagram of the five modules. Connections, shapes and operation counts are recorded in a real training step."""
 
 import textwrap
 from contextlib import ExitStack
@@ -25,21 +25,21 @@ BOX, ROW, TITLE = (1.72, 0.84), 1.0, 0.42  # inches
 
 @dataclass(frozen=True)
 class Part:
-    """An input, z, or one call of a module, with its output shapes (without the batch) and operations per frame."""
+    """An input, z, or one call of a module, with output shapes (without the batch) and operations per frame."""
 
     shapes: tuple[tuple[int, ...], ...]
     sources: tuple[str, ...] = ()
     parameters: int = 0
-    flops: int = 0  # one multiplication and one addition are counted as two operations
+    flops: int = 0  # a multiplication and an addition are counted as two operations
 
     @property
     def once(self) -> bool:
-        """Whether the call is made once per clip instead of once per frame."""
+        """Whether the module is called once per clip instead of once per frame."""
         return bool(self.sources) and set(self.sources) <= {"x_0", "p_0"}
 
 
 def trace(model: CVAE, height: int = 32, width: int = 64) -> dict[str, Part]:
-    """Record every module call of one training step with its inputs, output shapes, parameters and operations.
+    """Record inputs, output shapes, parameters and operations of every module call of one training step.
 
     The name of a call is the name of the module. A single input is added to the name: `RGB_Encoder(x_t)`. The
     sources of a call are found in the autograd graph of its inputs, so every drawn connection exists in the model.
@@ -83,7 +83,7 @@ def _note(
 
 
 def _sources(tensors: tuple[Tensor, ...], nodes: dict[Node, str]) -> tuple[str, ...]:
-    """Names of the recorded parts from which these tensors are computed, in order of recording."""
+    """Return the names of the recorded parts from which these tensors are computed, in order of recording."""
     found, seen, queue = set(), set(), [get_gradient_edge(tensor).node for tensor in tensors]
     while queue:
         node = queue.pop()
@@ -99,7 +99,7 @@ def _sources(tensors: tuple[Tensor, ...], nodes: dict[Node, str]) -> tuple[str, 
 def diagram(parts: dict[str, Part], title: str = "") -> Figure:
     """Draw every module call as a box.
 
-    The shaded part of a box is its fraction of the operations per frame. Dashed boxes are calls made once per clip.
+    The shaded part of a box is the call's fraction of all operations per frame. Dashed boxes are calls once per clip.
     """
     rows, places, drawn = sum(key in parts for key in INPUTS[:-1]), _places(parts), set[str]()
     total = sum(part.flops for part in parts.values() if not part.once)
@@ -126,7 +126,7 @@ def diagram(parts: dict[str, Part], title: str = "") -> Figure:
 
 
 def _places(parts: dict[str, Part]) -> dict[str, tuple[float, float]]:
-    """Centre of each part, in inches from the top left corner."""
+    """Return the centre of each part, in inches from the top left corner."""
     inputs = [key for key in INPUTS[:-1] if key in parts]
     places = {key: (INPUT, float(row)) for row, key in enumerate(inputs)}
     places |= {key: (ENCODER, places[p.sources[0]][1]) for key, p in parts.items() if "Encoder(" in key}

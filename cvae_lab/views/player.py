@@ -1,4 +1,4 @@
-"""All frame players for notebooks in one module: widgets, HTML page, GIF."""
+"""Import of all frame players for notebooks: widgets, HTML page, GIF."""
 
 from cvae_lab.views.clip_views import write_gif
 from cvae_lab.views.html_player import embed, html_player, write_html

@@ -1,4 +1,4 @@
-"""The frame scrubber: a notebook widget that plays a clip in the browser, even while the kernel is busy."""
+"""Frame scrubber: a notebook widget that plays a clip in the browser, even while the kernel is busy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,24 +24,24 @@ SLIDER_INVITATION = "Run this cell for the interactive version."
 
 
 class Scrubber(anywidget.AnyWidget):
-    """A player of one clip. All frames are sent to the browser once, and the browser draws them.
+    """Player of one clip. All frames are sent to the browser once, and then drawn in the browser.
 
-    `frame` counts from 1. It is synchronised with the kernel, at most ten times a second while the clip plays. Link it
-    to other widgets with `ipywidgets.jslink((slider, "value"), (scrubber, "frame"))`, or observe it. `speed` is a
-    factor by which the frames per second of the clip are multiplied.
+    `frame` counts from 1, and is synchronised with the kernel at most ten times a second while the clip plays. Link
+    `frame` to other widgets with `ipywidgets.jslink((slider, "value"), (scrubber, "frame"))`, or observe it. `speed` is
+    a factor by which the frames per second of the clip are multiplied.
     """
 
     _esm = source("player.js")
     _css = source("player.css")
     clip = traitlets.Dict().tag(sync=True)
     sheets = traitlets.List().tag(sync=True)
-    # The kernel does not echo values to the browser, because a late reply would overwrite a newer value.
+    # Values are not sent back to the browser, because a late reply would overwrite a newer value.
     frame = traitlets.Int(1).tag(sync=True, echo_update=False)
     playing = traitlets.Bool(False).tag(sync=True, echo_update=False)
     speed = traitlets.Float(1.0).tag(sync=True, echo_update=False)
 
     def __init__(self, clip: dict[str, Any], sheets: list[list[bytes]], static: tuple[dict, dict]) -> None:
-        """Create a player; `static` is the notebook output (data and metadata) of viewers without widgets."""
+        """Create a player; `static` is the notebook output (data and metadata) for viewers without widgets."""
         super().__init__(clip=clip, sheets=sheets)
         self._static = static
 
@@ -75,7 +75,7 @@ def scrubber(
         psnr, baseline: PSNR in dB per frame, of the prediction and of the static baseline.
         horizon: number of frames of the training unroll; they are shaded in the plot of the curve.
         name: caption of `prediction`.
-        numbers: number of each frame in its clip. It is needed only if some frames of the clip are not shown.
+        numbers: number of each frame in the clip. Numbers are needed only if some frames of the clip are not shown.
         fps: frames per second at speed 1.
     """
     parts, names = split_panels(labels, truth, prediction), captions(truth is not None, name)
@@ -85,9 +85,10 @@ def scrubber(
 
 
 class SliderBox(ipywidgets.VBox):
-    """Sliders and the `ipywidgets.HTML` that they change, one below the other.
+    """Sliders and, below the sliders, the `ipywidgets.HTML` that the sliders change.
 
-    A viewer without widgets shows a sentence. `tests/execute_notebook.py` adds a picture of the HTML to the notebook.
+    A viewer without widgets shows a sentence instead. `tests/execute_notebook.py` adds a picture of the HTML to the
+    notebook.
     """
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, Any]:

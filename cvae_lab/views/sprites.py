@@ -39,7 +39,7 @@ def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> lis
     shapes = " ".join(str(tuple(part.shape)) for part in parts)
     if len({part.shape for part in parts}) > 1:
         raise ValueError(
-            f"The clips have different shapes, {shapes}: leave the first frame out of all of them."
+            f"The clips have different shapes, {shapes}: give clips of one shape, all without the first frame."
         )
     if not len(label):
         raise ValueError("There are no frames to show: give at least one.")
@@ -47,12 +47,12 @@ def split_panels(label: Frames, truth: Frames | None, prediction: Frames) -> lis
 
 
 def captions(with_truth: bool, name: str = "prediction") -> list[str]:
-    """Captions of the panels, from left to right."""
+    """Return the captions of the panels, from left to right."""
     return ["pose label", "truth", name] if with_truth else ["pose label", name]
 
 
 def panels(label: Frames, truth: Frames | None, prediction: Frames, scale: int = SCALE) -> Pictures:
-    """Put label, truth (if known) and prediction side by side, and enlarge them without smoothing.
+    """Put label, truth (if known) and prediction side by side, and enlarge all panels without smoothing.
 
     A thin white gap separates the k panels. The shape is
     (time, height * scale, (k * width + (k - 1) * GAP) * scale, 3).
@@ -98,7 +98,7 @@ def clip_data(
 def _curve(
     name: str, prefix: str, values: ArrayLike | None, n: int, color: str, dash: str
 ) -> dict[str, Any] | None:
-    """One PSNR curve for JSON. Values that are not finite become None, because JSON has no infinity."""
+    """Return one PSNR curve for JSON. Values that are not finite become None, because JSON has no infinity."""
     if values is None:
         return None
     values = np.asarray(values, float)
@@ -182,7 +182,7 @@ def frame_strip(
 def frame_strip_html(strip: Image.Image, description: str, title: str = "") -> str:
     """Return a strip of frames as HTML without scripts, and the sentence INVITATION below it.
 
-    It is shown instead of an embedded page if a viewer removes scripts.
+    The strip is shown instead of an embedded page if a viewer removes scripts.
     """
     description = html.escape(description)
     uri = f"data:image/png;base64,{base64.b64encode(png(strip)).decode()}"
@@ -197,7 +197,7 @@ def frame_strip_output(strip: Image.Image, description: str, title: str = "") ->
     """Return a strip of frames with its texts as a notebook output (data and metadata), a PNG.
 
     Every viewer shows a PNG without trust, kernel or script: GitHub, VS Code, nbconvert and JupyterLab. GitHub does not
-    show SVG, and VS Code shows no HTML in a folder that it does not trust.
+    show SVG, and VS Code shows no HTML in a folder that is not trusted.
     """
     font = ImageFont.load_default(TEXT_PIXELS)
     lines = [line for line in (title, description, INVITATION) if line]

@@ -62,13 +62,21 @@ def read_folder(
     if fit not in get_args(Fit):
         raise ValueError(f"fit is {fit!r}; choose one of {', '.join(get_args(Fit))}")
     root, answers = find_root(Path(root)), Path(answers) if answers else None
-    pictures = answers if answers and is_picture_folder(answers) else None
-    groups = find_parts(root, parts, required, pictures)
-    _check_lengths(root, groups, min_frames)
+    groups = _find_groups(root, parts, required, answers, min_frames)
     size = chosen_size(groups, size)
     folder = Path(cache) if cache else cache_dir()
     pixels = _read_parts(root, groups, size, progress, folder, fit)
     return _dataset(root, groups, pixels, size, boundaries, answers, folder)
+
+
+def _find_groups(
+    root: Path, parts: Sequence[str], required: Sequence[str], answers: Path | None, min_frames: int
+) -> dict[str, list[Group]]:
+    """Return the files of each split after the checks that need no pixels."""
+    pictures = answers if answers and is_picture_folder(answers) else None
+    groups = find_parts(root, parts, required, pictures)
+    _check_lengths(root, groups, min_frames)
+    return groups
 
 
 def _read_parts(

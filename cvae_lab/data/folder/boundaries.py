@@ -13,7 +13,7 @@ def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
     """Read the index, counted from 0, of the first frame of every recording except the first.
 
     Args:
-        frames: number of frames of the video; every index must be smaller.
+        frames: number of frames of the video; every index must be smaller than this number.
     """
     with file.open(encoding="utf-8-sig", errors="replace") as stream:
         words = stream.read(1_000_000).split()
@@ -21,7 +21,8 @@ def read_boundaries(file: Path, frames: int) -> tuple[int, ...]:
     rising = all(a < b for a, b in itertools.pairwise((0, *boundaries, frames)))
     if len(boundaries) < len(words) or not rising:
         raise DataError(
-            f"{file}: must hold the index of the first frame of every recording except the first, in increasing "
-            f"order, each from 1 to {frames - 1}; correct it, or remove it to detect boundaries from the frames"
+            f"{file}: the file must contain the index of the first frame of every recording except the first, in "
+            f"increasing "
+            f"order, each from 1 to {frames - 1}; correct the file, or remove it to detect boundaries from the frames"
         )
     return boundaries

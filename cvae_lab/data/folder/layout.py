@@ -1,4 +1,4 @@
-"""Find the folder of a data set, its splits (train, val, test) and their files. No picture is decoded here."""
+"""Find the folder, the splits (train, val, test) and the files of a data set, without decoding pictures."""
 
 import logging
 from collections.abc import Sequence
@@ -20,35 +20,39 @@ logger = logging.getLogger(__name__)
 
 
 def find_root(root: Path) -> Path:
-    """Return the folder that holds train, val or test.
+    """Return the folder that contains train, val or test.
 
-    This is `root` itself, or the only data set found at most three levels below it.
+    The result is `root`, or the only data set that is found at most three levels below `root`.
     """
     if root.is_file():
         raise DataError(f"{root}: this is a file; {_unpack(root)}")
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the folder that holds train, val or test")
+        raise DataError(f"{root}: there is no such folder; give the folder that contains train, val or test")
     if any((root / part).is_dir() for part in PARTS):
         return root
     if any((root / f"{part}_img").is_dir() for part in PARTS):
         raise DataError(f"{root}: this is one split of a data set; use {root.resolve().parent}")
     inner = _data_sets_inside(root)
     if len(inner) > 1:
-        raise DataError(f"{root}: holds several data sets; use one of {', '.join(map(str, inner[:4]))}")
+        raise DataError(
+            f"{root}: this folder contains several data sets; give one of {', '.join(map(str, inner[:4]))}"
+        )
     if inner:
         logger.warning("%s: the data set in the subfolder %s is read.", root, inner[0].relative_to(root))
         return inner[0]
     archives = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip")
     if archives:
-        raise DataError(f"{root}: holds none of train, val and test; {_unpack(archives[0])}")
-    raise DataError(f"{root}: holds none of train, val and test; give the folder that holds them")
+        raise DataError(f"{root}: this folder contains none of train, val and test; {_unpack(archives[0])}")
+    raise DataError(
+        f"{root}: this folder contains none of train, val and test; give the folder that contains them"
+    )
 
 
 def _unpack(file: Path) -> str:
     if file.suffix.lower() != ".zip":
-        return "give the folder that holds train, val or test"
+        return "give the folder that contains train, val or test"
     out = file.with_suffix("")
-    return f'unpack it by: python -m zipfile -e "{file}" "{out}", then use "{out}"'
+    return f'unpack it with: python -m zipfile -e "{file}" "{out}", then use "{out}"'
 
 
 def _data_sets_inside(root: Path) -> list[Path]:
@@ -58,7 +62,7 @@ def _data_sets_inside(root: Path) -> list[Path]:
         seen += len(level)
         if seen > MAX_FOLDERS:  # for example in a home folder, where the search would take long
             return []
-        # A folder must also hold a picture folder, because many folders have a subfolder called test.
+        # The folder must also contain a picture folder, because a subfolder called test is common.
         if found := [one for one in level if any((one / part / f"{part}_img").is_dir() for part in PARTS)]:
             return found
     return []
@@ -74,11 +78,11 @@ def _folders(folder: Path) -> list[Path]:
 def find_parts(
     root: Path, parts: Sequence[str], required: Sequence[str] = (), answers: Path | None = None
 ) -> dict[str, list[Group]]:
-    """Return the picture files of every split that exists. Check their names and numbers, and that all labels exist.
+    """Return the picture files of every split that exists. Check file names, frame numbers, and that all labels exist.
 
     Args:
         parts: splits to search for.
-        required: splits that must exist. A missing one raises DataError.
+        required: splits that must exist. A missing split raises DataError.
         answers: folder with one folder of true frames for every test clip; the default is `test/test_answer`.
     """
     if unknown := {*parts, *required} - set(PARTS):
@@ -89,13 +93,13 @@ def find_parts(
             found[part] = _test_groups(root, answers) if part == "test" else _video_groups(root, part)
     if not found:
         raise DataError(
-            f"{root}: holds no pictures in {' or '.join(parts)}; add them, or give another folder"
+            f"{root}: this folder contains no pictures in {' or '.join(parts)}; add pictures, or give another folder"
         )
     return found
 
 
 def _is_there(root: Path, part: str) -> bool:
-    """Whether the folder of a split exists and holds pictures. If both picture folders are empty, this is logged."""
+    """Return whether the folder of a split exists and contains pictures. Two empty picture folders are logged."""
     if not (root / part).is_dir():
         return False
     folders = [root / part / f"{part}_{kind}" for kind in ("img", "label")]
@@ -131,10 +135,14 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
         first = _not_empty(numbered_pictures(images[number]), images[number], "PNG or JPEG files")
         poses = _not_empty(numbered_pictures(labels[number]), labels[number], "PNG or JPEG files")
         if len(first) != 1:
-            raise DataError(f"{images[number]}: {len(first)} images; keep only the clip's first frame")
+            raise DataError(
+                f"{images[number]}: {len(first)} images, but the folder must contain only the first frame "
+                f"of the clip; remove the others"
+            )
         if len(poses) < 2:
             raise DataError(
-                f"{labels[number]}: {len(poses)} label is too few to predict a frame; a clip needs 2 labels or more"
+                f"{labels[number]}: {len(poses)} label is too few to predict a frame; add labels, because a clip needs "
+                f"2 labels or more"
             )
         answer = numbered_pictures(answer_folders[number]) if number in answer_folders else {}
         if answer:
@@ -149,5 +157,5 @@ def _test_groups(root: Path, answers: Path | None) -> list[Group]:
 
 def _not_empty(found: dict[int, Path], folder: Path, what: str) -> dict[int, Path]:
     if not found:
-        raise DataError(f"{folder}: holds no {what}; add them")
+        raise DataError(f"{folder}: this folder contains no {what}; add {what}")
     return found

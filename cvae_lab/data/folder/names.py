@@ -16,7 +16,7 @@ LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)")
 
 
 def is_ignored(name: str) -> bool:
-    """Whether this is a hidden file or one that an operating system creates, such as Thumbs.db or __MACOSX."""
+    """Return whether a file is hidden or created by an operating system, such as Thumbs.db or __MACOSX."""
     return name.startswith(".") or name.lower() in LEFT_BY_SYSTEMS
 
 
@@ -25,7 +25,7 @@ def numbered_pictures(folder: Path) -> dict[int, Path]:
     files = [path for path in _entries(folder) if path.suffix.lower() in PICTURES and not path.is_dir()]
     for file in files:
         if not file.is_file():  # reading from a pipe or a device could block forever
-            raise DataError(f"{file}: not a regular file; replace it with a picture or remove it")
+            raise DataError(f"{file}: this is not a regular file; replace it with a picture or remove it")
     return _by_number(files)
 
 
@@ -37,13 +37,17 @@ def numbered_folders(folder: Path) -> dict[int, Path]:
 def _entries(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; the assignment's layout requires it, add it or correct its name"
+            f"{folder}: there is no such folder, but the assignment's layout requires it; add the folder or correct "
+            f"its name"
         )
     return sorted(path for path in folder.iterdir() if not is_ignored(path.name))
 
 
 def _by_number(paths: Sequence[Path]) -> dict[int, Path]:
-    """Return a dict from the last number in each name to its path. All other text must be the same in all names."""
+    """Return a dict from the last number in each file name to the path.
+
+    The rest of the name must be equal for all files.
+    """
     names = [path.stem if path.suffix.lower() in PICTURES else path.name for path in paths]
     numbers = _numbers(names) or _numbers([COPY_MARK.sub("", name) for name in names])
     if numbers is None or len(set(numbers)) < len(paths):
@@ -101,8 +105,8 @@ def in_order(files: dict[int, Path]) -> list[Path]:
     gaps = [b for a, b in itertools.pairwise(numbers) if b != a + 1]
     if gaps:
         raise DataError(
-            f"{files[gaps[0]].parent}: gap in the numbering before {_few(files[n].name for n in gaps)}; "
-            "add the missing files or number them without gaps"
+            f"{files[gaps[0]].parent}: the numbering has a gap before {_few(files[n].name for n in gaps)}; "
+            "add the missing files, or number the files without gaps"
         )
     return [files[n] for n in numbers]
 

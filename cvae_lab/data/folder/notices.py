@@ -1,4 +1,4 @@
-"""Messages about a data folder: resized pictures, converted pictures, unknown label colours."""
+"""Log messages about a data folder: resized pictures, converted pictures, unknown label colours."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ def size_notices(
 ) -> Iterator[str]:
     """Yield a sentence about resized pictures and their distortion for each source size except `size` (height, width).
 
-    Raises DataError if frames and labels have different proportions and `fit` keeps proportions.
+    Raises DataError if frames and labels have different proportions and `fit` keeps the aspect ratio.
     """
     found: dict[tuple[int, int], list[str]] = {}
     for part, value in read.items():
@@ -43,8 +43,8 @@ def size_notices(
                 found[width, height].append(what)
         if fit != "stretch" and max(ratios) > (1 + SAME_PROPORTIONS) * min(ratios):
             raise DataError(
-                f"{part}: frames and labels differ in their proportions, so fit={fit!r} would shift them against "
-                "each other; resize both to one size, or use fit='stretch'"
+                f"{part}: frames and labels have different aspect ratios, so fit={fit!r} would move labels relative to "
+                f"frames; resize both to one size, or use fit='stretch'"
             )
     for (width, height), names in found.items():
         if (height, width) != size:
@@ -58,10 +58,10 @@ def _distortion(source: float, target: float, fit: Fit) -> str:
     if abs(wider - 1) <= SAME_PROPORTIONS:
         return "."
     if fit != "stretch":
-        return f" by {fit}, with proportions kept."
+        return f" by {fit}, which keeps the aspect ratio."
     change = f"{wider:.2f} times as wide" if wider > 1 else f"{1 / wider:.2f} times as high"
     return (
-        f"; proportions change, shapes become {change}. read_folder(…, fit='crop') or fit='letterbox' keeps "
+        f"; the aspect ratio changes, so shapes become {change}. read_folder(…, fit='crop') or fit='letterbox' keeps "
         "proportions."
     )
 

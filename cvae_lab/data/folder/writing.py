@@ -19,14 +19,14 @@ from cvae_lab.data.pixels import DataError
 def write_folder(dataset: Dataset, out: str | Path) -> None:
     """Write a data set in the assignment's folder layout, with `test/test_answer` if answers are known.
 
-    The folder gets the name `out` only when it is complete. Empty splits are not written. Two files are added to the
+    The complete folder is renamed to `out` at the end. Empty splits are not written. Two files are added to the
     assignment's layout: `cuts.txt` with recording boundaries, and `labels.json` if label colours are not the standard
     ones. Raises DataError if `out` is not empty or a clip's name is not a number.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+            f"{out}: this folder already exists and is not empty; choose a new or empty folder, or remove it first"
         )
     if names := [clip.name for clip in dataset.tests if not re.fullmatch("[0-9]+", clip.name)]:
         raise DataError(f"test clip {names[0]!r}: the name is not a number; rename the clip")

@@ -1,8 +1,8 @@
 """Make a data set in the course's layout from a video of one person, recorded with a fixed camera.
 
-The modules are used in this order. `decode` reads upright frames. `estimator` computes the joints, or `keypoints` reads
+The modules are used in this order: `decode` reads upright frames. `estimator` computes the joints, or `keypoints` reads
 them from files. `tracks` repairs and smooths the joints. `make_data_set` draws labels, splits the video and writes the
-data set. `report` describes the result.
+data set. `report` describes the data set.
 """
 
 import tempfile
@@ -43,14 +43,14 @@ def make_data_set(
     """Make a data set from a video: training video, validation video, two test clips with answers, and a report.
 
     The folder `out` must be new or empty. The course's folders, `video.json` (the report), `contact_sheet.png` and
-    `index.html` are written to it. Raises DataError for a faulty video, for faulty keypoints, or if too few frames show
-    a person.
+    `index.html` are written to `out`. Raises DataError for a faulty video, for faulty keypoints, or if too few frames
+    show a person.
 
     Args:
         pose: "mediapipe", or a file or folder of keypoints (see `keypoints`).
         size: height and width of the pictures, one of `SIZES`.
         fps: number of frames per second that are selected by their time stamps; None keeps every frame.
-        seconds: length of the used beginning of the video; None uses all of it.
+        seconds: length of the used beginning of the video; None uses the whole video.
         crop: left, top, width and height in pixels of the upright video. The crop is applied before `fit`.
         fit: "letterbox" adds black bars. "crop" selects the largest box with the aspect ratio of `size` around the
             person.
@@ -96,7 +96,7 @@ def _check_settings(out: Path, size: tuple[int, int], fit: str, pose: str) -> No
     """Raise an error for a wrong setting before the video is decoded, because decoding takes long."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(
-            f"{out}: already exists and is not empty; choose a new or empty folder, or remove it first"
+            f"{out}: this folder already exists and is not empty; choose a new or empty folder, or remove it first"
         )
     if tuple(size) not in SIZES:
         raise ValueError(f"size is {size}; choose from {', '.join(f'{h}x{w}' for h, w in SIZES)}")
@@ -118,16 +118,16 @@ def _keypoints(video: DecodedVideo, pose: str | Path, scratch: str, progress: bo
 def split(file: str | Path, tracks: Tracks) -> dict[str, list[Segment]]:
     """Split the recordings into segments for test clip 1, test clip 0, validation and training, in this order.
 
-    Each held-out segment is the end of the longest recording that remains. Its length is a tenth of all frames, but at
-    least 16 and at most 630. All other frames are for training.
+    Each held-out segment is the end of the longest recording that remains. The length of a held-out segment is a tenth
+    of all frames, but at least 16 and at most 630. All other frames are for training.
     """
     left = list(tracks.recordings)
     total = sum(stop - start for start, stop in left)
     if total < 5 * MIN_FRAMES:
         raise DataError(
-            f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of them lie in "
-            f"recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed, use a longer video, or one that "
-            "shows the whole person"
+            f"{file}: {tracks.found.sum()} of {len(tracks.found)} frames show a person, and {total} of these frames "
+            f"are in recordings of {MIN_FRAMES} frames or more; {5 * MIN_FRAMES} are needed; use a longer video, or a "
+            f"video that shows the whole person"
         )
     held = min(TEST_FRAMES, max(MIN_FRAMES, total // 10))
     parts: dict[str, list[Segment]] = {}

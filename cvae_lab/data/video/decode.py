@@ -74,7 +74,10 @@ def read_video(
             times.append(time)
             numbers.append(number)
     if view is None:
-        raise DataError(f"{file}: no frame could be decoded; check that the file plays, or convert it to MP4")
+        raise DataError(
+            f"{file}: no frame could be decoded; check that a video player can play the file, or convert "
+            f"it to MP4"
+        )
     frames = np.memmap(spool, np.uint8, "r", shape=(len(times), *view.shape, 3))
     left, top, *_ = view.crop
     return DecodedVideo(
@@ -83,7 +86,7 @@ def read_video(
 
 
 def _decode(file: Path, seconds: float | None, progress: bool) -> Iterator[tuple[int, float, av.VideoFrame]]:
-    """Yield number, time since the first frame, and pixels of each frame. Raises DataError for a truncated file."""
+    """Yield number, time since the first frame and pixels of every frame. Raises DataError for a truncated file."""
     with _open(file) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -115,17 +118,19 @@ def _open(file: Path) -> av.container.InputContainer:
     try:
         container = av.open(str(file))
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file; correct the name") from error
+        raise DataError(f"{file}: there is no such file; correct the name") from error
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
-            f"{file}: not a video file, or its header or end is missing ({error.strerror}); copy the file again, "
+            f"{file}: this is not a video file, or the header or the end of the file is missing ({error.strerror}); "
+            f"copy the file again, "
             "or convert it to MP4"
         ) from error
     if not container.streams.video:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
         container.close()
         raise DataError(
-            f"{file}: no video stream (it holds {kinds}); give a file with pictures, or copy it again if incomplete"
+            f"{file}: the file has no video stream (it contains {kinds}); give a video file, or copy the file again if "
+            f"it is incomplete"
         )
     return container
 
@@ -143,7 +148,7 @@ def _broken(file: Path, count: int, readable: float, length: float | None, why: 
     announced = f" of {length:.1f} s" if length else ""
     return (
         f"{file}: the file is truncated or damaged after {count} frames, {max(readable, 0):.1f} s{announced} ({why}); "
-        "copy the file again, or use its beginning with the option seconds"
+        "copy the file again, or read only the first part with the option seconds"
     )
 
 
@@ -165,7 +170,7 @@ class _View:
         picture = _upright(frame)
         if picture.shape[1::-1] != self.size:
             raise DataError(
-                f"{file}: frame {number} has another size than frame 0; convert the file to one size"
+                f"{file}: frame {number} has another size than frame 0; convert the video to one frame size"
             )
         left, top, width, height = self.crop
         picture = Image.fromarray(picture[top : top + height, left : left + width])
@@ -203,9 +208,9 @@ def letterbox(shape: tuple[int, int], size: tuple[int, int]) -> Box:
 def crop_around(shape: tuple[int, int], size: tuple[int, int], points: Float[np.ndarray, "*n 2"]) -> Box:
     """Return the largest box with the aspect ratio of `size` inside a picture of `shape`, centred on the person.
 
-    `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between their 2nd and
-    98th percentiles. The top is first moved up by `HEAD` times the height, because the head is higher than its joints.
-    The box is shifted if it would otherwise not be inside the picture.
+    `points` are positions (column, row) of joints, and NaN is ignored. The centre is the middle between the 2nd and the
+    98th percentile of the positions. The top is first moved up by `HEAD` times the height, because the top of the head
+    is above all joints. A box that is not inside the picture is shifted into the picture.
     """
     (h, w), (height, width) = shape, size
     wide = min(w, h * width / height)
@@ -234,8 +239,8 @@ def camera_path(frames: Frames, boxes: Float[np.ndarray, "n 4"]) -> Float[np.nda
     """Return the shift of the background in each frame relative to the first frame: columns and rows in pixels.
 
     Phase correlation gives the shift of each background block in whole pixels of a picture about `CAMERA_WIDTH` pixels
-    wide. The shift between two frames is the median over blocks with texture that do not overlap the person. The
-    result is NaN if there are fewer than three such blocks or most of them differ from the median.
+    wide. The shift between two frames is the median over blocks with texture that do not overlap the person. The result
+    is NaN if there are fewer than three such blocks, or if most blocks differ from the median.
 
     Each frame is compared with a reference frame. After a large shift, the current frame becomes the new reference, so
     large movements can be measured.
@@ -276,7 +281,7 @@ def _shift(
 
 
 def _touches(x: int, y: int, side: int, person: Float[np.ndarray, "4"]) -> bool:
-    """Whether a block overlaps the person. The result is False if there is no person (NaN)."""
+    """Return whether a block overlaps the person; False if there is no person (NaN)."""
     left, top, right, bottom = person
     return bool(x < right and x + side > left and y < bottom and y + side > top)
 

@@ -1,7 +1,8 @@
 """The pose estimator: mediapipe in a separate Python environment and a separate process.
 
-The last official mediapipe wheel that contains pose models needs numpy below 2. It therefore cannot be installed in the
-project's environment. Only `install` uses the network. `estimate` works offline and writes frames to a local file only.
+The last official mediapipe wheel that contains pose models needs numpy below 2. Mediapipe therefore cannot be installed
+in the project's environment. Only `install` uses the network. `estimate` works offline and writes frames to a local
+file only.
 """
 
 import os
@@ -20,7 +21,7 @@ from cvae_lab.data.video.keypoints import Keypoints, to_joints
 
 # Later wheels contain no pose model, see findings/mediapipe_without_models.sh.
 MEDIAPIPE = "mediapipe==0.10.21"
-# The list contains only packages that mediapipe's pose solution imports. It does not import jax and sounddevice.
+# Only packages that mediapipe's pose solution imports. Its other dependencies, jax and sounddevice, are not needed.
 REQUIREMENTS = (
     "numpy==1.26.4",
     "opencv-contrib-python-headless==4.11.0.86",  # mediapipe requires the variant that needs display libraries
@@ -52,8 +53,8 @@ def install(python: str = sys.executable) -> Path:
     for step in steps:
         if subprocess.run(step, check=False).returncode:
             raise DataError(
-                f"{folder}: {MEDIAPIPE} could not be installed, '{' '.join(step)}' failed (output above); it has "
-                "wheels for Python 3.9 to 3.12, select such a Python with --python"
+                f"{folder}: {MEDIAPIPE} could not be installed, because '{' '.join(step)}' failed (see the output "
+                f"above); its wheels are for Python 3.9 to 3.12, so give one of these versions with --python"
             )
     (folder / COMPLETE).write_text(MEDIAPIPE + "\n")
     return folder
@@ -64,11 +65,11 @@ def _python(folder: Path) -> Path:
 
 
 def check_installed() -> None:
-    """Raise DataError if the environment is missing. It is installed only by the user's command."""
+    """Raise DataError if the environment is missing. Only the command `video-setup` installs the environment."""
     if not (environment() / COMPLETE).is_file():
         raise DataError(
-            f"{environment()}: the pose estimator is not installed; run 'cvae-lab video-setup' once (it downloads "
-            "about 140 MB), or give keypoints from another program with --pose"
+            f"{environment()}: the pose estimator is not installed; run 'cvae-lab video-setup' once (this command "
+            f"downloads about 140 MB), or give keypoints from another program with --pose"
         )
 
 

@@ -1,7 +1,7 @@
 """Read keypoints of other programs (OpenPose folders, COCO JSON, CSV, npz), and convert them to the joints of labels.
 
 Positions are columns and rows in pixels of the whole upright picture before any crop. The origin is the upper left
-corner. Frames are numbered from 0 as in the video file. Left and right are seen from the person.
+corner. Frames are numbered from 0 as in the video file. Left and right are the left and right side of the person.
 
 | joint            | BODY_25      | COCO-18      | COCO-17      | mediapipe-33 |
 |------------------|--------------|--------------|--------------|--------------|
@@ -52,24 +52,24 @@ People = dict[int, list[Float[np.ndarray, "joints 3"]]]
 
 
 def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tuple[Keypoints, int]:
-    """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames hold several persons.
+    """Read one person's `JOINTS` in the frames `numbers`. Also return how many of these frames show several persons.
 
-    The format depends on the kind of `source`. A folder holds OpenPose output. A .json file holds COCO-17 results or
-    annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file holds
-    the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
+    The format depends on the kind of `source`. A folder contains OpenPose output. A .json file contains COCO-17 results
+    or annotations. A .csv file is a table with the columns frame, joint, x, y and optionally confidence. A .npz file
+    contains the array `keypoints` (frames, joints, 2 or 3) and optionally the array `joints` (names).
 
-    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first of
-    these frames, the largest person is selected.
+    If a frame has several persons, the person nearest to that of the previous frame is selected. In the first frame,
+    the largest person is selected.
     """
     source = Path(source)
     readers: dict[str, Callable[[Path], People]] = {".json": _coco, ".csv": _csv, ".npz": _npz}
     if not source.exists():
         raise DataError(
-            f"{source}: no such file or folder of keypoints; correct the name, or use 'mediapipe'"
+            f"{source}: there is no such file or folder of keypoints; correct the name, or use 'mediapipe'"
         )
     if not source.is_dir() and source.suffix.lower() not in readers:
         raise DataError(
-            f"{source}: keypoints of an unknown kind; give an OpenPose folder or a .json, .csv or .npz file"
+            f"{source}: the format of these keypoints is unknown; give an OpenPose folder or a .json, .csv or .npz file"
         )
     try:
         people = _openpose(source) if source.is_dir() else readers[source.suffix.lower()](source)
@@ -81,7 +81,7 @@ def read_keypoints(source: str | Path, numbers: Int64[np.ndarray, " n"]) -> tupl
         ) from error
     wanted = [people.get(int(number), []) for number in numbers]
     if not any(wanted):
-        raise DataError(f"{source}: no keypoints for any chosen frame of the video; check the frame numbers")
+        raise DataError(f"{source}: no selected frame of the video has keypoints; check the frame numbers")
     _check_pixels(source, wanted)
     return _follow(wanted), sum(len(persons) > 1 for persons in wanted)
 
@@ -120,7 +120,7 @@ def _openpose(folder: Path) -> People:
             names = [name for name in ("BODY_25", "COCO-18") if values.size == 3 * FORMATS[name][0]]
             if not names:
                 raise DataError(
-                    f"{file}: {values.size} numbers per person; BODY_25 has 75 and COCO-18 has 54; convert the file"
+                    f"{file}: {values.size} numbers per person, but BODY_25 has 75 and COCO-18 has 54; convert the file"
                 )
             people.setdefault(int(match[1]), []).append(to_joints(values.reshape(-1, 3), names[0]))
     return people
@@ -136,8 +136,8 @@ def _coco(file: Path) -> People:
         values = np.array(entry["keypoints"], float)
         if values.size != 51 or not digits:
             raise DataError(
-                f"{file}: image_id {entry['image_id']!r} with {values.size} numbers; COCO-17 has 51 per person and "
-                "image_id must hold the frame number; convert the file"
+                f"{file}: image_id {entry['image_id']!r} with {values.size} numbers, but COCO-17 has 51 per person, "
+                f"and image_id must be the frame number; convert the file"
             )
         people.setdefault(int(digits[-1]), []).append(to_joints(values.reshape(17, 3), "COCO-17"))
     return people
@@ -167,19 +167,26 @@ def _npz(file: Path) -> People:
         points = np.asarray(arrays["keypoints"], float)
         names = [str(name) for name in arrays["joints"]] if "joints" in arrays else None
     if points.ndim != 3 or points.shape[2] not in (2, 3):
-        raise DataError(f"{file}: keypoints has shape {points.shape}; give (frames, joints, 2 or 3)")
+        raise DataError(
+            f"{file}: the array keypoints has shape {points.shape}; give an array of shape (frames, "
+            f"joints, 2 or 3)"
+        )
     if points.shape[2] == 2:
         points = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
     if names is None:
         kinds = [name for name, (count, _) in FORMATS.items() if count == points.shape[1]]
         if not kinds:
             raise DataError(
-                f"{file}: no known format has {points.shape[1]} keypoints; add the array joints with their names"
+                f"{file}: no known format has {points.shape[1]} keypoints; add the array joints with the names of the "
+                f"joints"
             )
         joints = to_joints(points, kinds[0])
     else:
         if len(names) != points.shape[1] or not set(names) <= set(JOINTS):
-            raise DataError(f"{file}: joints must name every column of keypoints, from {', '.join(JOINTS)}")
+            raise DataError(
+                f"{file}: the array joints must contain one name for every joint of keypoints; choose from "
+                f"{', '.join(JOINTS)}"
+            )
         joints = np.full((len(points), len(JOINTS), 3), np.nan)
         joints[:, [JOINTS.index(name) for name in names]] = points
         joints = _with_middles(joints)
@@ -190,7 +197,8 @@ def _check_pixels(source: Path, wanted: list[list[np.ndarray]]) -> None:
     largest = max(np.nanmax(np.abs(person[:, :2]), initial=0) for persons in wanted for person in persons)
     if largest <= 1.5:
         raise DataError(
-            f"{source}: no position is larger than 1.5, so they seem to be fractions of the picture; give pixels"
+            f"{source}: no position is larger than 1.5, so the positions seem to be fractions of the picture; give "
+            f"positions in pixels"
         )
 
 
@@ -211,6 +219,6 @@ def _extent(person: Float[np.ndarray, "joints 3"]) -> float:
 
 
 def _distance(person: Float[np.ndarray, "joints 3"], other: Float[np.ndarray, "joints 3"]) -> float:
-    """Return the mean distance in pixels over the joints that both persons have, or infinity if there are none."""
+    """Return the mean distance in pixels over the joints that both persons have, or infinity without such joints."""
     apart = np.hypot(*(person - other)[:, :2].T)
     return float(np.nanmean(apart)) if not np.isnan(apart).all() else np.inf

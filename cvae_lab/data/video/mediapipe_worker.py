@@ -1,8 +1,8 @@
 """Find one person's 33 mediapipe landmarks in raw frames. This program runs in an environment without cvae_lab.
 
-Usage: python mediapipe_worker.py FRAMES COUNT HEIGHT WIDTH OUT. FRAMES holds COUNT x HEIGHT x WIDTH x 3 bytes (RGB).
-The array `keypoints` (COUNT, 33, 3) is written to OUT (npz): column and row in pixels, and visibility in [0, 1]. It is
-NaN if no person was found. The number of processed frames is printed. No network connection is opened.
+Usage: python mediapipe_worker.py FRAMES COUNT HEIGHT WIDTH OUT. FRAMES contains COUNT x HEIGHT x WIDTH x 3 bytes (RGB).
+The array `keypoints` (COUNT, 33, 3) is written to OUT (npz): column and row in pixels, and visibility in [0, 1]. All
+three values are NaN if no person was found. The number of processed frames is printed. No network connection is opened.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Report on a data set made from a video: measured values, sentences, a contact sheet and an HTML page."""
+"""Report about a data set made from a video: measured values, sentences, a contact sheet and an HTML page."""
 
 import base64
 import html
@@ -33,7 +33,7 @@ Segment = tuple[int, int]
 
 @dataclass(frozen=True)
 class Report:
-    """Report of `make_data_set`: its settings, the measured values, and sentences about both."""
+    """Report of `make_data_set`: settings, measured values, and sentences about both."""
 
     settings: dict[str, Any]
     measured: dict[str, Any]
@@ -98,10 +98,10 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
     m, frames = measured, measured["frames"]
     turned = f", turned by its rotation flag of {m['rotation']} degrees" if m["rotation"] else ""
     yield f"Video: {m['file']}, {m['width']} x {m['height']} pixels{turned}."
-    yield f"Frames: {frames} in {m['seconds']:.1f} s, {m['median_pause']:.3f} s apart (median)."
+    yield f"Frames: {frames} in {m['seconds']:.1f} s, the median time between frames is {m['median_pause']:.3f} s."
     if m["longest_pause"] > 1.5 * m["median_pause"]:
-        advice = "" if settings["fps"] else "; the option fps chooses them evenly"
-        yield f"Warning: frames are unevenly spaced, by up to {m['longest_pause']:.2f} s{advice}."
+        advice = "" if settings["fps"] else "; the option fps selects evenly spaced frames"
+        yield f"Warning: the time between frames varies and is up to {m['longest_pause']:.2f} s{advice}."
     by = "mediapipe, on this machine" if settings["pose"] == "mediapipe" else Path(settings["pose"]).name
     yield f"Pose: found in {m['frames_with_pose']} frames ({m['frames_with_pose'] / frames:.1%}) by {by}."
     yield (
@@ -109,7 +109,7 @@ def sentences(settings: dict[str, Any], measured: dict[str, Any]) -> Iterator[st
         f"as jumps, {m['filled']} positions filled in gaps of at most {settings['max_gap']} frames."
     )
     if m["frames_with_several_persons"]:
-        yield f"Warning: {m['frames_with_several_persons']} frames hold several persons; one was followed."
+        yield f"Warning: {m['frames_with_several_persons']} frames show several persons; only one person was tracked."
     yield _limb_sentence(m["lost_limbs"])
     yield (
         f"Recordings of {MIN_FRAMES} frames or more with a person: {len(m['recordings'])}, with "
@@ -125,7 +125,7 @@ def _limb_sentence(lost: dict[str, float]) -> str:
     order = sorted(lost.items(), key=lambda item: -item[1])
     named = ", ".join(f"{limb} {fraction:.1%}" for limb, fraction in order[:NAMED_LIMBS]) or "none"
     more = f", and {len(order) - NAMED_LIMBS} others less often" if len(order) > NAMED_LIMBS else ""
-    return f"Missing limbs, in fractions of the frames used: {named}{more}."
+    return f"Missing limbs (fraction of the used frames): {named}{more}."
 
 
 def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _fit_sentences(settings: dict[str, Any], m: dict[str, Any]) -> Iterator[str]
     if m["picture_fraction"] < 0.999:
         yield (
             f"Size: {height} x {width} with black bars on {1 - m['picture_fraction']:.0%} of the picture. A model "
-            "predicts bars without error, so they raise the PSNR; fit 'crop' has none."
+            "predicts bars without error, so the bars increase the PSNR. With fit 'crop', there are no bars."
         )
     else:
         yield f"Size: {height} x {width} without bars."

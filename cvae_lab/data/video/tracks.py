@@ -25,7 +25,7 @@ Points = Float[np.ndarray, "n joints 2"]
 class Tracks:
     """Smooth positions of `JOINTS` in pixels (NaN if missing), the recordings, and the number of repairs.
 
-    `found` is true for frames that had a pose before short gaps were filled. `recordings` holds, for each unbroken
+    `found` is true for frames that had a pose before short gaps were filled. `recordings` contains, for each unbroken
     recording of the person, the index of the first frame and the index after the last frame. `exchanged` is the number
     of frames in which left and right arms or legs were exchanged. `jumps` is the number of joint positions removed as
     outliers, and `filled` is the number of interpolated joint positions.
@@ -118,11 +118,13 @@ def _body_size(points: Points) -> float:
 
 
 def _exchange_sides(points: Points, max_gap: int) -> int:
-    """Exchange left and right arms, or legs, in frames where this makes the tracks shorter. Return how many frames.
+    """Exchange left and right arms, or legs, in frames where this shortens the tracks.
+
+    Return the number of these frames.
 
     Dynamic programming finds the frames whose exchange gives the shortest tracks. Each exchanged frame adds a penalty
-    of `EXCHANGE_COST` times the body's size. If both choices give equally short tracks, the sides of the estimator are
-    therefore kept. Tracks on both sides of a gap of more than `max_gap` frames are treated separately.
+    of `EXCHANGE_COST` times the body's size. The sides of the estimator are therefore kept if both choices give equally
+    short tracks. Tracks on both sides of a gap of more than `max_gap` frames are treated separately.
     """
     cost, changed = EXCHANGE_COST * _body_size(points), np.zeros(len(points), bool)
     for parts in SIDES:
@@ -139,7 +141,10 @@ def _exchange_sides(points: Points, max_gap: int) -> int:
 def _shortest(
     own: Float[np.ndarray, "n k 2"], other: Float[np.ndarray, "n k 2"], cost: float
 ) -> Bool[np.ndarray, " n"]:
-    """Return the frames in which `other` must replace `own` for the shortest tracks. Each such frame costs `cost`."""
+    """Return the frames in which `other` must replace `own` for the shortest tracks.
+
+    Each such frame adds `cost` to the length.
+    """
     own_or_other = np.array([0.0, cost])
     total, origins = own_or_other, []
     for k in range(1, len(own)):

@@ -9,12 +9,12 @@ FOLDER = Path(__file__).parent
 
 
 def is_pretrained(name: str | Path) -> bool:
-    """Whether `name` means weights in the package: `pretrained`, or with a size, such as `pretrained-64x128`."""
+    """Return whether `name` is that of weights in the package: `pretrained` or, with a size, `pretrained-64x128`."""
     return str(name) == NAME or (str(name).startswith(f"{NAME}-") and not Path(name).exists())
 
 
 def weights_file(name: str, height: int = 32) -> Path:
-    """Return the file of pretrained weights. Raises CheckpointError if the package has none of this size.
+    """Return the file of pretrained weights. Raises CheckpointError if the size is not available.
 
     Args:
         name: `pretrained`, or with a size, such as `pretrained-64x128`.
@@ -26,6 +26,6 @@ def weights_file(name: str, height: int = 32) -> Path:
         sizes = [path.stem.removeprefix("compact-") for path in sorted(FOLDER.glob("*.safetensors"))]
         present = ", ".join(sizes) or "none"
         raise CheckpointError(
-            f"There are no pretrained weights for frames of {size} pixels; sizes: {present}."
+            f"There are no pretrained weights for frames of {size} pixels; available sizes: {present}."
         )
     return file

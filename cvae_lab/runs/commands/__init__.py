@@ -1,7 +1,8 @@
-"""The commands of the command line. Each module has `add_commands` and the functions that run its commands.
+"""Commands of the command line. Each module has `add_commands`, and one function for every command.
 
-A command's function has the name of the command, with _ instead of -. It gets the parsed options and returns an exit
-status or None. It imports the modules it needs, so that help is shown quickly.
+A command's function has the name of the command, with _ instead of -. The argument of the function is the parsed
+options, and the result is an exit status or None. Each function imports the modules that it uses, so that help is shown
+quickly.
 """
 
 import argparse
@@ -31,14 +32,15 @@ def values(pairs: Sequence[Sequence[str]], reserved: Sequence[str] = ("data",)) 
     """Return the parameters given by -p. A value that is a Python literal is evaluated; other values are text.
 
     Args:
-        reserved: names that the command sets itself. Raises ConfigError if one of them is given.
+        reserved: names that the command sets itself. Raises ConfigError if a reserved name is given.
     """
     from cvae_lab.config import ConfigError
 
     for name, _ in pairs:
         if name in reserved:
             raise ConfigError(
-                f"this command does not accept -p {name}, because it sets {name} itself; see its --help."
+                f"this command does not accept -p {name}, because the command sets {name}; see the option --help of "
+                f"the command."
             )
     return {name: _literal(text) for name, text in pairs}
 
@@ -51,5 +53,5 @@ def _literal(text: str) -> Any:  # noqa: ANN401
 
 
 def log_line(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line immediately, also to a pipe."""
     print(text, flush=True)

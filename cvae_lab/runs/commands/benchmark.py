@@ -1,4 +1,4 @@
-"""The command `bench`."""
+"""Command `bench`: measure speed and memory."""
 
 import argparse
 import contextlib
@@ -21,17 +21,23 @@ def add_commands(add: Add) -> None:
     instead = bench.add_mutually_exclusive_group()
     instead.add_argument(
         "--gpu", type=Path, metavar="OUT",
-        help="check and measure everything on one CUDA GPU in ten minutes, and write it as JSON; default: no",
+        help="check and measure the fast paths on one CUDA GPU in ten minutes, and write the results as JSON; default: "
+            "no",
     )  # fmt: skip
     instead.add_argument(
-        "--scaling", action="store_true", help="measure how time grows with sizes and processes"
+        "--scaling",
+        action="store_true",
+        help="measure how time depends on the size of the work and on the number of processes",
     )
     instead.add_argument(
-        "--sizes", action="store_true", help="measure cost, memory and PSNR of every frame size (minutes)"
+        "--sizes",
+        action="store_true",
+        help="measure operations, speed, memory and PSNR for every frame size (takes minutes)",
     )
     bench.add_argument(
         "--budget", type=float, default=540.0,
-        help="--gpu: seconds for all parts together; the training runs of 4 minutes need about 2400",
+        help="--gpu: time limit in seconds for all parts together; with training runs of 4 minutes, about 2400 are "
+            "needed",
     )  # fmt: skip
     bench.add_argument(
         "--only", nargs="+", default=[], choices=GPU_PARTS, metavar="PART",
@@ -65,7 +71,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _provenance() -> dict[str, str]:
-    """Versions and commit. Empty if the package or pandas is missing, because `bench --gpu` must run without them."""
+    """Return versions and commit; empty without the package or pandas, because `bench --gpu` must run without both."""
     try:
         from cvae_lab.runs.result import provenance
     except ImportError:

@@ -1,4 +1,4 @@
-"""The commands that compare finished runs: `diagnose` and `compare`."""
+"""Commands that compare finished runs: `diagnose` and `compare`."""
 
 import argparse
 from pathlib import Path
@@ -7,16 +7,18 @@ from cvae_lab.runs.commands import Add, log_line
 
 
 def add_commands(add: Add) -> None:
-    about = "describe what the latent of each finished run does"
+    about = "diagnose the latent of each finished run"
     diagnose = add("diagnose", about, "runs/first --out latent.csv")
     diagnose.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     diagnose.add_argument("--out", type=Path, help="also write the numbers as CSV; default: print only")
 
     compare = add(
-        "compare", "print the table of finished runs and draw its pictures",
+        "compare", "print a table of finished runs and draw figures of it",
         "runs/first", "runs/ablation --csv figures/studies/ablation.csv",
     )  # fmt: skip
-    compare.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs, or a table of --csv")
+    compare.add_argument(
+        "runs", type=Path, metavar="RUNS", help="a folder of runs, or a CSV table that --csv wrote"
+    )
     instead = compare.add_mutually_exclusive_group()
     pictures = "default: draw pictures"
     instead.add_argument("--into", type=Path, metavar="FILE", help=f"write to this Markdown file; {pictures}")

@@ -1,4 +1,4 @@
-"""The commands that write, check and describe data, and `params`."""
+"""Commands that write, check and describe data, and the command `params`."""
 
 import argparse
 import textwrap
@@ -20,10 +20,10 @@ def add_commands(add: Add) -> None:
     text = "frame height in pixels; the width is twice the height"
     synthetic.add_argument("--height", type=int, choices=heights, default=32, help=text)
 
-    about = "report the content of a data folder, or why it cannot be used"
+    about = "report the content of a data folder, or the reason why the folder cannot be used"
     check = add("check", about, "data/LAB4_Dataset", "tiny")
     check.add_argument("data", metavar="DATA", help=DATA)
-    text = f"{text}; default: height of the pictures, or 32 if the pictures have another size"
+    text = f"{text}; default: height of the pictures, or 32 if that height is not supported"
     check.add_argument("--height", type=int, choices=heights, help=text)
 
     params = add(

@@ -1,4 +1,4 @@
-"""The command `predict`."""
+"""Command `predict`: predict the test clips with trained models."""
 
 import argparse
 from pathlib import Path
@@ -13,8 +13,8 @@ def add_commands(add: Add) -> None:
     )  # fmt: skip
     predict.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN",
-        help="a run folder, a folder of runs (the best by held-out score is used) or a checkpoint file; "
-        "if several are given, their predictions are averaged",
+        help="a run folder, a folder of runs (the run with the best held-out score is used) or a checkpoint file; "
+            "predictions of several checkpoints are averaged",
     )  # fmt: skip
     predict.add_argument("--data", default="small", help=DATA)
     predict.add_argument(
@@ -24,11 +24,13 @@ def add_commands(add: Add) -> None:
     predict.add_argument("--seed", type=int, default=0, help="seed of the random z")
     predict.add_argument(
         "--answers", type=Path, metavar="PATH",
-        help="true frames: GT0.csv, ... (2023), gt.csv (later) or their folder; default: files in or next to DATA",
+        help="true frames: GT0.csv, ... (2023), gt.csv (later years) or a folder of these files; default: files in "
+            "DATA or its parent folder",
     )  # fmt: skip
     predict.add_argument(
         "--output", choices=("auto", "linear", "sigmoid"), default="auto",
-        help="output activation of a network that other code trained; auto compares linear and sigmoid on known frames",
+        help="output activation of a network that was trained with other code; auto compares linear and sigmoid on "
+            "frames with known content",
     )  # fmt: skip
     predict.add_argument("--plain", action="store_true", help="do not apply the test-time corrections")
     predict.add_argument(

@@ -1,4 +1,4 @@
-"""The command that trains the pretrained weights, and the one that shows what they predict."""
+"""Command that trains the pretrained weights, and command `demo`, which predicts clips with these weights."""
 
 import argparse
 import shlex
@@ -13,11 +13,15 @@ def add_commands(add: Add) -> None:
         "pretrain", "train initial weights on synthetic recordings with different people and rooms",
         "--out weights.safetensors --minutes 30", "--out tiny.safetensors --minutes 0.1 --recordings 4",
     )  # fmt: skip
-    text = "file of the weights (.safetensors), with the record beside it; required, no default"
+    text = "file for the weights (.safetensors); a JSON record is written to the same folder; required, no default"
     pretrain.add_argument("--out", type=Path, required=True, metavar="FILE", help=text)
-    pretrain.add_argument("--minutes", type=float, default=30.0, help="training time, without the rendering")
+    pretrain.add_argument(
+        "--minutes", type=float, default=30.0, help="training time in minutes, without the time for rendering"
+    )
     pretrain.add_argument("--device", default="auto", help="auto, cpu, mps, cuda, or one GPU such as cuda:1")
-    pretrain.add_argument("--height", type=int, default=32, choices=(32, 64, 128), help="of frames in pixels")
+    pretrain.add_argument(
+        "--height", type=int, default=32, choices=(32, 64, 128), help="height of frames in pixels"
+    )
     pretrain.add_argument("--recordings", type=int, default=400, help="number of training recordings")
     pretrain.add_argument("--seed", type=int, default=0, help="seed of initial weights and training clips")
     add_parameters(pretrain)
@@ -27,7 +31,7 @@ def add_commands(add: Add) -> None:
         "", "--out runs/demo --height 64",
     )  # fmt: skip
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the player and the GIF")
-    demo.add_argument("--height", type=int, default=32, choices=(32, 64), help="of frames in pixels")
+    demo.add_argument("--height", type=int, default=32, choices=(32, 64), help="height of frames in pixels")
 
 
 def pretrain(options: argparse.Namespace) -> None:

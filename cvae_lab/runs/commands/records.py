@@ -1,4 +1,4 @@
-"""The commands that copy runs, draw the README's pictures and reproduce all results."""
+"""Commands that copy runs, draw the README's pictures and reproduce all results."""
 
 import argparse
 import os
@@ -16,32 +16,32 @@ REST = ("bench", "tables", "notebooks")
 
 def add_commands(add: Add) -> None:
     export = add(
-        "export", "copy finished runs without checkpoints, so that they are small enough to commit",
+        "export", "copy finished runs without checkpoints, so that the copies are small enough to commit",
         "runs/reference figures/reference",
     )  # fmt: skip
     export.add_argument("runs", type=Path, metavar="RUNS", help="a folder of runs")
     export.add_argument("out", type=Path, metavar="OUT", help="folder of the copies")
     pictures = add("pictures", "draw the pictures of the README", "figures")
     pictures.add_argument("out", type=Path, metavar="OUT", help="folder of the pictures")
-    text = "folder of runs; the best one is shown"
+    text = "folder of runs; the run with the best score is shown"
     pictures.add_argument("--runs", type=Path, default=Path("figures/reference"), help=text)
 
     again = add(
         "reproduce", "reproduce all committed results: runs, tables, pictures, notebooks",
         "--dry-run", "--course data/LAB4_Dataset --workers 8",
-        "--root copy --data tiny --seeds 0 -p epochs 1 -p minutes 0 -p stop_after 0",
+        "--root copy --data tiny --seeds 0 -p epochs 1",
     )  # fmt: skip
     again.add_argument("--dry-run", action="store_true", help="only print the runs and their expected time")
     again.add_argument("--root", type=Path, default=Path(), help="repository whose results are replaced")
-    text = "folder of the runs of all commits"
+    text = "folder for the runs; it may contain runs of earlier commits"
     again.add_argument("--out", type=Path, default=Path("runs/reproduce"), help=text)
     again.add_argument("--workers", type=int, default=0, help=WORKERS)
     names = "studies, bench, tables, notebooks; default: all"
     again.add_argument("--only", nargs="+", default=[], metavar="NAME", help=names)
-    text = "folder of the course data; default: keep course.csv"
+    text = "folder of the course data; default: the record course.csv stays unchanged"
     again.add_argument("--course", default="", metavar="DATA", help=text)
     again.add_argument("--data", default="", help="data of a trial run; default: the data of each study")
-    text = "seeds of a trial run; default: those of the study"
+    text = "seeds of a trial run; default: the seeds of each study"
     again.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help=text)
     add_parameters(again)
 
@@ -64,7 +64,7 @@ def pictures(options: argparse.Namespace) -> None:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Return 1 if a run or a notebook failed."""
+    """Reproduce the results; return 1 if a run or a notebook failed."""
     from cvae_lab.config import ConfigError
     from cvae_lab.runs.result import commit_to_reproduce, provenance
 
@@ -94,7 +94,7 @@ def _planned(options: argparse.Namespace, out: Path, changes: dict[str, Any]) ->
     trial = {"data": options.data, "seeds": options.seeds or ()}
     todo = steps(options.root, out, workers, only, options.course, **trial, **changes)
     for step in todo:
-        counts = f"{len(step.to_do):>4} of {len(step.jobs):>3} runs to do, {step.workers} at a time"
+        counts = f"{len(step.to_do):>4} of {len(step.jobs):>3} runs to do, {step.workers} in parallel"
         copies = f", {len(step.copies)} copied" if step.copies else ""
         print(f"{step.name:<12}{counts}, about {step.minutes_left:.0f} min{copies}")
     log_line(
@@ -116,7 +116,9 @@ def _reproduce(options: argparse.Namespace, out: Path, todo: list[Any]) -> int:
         failures += _execute_notebooks(options.root, out)
     if failures:
         print(
-            f"{len(failures)} failed; run the same command again to repeat only these:", *failures, sep="\n  "
+            f"{len(failures)} runs or notebooks failed; run the same command again to repeat only these:",
+            *failures,
+            sep="\n  ",
         )
     return 1 if failures else 0
 

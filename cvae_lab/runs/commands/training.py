@@ -1,4 +1,4 @@
-"""The commands that train: `train`, `sweep` and `study`."""
+"""Commands that train: `train`, `sweep` and `study`."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def add_commands(add: Add) -> None:
 
 def _add_train(add: Add) -> None:
     train = add(
-        "train", "train one model without a notebook",
+        "train", "train one model, without executing a notebook",
         "runs/mine --data tiny -p epochs 3", "runs/mine --data tiny -p epochs 6 --resume",
     )  # fmt: skip
     train.add_argument("run_dir", type=Path, metavar="RUN", help="folder of the run")
@@ -54,7 +54,7 @@ def _add_study(add: Add) -> None:
     study = add(
         "study", "train every variant of a study with every seed",
         "ablation --out runs/ablation", "ablation --variants base no-noise --seeds 0 --out runs/noise",
-        "initial-weights --data FOLDER --out runs/initial-weights --workers 1",
+        "initial-weights --data FOLDER --out runs/initial",
     )  # fmt: skip
     study.add_argument("name", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     text = "folder of the run folders; required, no default"

@@ -1,4 +1,4 @@
-"""The commands that make a data set from a video."""
+"""Commands that make a data set from a video."""
 
 import argparse
 import sys
@@ -15,17 +15,34 @@ def add_commands(add: Add) -> None:
     video.add_argument("file", type=Path, metavar="FILE", help="a video file")
     text = "an empty or new folder; required, no default"
     video.add_argument("--out", type=Path, required=True, metavar="DATA", help=text)
-    video.add_argument("--pose", default="mediapipe", help="mediapipe, or a file or folder of keypoints")
+    video.add_argument(
+        "--pose",
+        default="mediapipe",
+        help="source of the joints: mediapipe, or a file or folder of keypoints",
+    )
     sizes = ["32x64", "64x128", "128x256"]
     video.add_argument("--size", choices=sizes, default="32x64", help="height x width")
-    video.add_argument("--fps", type=float, help="frames per second to keep; default: every frame")
-    video.add_argument("--seconds", type=float, help="use only the first seconds; default: all")
-    edges = ("LEFT", "TOP", "WIDTH", "HEIGHT")
-    video.add_argument("--crop", type=int, nargs=4, metavar=edges, help="in pixels; default: none")
-    fits = ["letterbox", "crop"]
-    video.add_argument("--fit", choices=fits, default="letterbox", help="add bars, or cut edges")
+    video.add_argument("--fps", type=float, help="number of frames per second to keep; default: all frames")
     video.add_argument(
-        "--max-gap", type=int, default=5, help="longest gap of a joint that is interpolated, in frames"
+        "--seconds",
+        type=float,
+        help="length of the used beginning of the video in seconds; default: the whole video",
+    )
+    edges = ("LEFT", "TOP", "WIDTH", "HEIGHT")
+    video.add_argument(
+        "--crop",
+        type=int,
+        nargs=4,
+        metavar=edges,
+        help="crop in pixels of the upright video; default: no crop",
+    )
+    fits = ["letterbox", "crop"]
+    video.add_argument("--fit", choices=fits, default="letterbox", help="add black bars, or remove the edges")
+    video.add_argument(
+        "--max-gap",
+        type=int,
+        default=5,
+        help="longest gap, in frames, over which the position of a joint is interpolated",
     )
     video.add_argument(
         "--smooth", type=int, default=7, help="number of frames in the smoothing window; 0: no smoothing"

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {"holdout": 0.0, "eval_every": 10**6, "batch_size": 6
 """Training parameters that differ from the defaults. All recordings train; validation recordings are separate."""
 
 LONG_PART, LONG_FRAMES, LONG_LR = 0.25, 12, 1e-3
-"""Last part of the training time: longer clips, so that errors of many predictions in a row decrease; learning rate."""
+"""Last part of training: fraction of the time, frames per clip (longer clips reduce later errors), learning rate."""
 
 
 def pretrain(
@@ -47,7 +47,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train on `recordings` recordings of `varied`, write `out` and the JSON record beside it, and return the record.
 
-    Rendering is not included in `minutes`. The scores are those of the file: its weights are rounded to half precision.
+    Rendering is not included in `minutes`. The scores are computed with the weights in the file, which are rounded to
+    half precision.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: the name of the file must end in .safetensors.")
@@ -74,7 +75,7 @@ def pretrain(
 
 
 def stages(config: RunConfig) -> tuple[TrainConfig, TrainConfig]:
-    """Return the training with the clips of `config`, and the following one with longer clips and fewer per batch."""
+    """Return two configurations: one with the clips of `config`, one with longer clips and smaller batches."""
     train = config.train
     fewer = max(1, train.batch_size * (train.n_frames - 1) // (LONG_FRAMES - 1))
     long = replace(
@@ -121,7 +122,7 @@ def write_weights(out: Path, weights: dict[str, Tensor], config: RunConfig) -> N
 
 
 def demo(out: Path, height: int = 32) -> tuple[float, float]:
-    """Predict the test clips of `small` with the pretrained weights; write a GIF of all and a player of the first.
+    """Predict the test clips of `small` with pretrained weights; write a GIF of all and a player of the first clip.
 
     Returns the PSNR of the prediction and of the static baseline in dB, means over all predicted frames.
     """

@@ -1,8 +1,8 @@
-"""Measure what the mistakes cost: a small trainer, with and without each mistake, on a synthetic data set.
+"""Measure the change in PSNR by each mistake, in a small trainer on a synthetic data set.
 
-`cvae-lab doctor --measure CSV` trains the same tiny network with the same seeds and writes the differences. `doctor`
-reads the file COSTS of the package. The numbers belong to this small setting. They show which mistakes matter, not how
-much they cost in a full training.
+`cvae-lab doctor --measure CSV` trains the same tiny network with the same seeds, and writes the differences in PSNR.
+`doctor` reads the file COSTS of the package. The numbers are valid for this small setting only. In a full training, the
+mistakes may change the PSNR by other amounts.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
 
 def measure(setting: Setting, path: Path, log: Callable[[str], None]) -> None:
-    """Write a row per mistake: mean PSNR in dB over seeds with and without it, their difference and its range.
+    """Write a row per mistake: mean PSNR in dB over seeds with and without the mistake, the difference and its range.
 
     The table is written again after each mistake, so that an interrupted measurement keeps the finished rows.
     """
@@ -103,7 +103,7 @@ def measured() -> dict[str, str]:
 
 
 def _train(mistake: str, data: Dataset, setting: Setting, seed: int) -> CVAE:
-    """Train a network as the assignment describes, with one mistake."""
+    """Train a network with the method of the assignment and one mistake."""
     torch.manual_seed(seed)
     model = CVAE(
         ModelConfig.preset("compact", width=setting.width, latents=2, anchor=False, output="linear")
@@ -121,7 +121,7 @@ def _train(mistake: str, data: Dataset, setting: Setting, seed: int) -> CVAE:
 
 
 def _batches(sampler: ClipSampler, data: Dataset, mistake: str, steps: int) -> list[tuple[Tensor, Tensor]]:
-    """Random clips; with the mistake `clips in fixed order`, clips one after another from the first frame on."""
+    """Yield random clips; with the mistake `clips in fixed order`, clips in order from the first frame on."""
     if mistake == "clips in fixed order":
         starts = [FRAMES * k for k in range(len(data.train.frames) // FRAMES)]
         groups = [starts[k : k + BATCH] for k in range(0, len(starts) - BATCH + 1, BATCH)]
@@ -142,7 +142,7 @@ def _noise(like: Tensor, mistake: str) -> Tensor:
 def _loss(
     model: CVAE, x: Float[Tensor, "b t 3 h w"], p: Float[Tensor, "b t 3 h w"], mistake: str, forced: bool
 ) -> Float[Tensor, ""]:
-    """The loss of the assignment, summed over the frames of a clip, in a literal loop."""
+    """Return the loss of the assignment, summed over the frames of a clip, in a loop over frames."""
     last, total = x[:, 0], 0.0
     for t in range(1, x.shape[1]):
         label = model.label_transformation(p[:, t - 1 if mistake == "label of another frame" else t])
@@ -161,7 +161,7 @@ def _loss(
 
 @torch.no_grad()
 def _score(model: CVAE, mistake: str, data: Dataset, seed: int) -> float:
-    """Mean PSNR in dB over the predicted frames of the test clips, with a mistake in prediction or score."""
+    """Return the mean PSNR in dB over the predicted frames of the test clips, with a mistake in prediction or score."""
     torch.manual_seed(seed)
     means = []
     for clip in data.tests:

@@ -43,8 +43,8 @@ def examine(path: Path, unread: Callable[[str], object] | None = None) -> list[F
     file can be examined.
 
     Args:
-        unread: called with the reason for each file that cannot be examined, if other files can. Without it, the first
-            such file raises DataError.
+        unread: called with the reason for each file that cannot be examined, if other files can. Without `unread`, the
+            first such file raises DataError.
     """
     findings, errors, count = [], [], 0
     for name, read in sources(path):
@@ -63,7 +63,7 @@ def examine(path: Path, unread: Callable[[str], object] | None = None) -> list[F
 
 
 def examine_source(source: str, name: str = "trainer.py") -> list[Finding]:
-    """Return the mistakes in Python source text, by line. Raises DataError if it is not valid Python."""
+    """Return the mistakes in Python source text, by line. Raises DataError for invalid Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -91,7 +91,7 @@ def sources(path: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     elif path.is_file():
         texts = iter([(path.name, partial(_read, path))])
     else:
-        raise DataError(f"{path}: no such file; give a .py, .ipynb or .zip file, or a folder")
+        raise DataError(f"{path}: there is no such file; give a .py, .ipynb or .zip file, or a folder")
     count = 0
     for name, read in texts:
         count += 1
@@ -125,7 +125,7 @@ def _read_from_zip(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) 
             content = file.read(MAX_BYTES + 1)  # the size given in the archive may be wrong
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError) as error:
         raise DataError(
-            f"{path}: {item.filename} cannot be unpacked ({error}); make the zip again"
+            f"{path}: {item.filename} cannot be unpacked ({error}); create the zip file again"
         ) from error
     if len(content) > MAX_BYTES:
         raise DataError(
@@ -135,11 +135,11 @@ def _read_from_zip(path: Path, archive: zipfile.ZipFile, item: zipfile.ZipInfo) 
 
 
 def _notebook_source(text: str, name: str) -> str:
-    """All code cells as one Python source. Lines with shell commands and magics become comments."""
+    """Return all code cells as one Python source, in which shell commands and magics are comments."""
     try:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name}: not a notebook ({error}); save it again in Jupyter") from error
+        raise DataError(f"{name}: this is not a notebook ({error}); save it again in Jupyter") from error
     lines = "\n".join(code).splitlines()
     return "\n".join("# " + line if line.lstrip().startswith(("!", "%", "?")) else line for line in lines)

@@ -1,4 +1,4 @@
-"""Read predicted or true clips, in every file format that students hand in, as uint8 frames.
+"""Read predicted or true clips as uint8 frames, in every file format that students hand in.
 
 Files of other people may be harmful. If the header of a file gives more pixels than a prediction can have, the file is
 refused before its pixels are decoded. Nothing in a file is executed or unpickled.
@@ -50,16 +50,16 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     If the file is the predictions.npz of a run, its validation clips are left out. Raises DataError for other formats.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder; correct the name")
+        raise DataError(f"{path}: there is no such file or folder; correct the name")
     if path.is_dir():
         return _folder(path, frames)
     suffix = path.suffix.lower()
     if suffix in (".csv", ".txt"):
-        return (
-            read_submission(path, frames)
-            if is_later_csv(path)
-            else [read_2023(path, _lengths(path, frames, 1)[0])]
-        )
+        if is_later_csv(path):
+            return read_submission(path, frames)
+        if not _begins_with_number(path):
+            raise DataError(f"{path}: empty, or begins with something else than a number; write it again")
+        return [read_2023(path, _lengths(path, frames, 1)[0])]
     if suffix == ".npz":
         return _npz(path)
     if suffix == ".gif":
@@ -67,7 +67,8 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
     if suffix in VIDEO_FORMATS:
         return [_joined(path, _video_frames(path))]
     raise DataError(
-        f"{path}: unknown kind of file; give a submission CSV, a text file in the 2023 format, a GIF, a video, "
+        f"{path}: the format of this file is unknown; give a submission CSV, a text file in the 2023 format, a GIF, a "
+        f"video, "
         "an npz or a "
         "folder of PNGs"
     )
@@ -76,7 +77,7 @@ def read_clips(path: Path, frames: Lengths = CLIP_FRAMES) -> Clips:
 def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tuple[Clips, Clips]:
     """Read a prediction and its answers.
 
-    Text formats do not give the number of frames per clip. It is therefore taken from the other file.
+    Text formats do not contain the number of frames per clip, so this number is read from the other file.
 
     Args:
         frames: frames per clip in text formats. With None, the number is that of the other file, or 630 if both
@@ -93,13 +94,13 @@ def read_pair(prediction: Path, answers: Path, frames: int | None = None) -> tup
 
 
 def is_later_csv(file: Path) -> bool:
-    """Whether a text file has the CSV format of the later years. The text files of 2023 contain no commas."""
+    """Return whether a text file has the CSV format of the later years. The text files of 2023 contain no commas."""
     with file.open("rb") as opened:
         return b"," in opened.read(64)
 
 
 def is_prose(file: Path) -> bool:
-    """Whether a text file begins with a word. The numbers `nan` and `inf` are not words."""
+    """Return whether a text file begins with a word. The numbers `nan` and `inf` are not words."""
     with file.open("rb") as opened:
         return re.match(rb"\s*(?!nan|inf)[a-z]", opened.read(64), re.IGNORECASE) is not None
 
@@ -107,7 +108,7 @@ def is_prose(file: Path) -> bool:
 def numbered(folder: Path, pattern: str = "") -> list[Path]:
     """Return the entries whose names end in a number, in order of these numbers.
 
-    With a `pattern`, these are the files whose names match it. Without a pattern, these are the folders.
+    With a `pattern`, the entries are the files with matching names. Without a pattern, the entries are the folders.
     """
     entries = [
         entry for entry in folder.iterdir()
@@ -124,7 +125,14 @@ def picture_folders(folder: Path) -> list[Path]:
 
 def text_files(folder: Path) -> list[Path]:
     """Return the files in a folder that have the text format of 2023, in order of their numbers."""
-    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and not is_prose(file)]
+    return [file for file in numbered(folder, TEXTS) if not is_later_csv(file) and _begins_with_number(file)]
+
+
+def _begins_with_number(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return (
+            re.match(rb"(\xef\xbb\xbf)?\s*([-+.]*[0-9]|nan|inf)", opened.read(64), re.IGNORECASE) is not None
+        )
 
 
 def _is_text(path: Path) -> bool:
@@ -138,7 +146,7 @@ def _lengths(path: Path, frames: Lengths, count: int) -> list[int]:
         return [frames] * count
     if len(frames) != count:
         raise DataError(
-            f"{path}: {count} text file(s) of 2023 for {len(frames)} clips; give one file per clip"
+            f"{path}: {count} text file(s) in the format of 2023 for {len(frames)} clips; give one file per clip"
         )
     return list(frames)
 
@@ -155,12 +163,13 @@ def _folder(path: Path, frames: Lengths) -> Clips:
     if len(tables) == 1:
         return read_submission(tables[0], frames)
     raise DataError(
-        f"{path}: holds no pictures, no text files of 2023 and not exactly one submission CSV; give one of these"
+        f"{path}: this folder contains no pictures, no text files of 2023 and not exactly one submission CSV; add one "
+        f"of these"
     )
 
 
 def _bounded(path: Path, clips: Iterable[UInt8[Tensor, "t 3 h w"]]) -> Clips:
-    """The clips as a list. Raises DataError as soon as all clips together have more than MAX_VALUES values."""
+    """Return the clips as a list. Raises DataError as soon as all clips together have more than MAX_VALUES values."""
     found, total = [], 0
     for clip in clips:
         total += clip.numel()
@@ -171,22 +180,22 @@ def _bounded(path: Path, clips: Iterable[UInt8[Tensor, "t 3 h w"]]) -> Clips:
 
 def _check_total(path: Path, total: int) -> None:
     if total > MAX_VALUES:
-        raise DataError(f"{path}: more than {MAX_VALUES:,} bytes of pixels; give smaller or fewer frames")
+        raise DataError(f"{path}: more than {MAX_VALUES:,} bytes of pixels; give fewer or smaller frames")
 
 
 def _joined(path: Path, pictures: Iterable[UInt8[np.ndarray, "h w 3"]]) -> UInt8[Tensor, "t 3 h w"]:
-    """Join pictures of equal size to one clip. They are copied into one buffer, so no second copy is needed."""
+    """Combine pictures of equal size to one clip. Pictures are copied into one buffer, so no second copy is needed."""
     pixels, shape = bytearray(), None
     for number, picture in enumerate(pictures):
         shape = shape or picture.shape
         if picture.shape != shape:
             raise DataError(
-                f"{path}: picture {number} has another size than the first; bring all to one size"
+                f"{path}: picture {number} has another size than the first picture; resize all pictures to one size"
             )
         _check_total(path, len(pixels) + picture.size)
         pixels += picture.tobytes()
     if shape is None:
-        raise DataError(f"{path}: holds no frames; write the file again")
+        raise DataError(f"{path}: the file contains no frames; write the file again")
     return torch.frombuffer(pixels, dtype=torch.uint8).reshape(-1, *shape).permute(0, 3, 1, 2)
 
 
@@ -203,17 +212,20 @@ def _gif_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: too large ({error}); make it smaller") from error
+        raise DataError(f"{path}: the picture is too large ({error}); make it smaller") from error
     except Exception as error:  # damaged files make Pillow raise errors of almost any type
-        raise DataError(f"{path}: not a readable GIF ({error}); write it again") from error
+        raise DataError(f"{path}: this is not a readable GIF ({error}); write it again") from error
 
 
 def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode a video. The suffix decides the format, because FFmpeg would open the files that a text file lists."""
+    """Decode a video.
+
+    The format is chosen by the suffix, because FFmpeg would otherwise open the files that are listed in a text file.
+    """
     try:
         with av.open(str(path), format=VIDEO_FORMATS[path.suffix.lower()]) as container:
             if not container.streams.video:
-                raise DataError(f"{path}: holds no video stream; give a file with pictures")
+                raise DataError(f"{path}: the file has no video stream; give a video file")
             stream = container.streams.video[0]
             _check_size(path, stream.width, stream.height)
             for frame in container.decode(stream):
@@ -222,12 +234,14 @@ def _video_frames(path: Path) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not a readable video ({error}); write it again") from error
+        raise DataError(f"{path}: this is not a readable video ({error}); write it again") from error
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path}: too large (it claims {width} x {height} pixels); make it smaller")
+        raise DataError(
+            f"{path}: the picture is too large ({width} x {height} pixels according to the header); make it smaller"
+        )
 
 
 def _npz(path: Path) -> Clips:
@@ -240,9 +254,11 @@ def _npz(path: Path) -> Clips:
     except DataError:
         raise
     except Exception as error:  # damaged archives raise errors of many types
-        raise DataError(f"{path}: not a readable npz of arrays ({error}); write it again") from error
+        raise DataError(
+            f"{path}: this is not a readable npz file of arrays ({error}); write it again"
+        ) from error
     if not clips:
-        raise DataError(f"{path}: holds no arrays; write one array per clip")
+        raise DataError(f"{path}: the file contains no arrays; write one array per clip")
     return clips
 
 
@@ -251,7 +267,7 @@ def _array_order(name: str) -> tuple[int, str]:
 
 
 def _claimed_bytes(archive: zipfile.ZipFile, name: str) -> int:
-    """Size of an array in bytes, computed from the shape in its header. NumPy would allocate this number of bytes."""
+    """Return the size of an array in bytes, computed from its header. NumPy would allocate this number of bytes."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         readers: dict[tuple[int, int], Callable] = {

@@ -1,4 +1,4 @@
-"""Compare predicted frames with true frames: scores of every frame, and several averages of them."""
+"""Compare predicted frames with true frames: scores of every frame, and several averages of the scores."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,7 +27,7 @@ def score(prediction: Clips, truth: Clips) -> pd.DataFrame:
     """
     if len(prediction) != len(truth):
         raise DataError(
-            f"the prediction has {len(prediction)} clips, the answer {len(truth)}; give one prediction per clip"
+            f"the prediction has {len(prediction)} clips, but the answer has {len(truth)}; give one prediction per clip"
         )
     pairs = zip(prediction, truth, strict=True)
     return pd.concat([_score_clip(*pair, number) for number, pair in enumerate(pairs)], ignore_index=True)
@@ -37,12 +37,15 @@ def aligned(predicted: Frames, true: Frames, number: int) -> tuple[Frames, Frame
     """Return predicted and true frames 1 to T-1 of clip `number`."""
     if predicted.shape[1:] != true.shape[1:] or abs(len(predicted) - len(true)) > 1:
         raise DataError(
-            f"clip {number}: the prediction has {_described(predicted)}, the answer {_described(true)}; both must have "
-            "equally many frames of one size, and one of them may lack frame 0"
+            f"clip {number}: the prediction has {_described(predicted)}, but the answer has {_described(true)}; both "
+            f"must have "
+            f"the same number of frames of the same size, but frame 0 may be missing in one of them"
         )
     longest = max(len(predicted), len(true))
     if longest < 2:
-        raise DataError(f"clip {number}: it has only frame 0, which is not scored; give at least 2 frames")
+        raise DataError(
+            f"clip {number}: the only frame is frame 0, which is not scored; give at least 2 frames"
+        )
     return predicted[len(predicted) - longest + 1 :], true[len(true) - longest + 1 :]
 
 
@@ -75,10 +78,10 @@ def _in_chunks(
 
 
 def averages(scores: pd.DataFrame) -> dict[str, float]:
-    """Return the averages of the table of `score` by name. Each is a mean over clips; PSNR is in dB.
+    """Return the averages of the table of `score` by name. Each average is a mean over clips; PSNR is in dB.
 
-    The course defines two averages that differ from the mean over all predicted frames: they leave out other frames,
-    or divide by another number. See `metrics.average_2023` and `metrics.average_later`.
+    The course defines two other averages than the mean over all predicted frames: some frames are left out, or the
+    divisor is another number. See `metrics.average_2023` and `metrics.average_later`.
     """
     clips = [clip for _, clip in scores.groupby("clip")]
     curves = [torch.tensor(clip["psnr"].to_numpy()) for clip in clips]

@@ -35,6 +35,7 @@ FILES = (".csv", ".txt", ".npz", ".gif", ".zip", *VIDEO_FORMATS, *CHECKPOINTS)
 MAX_BYTES = 2_000_000_000  # maximum size of a checkpoint, or of all unpacked files of a zip archive together
 MAX_MEMBERS = 20_000  # maximum number of files in a zip archive
 SIMILAR = 45.0  # PSNR in dB between two submissions; from this value on, one is probably a copy of the other
+MAX_FAULT = 500  # characters of an error message that are kept
 SAMPLES = 8  # frames per clip that are kept to compare submissions with each other
 
 
@@ -71,7 +72,7 @@ def grade_class(
             log(f"{name}: {found['mean PSNR']:.2f} dB")
         except Exception as error:  # no error in a submission may stop the grading of the others
             kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-            rows[name] = row | {"fault": kind + (str(error).splitlines() or ["unreadable"])[0]}
+            rows[name] = row | {"fault": kind + (" ".join(str(error).split())[:MAX_FAULT] or "unreadable")}
             log(f"{name}: {rows[name]['fault']}")
         rows[name] |= {"static baseline": baseline}
     for name, others in _similar(samples).items():
@@ -88,9 +89,9 @@ def _table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path]]:
-    """Every submission with its name.
+    """Yield every submission with its name.
 
-    The name is the path of the submission relative to its folder. If there are several folders, the folder is added
+    The name is the path of the submission relative to its folder. With several folders, the name of the folder is added
     in front.
     """
     roots = [folders] if isinstance(folders, Path) else list(folders)
@@ -98,7 +99,7 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
     for root in roots:
         if not root.exists():
             raise DataError(
-                f"{root}: no such file or folder; give a folder with one file or folder per student"
+                f"{root}: there is no such file or folder; give a folder with one file or folder per student"
             )
         for path in submissions(root, n_clips):
             below = path.relative_to(root).as_posix()
@@ -106,7 +107,8 @@ def _named(folders: Path | Sequence[Path], n_clips: int) -> list[tuple[str, Path
             found.append(("/".join(parts), path))
     if not found:
         raise DataError(
-            f"{', '.join(map(str, roots))}: holds no submission; give a folder with one file or folder per student"
+            f"{', '.join(map(str, roots))}: there is no submission in this folder; give a folder with one file or "
+            f"folder per student"
         )
     return found
 
@@ -117,25 +119,40 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: number of test clips. If there are several, a folder of picture folders is one submission.
+        n_clips: number of test clips. A folder of more text files or picture folders is the folder of a class.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []
     if folder.is_symlink() or folder.is_file():
         is_note = folder.suffix.lower() == ".txt" and not folder.is_symlink() and is_prose(folder)
         return [folder] if folder.suffix.lower() in FILES and not is_note else []
-    if not folder.is_dir():  # a pipe or a device, from which reading could wait forever
+    if not folder.is_dir():  # reading from a pipe or a device could block forever
         return []
-    if numbered(folder, PICTURES) or text_files(folder) or (n_clips > 1 and picture_folders(folder)):
+    found = {inner: submissions(inner, n_clips) for inner in sorted(folder.iterdir())}
+    if _is_one_submission(folder, [inner for inner in found if found[inner]], n_clips):
         return [folder]
-    return [path for inner in sorted(folder.iterdir()) for path in submissions(inner, n_clips)]
+    return [path for paths in found.values() for path in paths]
+
+
+def _is_one_submission(folder: Path, candidates: Sequence[Path], n_clips: int) -> bool:
+    """Whether the pictures, text files or picture folders in a folder are the parts of one prediction.
+
+    They must be more than the other submissions in the folder. A class folder with one broken file of this kind is
+    therefore still read as a class.
+    """
+    if pictures := numbered(folder, PICTURES):
+        return len(pictures) > len(candidates)
+    parts = text_files(folder) or (picture_folders(folder) if n_clips > 1 else [])
+    return 0 < len(parts) <= n_clips and len(parts) > len(set(candidates) - set(parts))
 
 
 def _prediction(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """The predicted clips of a submission. If they cannot be read, an error of any type may be raised."""
+    """Return the predicted clips of a submission. For a damaged file, an error of any type may be raised."""
     linked = next((file for file in (path, *path.rglob("*")) if file.is_symlink()), None)
     if linked:
-        raise DataError(f"{linked}: a link to another file, which is not followed; hand in the file itself")
+        raise DataError(
+            f"{linked}: this is a link to another file, and links are not followed; hand in the file itself"
+        )
     if path.suffix.lower() == ".zip":
         return _from_zip(path, tests, data, log)
     if path.suffix.lower() in CHECKPOINTS:
@@ -159,17 +176,22 @@ def _check_size(path: Path) -> None:
             members = archive.infolist()
         if len(members) > MAX_MEMBERS:
             raise DataError(
-                f"{path}: an archive of more than {MAX_MEMBERS} files; hand in the prediction alone"
+                f"{path}: this archive has more than {MAX_MEMBERS} files; hand in only the prediction"
             )
         size = max(size, sum(member.file_size for member in members))
     if size > MAX_BYTES:
-        raise DataError(f"{path}: {size:,} bytes, more than the {MAX_BYTES:,} that are read; hand in less")
+        raise DataError(
+            f"{path}: {size:,} bytes are more than the limit of {MAX_BYTES:,} bytes; hand in a smaller file"
+        )
 
 
 def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[str], None]) -> Clips:
-    """Unpack a zip archive to a temporary folder and read its prediction. It must contain exactly one submission."""
+    """Unpack a zip archive to a temporary folder and read its prediction.
+
+    The archive must contain exactly one submission.
+    """
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not a zip archive, or incomplete; hand it in again")
+        raise DataError(f"{path}: this is not a zip archive, or it is incomplete; hand in the file again")
     _check_size(path)
     with tempfile.TemporaryDirectory() as temporary:
         # zipfile creates no links, writes no file outside the folder, and writes at most the size given for each file.
@@ -178,7 +200,9 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
         found = submissions(Path(temporary), len(tests))
         if len(found) != 1 or found[0].suffix.lower() == ".zip":
             names = ", ".join(str(file.relative_to(temporary)) for file in found[:3]) or "none"
-            raise DataError(f"{path}: the archive must hold one submission, and holds {len(found)} ({names})")
+            raise DataError(
+                f"{path}: the archive must contain one submission, but it contains {len(found)} ({names})"
+            )
         try:
             return _prediction(found[0], tests, data, log)
         except (ValueError, OSError) as error:
@@ -186,7 +210,7 @@ def _from_zip(path: Path, tests: Sequence[Clip], data: Dataset, log: Callable[[s
 
 
 def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
-    """A few predicted frames of every clip, without frame 0. The frame numbers are the same for all submissions."""
+    """Return a few predicted frames of every clip, without frame 0. Frame numbers are the same for all submissions."""
     kept = []
     for number, (predicted, clip) in enumerate(zip(clips, tests, strict=True)):
         frames, _ = aligned(predicted, clip.answer, number)
@@ -195,7 +219,7 @@ def _sample(clips: Clips, tests: Sequence[Clip]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def _similar(samples: dict[str, Tensor]) -> dict[str, str]:
-    """For each submission, the other submissions that are equal or nearly equal to it, with the PSNR between them."""
+    """Return, for each submission, the other submissions that are almost equal, with the PSNR between the two."""
     found: dict[str, list[str]] = {name: [] for name in samples}
     names = list(samples)
     for index, name in enumerate(names):

@@ -1,27 +1,18 @@
-"""Rules about the loop over frames: the frame, label and z that each module gets, and the sum of the losses."""
+"""Rules about the loop over frames: frame, label and z as inputs of each module, and the sum of the losses."""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import (
-    Call,
-    Flow,
-    Function,
-    Tag,
-    first_value,
-    functions,
-    name_of,
-    names_in,
-    roles_of,
-)
+from cvae_lab.teaching.doctor.flow import Call, Flow, Tag
+from cvae_lab.teaching.doctor.syntax import Function, first_value, functions, name_of, names_in, roles_of
 
 EVALUATION = re.compile(r"val|eval|test|infer|predict|generat|rollout|demo|submi", re.I)
 LOGVAR = re.compile(r"log_?var|ln_?var|log_?sigma", re.I)
 
 
 def is_evaluation(function: Function) -> bool:
-    """Whether a function has the name of a validation or test step."""
+    """Return whether a function has the name of a validation or test step."""
     return bool(EVALUATION.search(function.name)) and not re.search("train", function.name, re.I)
 
 
@@ -34,9 +25,9 @@ def _flows(tree: ast.Module) -> Iterator[tuple[Function, Flow]]:
 
 
 def _target(flow: Flow, call: Call) -> int | None:
-    """Index of the predicted frame minus the loop variable.
+    """Return the index of the predicted frame minus the loop variable.
 
-    It is derived from the loss in the same loop, or from the range of the loop if there is no such loss.
+    The index is derived from the loss in the same loop, or from the range of the loop if there is no such loss.
     """
     for other in flow.calls.values():
         if other.loop is call.loop and re.search(r"mse|criterion|l1", other.role, re.I):
@@ -52,7 +43,7 @@ def _offsets(value: frozenset[Tag], kind: str) -> set[int]:
 
 
 def posterior_of_previous_frame(tree: ast.Module) -> Iterator[int]:
-    """The input of the posterior is the previous frame, true or predicted, instead of the frame to be predicted."""
+    """Find a posterior whose input is the previous frame, true or predicted, instead of the frame to be predicted."""
     for function, flow in _flows(tree):
         for call in flow.of_role("Gaussian_Predictor"):
             target = _target(flow, call) if call.loop and call.arguments else None
@@ -65,7 +56,7 @@ def posterior_of_previous_frame(tree: ast.Module) -> Iterator[int]:
 
 
 def label_off_by_one(tree: ast.Module) -> Iterator[int]:
-    """The input of the decoder is the label of another frame than the predicted one."""
+    """Find a decoder whose input is the label of another frame than the predicted frame."""
     for function, flow in _flows(tree):
         for call in flow.of_role("Decoder_Fusion"):
             target = _target(flow, call) if call.loop and len(call.arguments) > 1 else None
@@ -75,7 +66,7 @@ def label_off_by_one(tree: ast.Module) -> Iterator[int]:
 
 
 def _line_of_label(function: Function, call: Call) -> int:
-    """The line that encodes the label of a call of the decoder: the last such line before the call."""
+    """Return the last line before a call of the decoder that encodes the label for this call."""
     name = name_of(call.node.args[1]) if len(call.node.args) > 1 else ""
     lines = [
         a.lineno for a in ast.walk(function)
@@ -85,7 +76,7 @@ def _line_of_label(function: Function, call: Call) -> int:
 
 
 def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
-    """In validation or test, z is sampled from the posterior, whose input is the true frame."""
+    """Find z sampled from the posterior, whose input is the true frame, in validation or test."""
     yield from _training_step_in_evaluation(tree)
     for function, flow in _flows(tree):
         if not is_evaluation(function):
@@ -97,7 +88,7 @@ def posterior_in_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def _training_step_in_evaluation(tree: ast.Module) -> Iterator[int]:
-    """A validation function calls the training step of the same file, which samples z from the posterior."""
+    """Find a validation function that calls the training step, which samples z from the posterior."""
     steps = {
         function.name for function, flow in _flows(tree)
         if re.search("train", function.name, re.I) and function.name != "train" and flow.of_role("Gaussian_Predictor")
@@ -110,7 +101,7 @@ def _training_step_in_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
-    """In validation or test, true previous frames are the input of the decoder."""
+    """Find true previous frames as the input of the decoder in validation or test."""
     for function in functions(tree):
         for node in ast.walk(function) if is_evaluation(function) else ():
             if isinstance(node, ast.Call) and any(
@@ -129,7 +120,7 @@ def teacher_forced_evaluation(tree: ast.Module) -> Iterator[int]:
 
 
 def loss_of_last_frame(tree: ast.Module) -> Iterator[int]:
-    """A loss is computed after the loop over frames, from the last frame only, or in the loop but is not summed."""
+    """Find a loss that is computed from the last frame only, or in the loop over frames without a sum."""
     roles = set(roles_of(tree).items())
     decoders = {name for name, role in roles if role in ("Generator", "Decoder_Fusion")}
     for function in functions(tree):
@@ -171,7 +162,7 @@ def _flat(targets: list[ast.expr]) -> Iterator[ast.expr]:
 
 
 def _is_loss(node: ast.AST) -> bool:
-    """Whether an expression is a loss: a call of a loss function, a mean squared error, or a KL divergence."""
+    """Return whether an expression is a loss: a call of a loss function, a mean squared error, or a KL divergence."""
     if isinstance(node, ast.BinOp):
         return any(_is_loss(part) for part in (node.left, node.right))
     if not isinstance(node, ast.Call):

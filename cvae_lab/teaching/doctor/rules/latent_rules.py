@@ -1,10 +1,13 @@
-"""Rules about the latent: its noise, standard deviation and KL. Each function yields the lines with its mistake."""
+"""Rules about noise, standard deviation and KL of the latent.
+
+Each function yields the lines with one kind of mistake.
+"""
 
 import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import Function, definitions, functions, name_of, names_in, roles_of
+from cvae_lab.teaching.doctor.syntax import Function, definitions, functions, name_of, names_in, roles_of
 
 NOISE_NAME = re.compile(r"^(eps|epsilon|noise|z|latent|sample)", re.I)
 LOGVAR = re.compile(r"log_?var|ln_?var|log_?sigma", re.I)
@@ -12,7 +15,7 @@ DEVIATION = re.compile(r"std|sigma|scale|dev", re.I)
 
 
 def uniform_noise(tree: ast.Module) -> Iterator[int]:
-    """z or its noise is drawn by `torch.rand`, which is uniform."""
+    """Find z or noise of z that is drawn by `torch.rand`, which is uniform."""
     decoders = {name for name, role in roles_of(tree).items() if role == "Decoder_Fusion"}
     for function in functions(tree):
         reparameterises = "reparam" in function.name.lower()
@@ -35,7 +38,7 @@ def uniform_noise(tree: ast.Module) -> Iterator[int]:
 
 
 def logvar_as_deviation(tree: ast.Module) -> Iterator[int]:
-    """`mu + logvar * eps` or `mu + exp(logvar) * eps`: the factor must be exp(logvar / 2)."""
+    """Find `mu + logvar * eps` or `mu + exp(logvar) * eps`, where the factor must be exp(logvar / 2)."""
     for function in functions(tree):
         defined = definitions(function)
         arguments = [a.arg for a in function.args.args if a.arg != "self"]
@@ -62,7 +65,7 @@ def logvar_as_deviation(tree: ast.Module) -> Iterator[int]:
 
 
 def _scaled_by(function: Function, mean: str, variance: str, defined: dict[str, ast.expr]) -> Iterator[int]:
-    """Sums of the first argument and a product of noise with the second argument, or with its exponential."""
+    """Yield sums of the first argument and a product of noise with the second argument, or with its exponential."""
     wrong = [variance, f"torch.exp({variance})", f"{variance}.exp()"]
     wrong += [name for name, value in defined.items() if ast.unparse(value) in wrong]
     for node in ast.walk(function):
@@ -78,7 +81,7 @@ def _scaled_by(function: Function, mean: str, variance: str, defined: dict[str, 
 
 
 def _is_variance(node: ast.expr, defined: dict[str, ast.expr], depth: int = 0) -> bool:
-    """Whether an expression is logvar itself, or exp(logvar) without the factor 1/2."""
+    """Return whether an expression is logvar, or exp(logvar) without the factor 1/2."""
     if isinstance(node, ast.Name):
         if LOGVAR.search(node.id):
             return True
@@ -96,7 +99,7 @@ def _is_variance(node: ast.expr, defined: dict[str, ast.expr], depth: int = 0) -
 
 
 def averaged_kl(tree: ast.Module) -> Iterator[int]:
-    """The KL is averaged over latents instead of summed."""
+    """Find a KL that is averaged over latents instead of summed."""
     for function in functions(tree):
         defined = definitions(function)
         for node in ast.walk(function):

@@ -1,14 +1,14 @@
-"""The list of mistakes that `doctor` finds. Each has a name, a function, a reason and a correction."""
+"""List of the mistakes that `doctor` finds. Each mistake has a name, a function, a reason and a correction."""
 
 import ast
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor import code_rules, frame_rules, latent_rules, pixel_rules
+from cvae_lab.teaching.doctor.rules import code_rules, frame_rules, latent_rules, pixel_rules
 
 
 class Rule(NamedTuple):
-    """A mistake: the function that finds it, the reason and the correction. `note` means that the code is not wrong."""
+    """A mistake: name, function that finds the mistake, reason and correction. With `note`, the code is not wrong."""
 
     name: str
     find: Callable[[ast.Module], Iterator[int]]

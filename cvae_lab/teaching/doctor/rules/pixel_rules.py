@@ -4,18 +4,18 @@ import ast
 import re
 from collections.abc import Iterator
 
-from cvae_lab.teaching.doctor.flow import functions, name_of, names_in, nodes_of, roles_of, scopes
+from cvae_lab.teaching.doctor.syntax import functions, name_of, names_in, nodes_of, roles_of, scopes
 
 BOUNDED = re.compile(r"clamp_?|clip_?|sigmoid_?|save_image|make_grid|hardtanh")
 FRAME_NAME = re.compile(r"im(g|age)|frame|pred|out|video|recon|gen|fake|sample", re.I)
 
 
 def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
-    """Frames are converted to uint8 without a clamp, so values outside [0, 1] wrap around."""
+    """Find frames that are converted to uint8 without a clamp, so that values outside [0, 1] wrap around."""
     roles = {name for name, role in roles_of(tree).items() if role == "Generator"}
     predictions = [n for n in ast.walk(tree) if isinstance(n, ast.Assign) and names_in(n.value) & roles]
     if predictions and all(_bounds(n.value, set()) for n in predictions):
-        return  # every prediction is clamped when it is computed
+        return  # every prediction is clamped directly after its computation
     helpers = {function.name for function in functions(tree) if _bounds(function, set())}
     scaled_elsewhere = any(_scales(node) for node in ast.walk(tree))
     for scope in scopes(tree):
@@ -33,13 +33,13 @@ def wrapped_pixels(tree: ast.Module) -> Iterator[int]:
 
 
 def _bounds(node: ast.AST, helpers: set[str]) -> bool:
-    """Whether the code calls a function that limits values, or one of `helpers`."""
+    """Return whether the code calls a function that limits values, or one of `helpers`."""
     calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
     return any(BOUNDED.fullmatch(name_of(call.func)) or name_of(call.func) in helpers for call in calls)
 
 
 def _scales(node: ast.AST) -> bool:
-    """Whether a node multiplies by 255 or gives the number 255 a name."""
+    """Return whether a node multiplies by 255 or assigns 255 to a variable."""
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.Mult) and any(map(_is_255, (node.left, node.right)))
     if isinstance(node, ast.Call):

@@ -1,11 +1,11 @@
-"""Rules about training, checkpoints and output. Each function yields the lines with its mistake."""
+"""Rules about training, checkpoints and output. Each function yields the lines that contain one kind of mistake."""
 
 import ast
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cvae_lab.teaching.doctor.flow import (
+from cvae_lab.teaching.doctor.syntax import (
     Function,
     definitions,
     functions,
@@ -20,7 +20,7 @@ TEACHER_FORCING = re.compile(r"tf|teacher|forc", re.I)
 
 
 def one_draw_per_epoch(tree: ast.Module) -> Iterator[int]:
-    """The random decision about teacher forcing is made outside the loop over batches."""
+    """Find a random decision about teacher forcing outside the loop over batches."""
     for function in functions(tree):
         loaders = [n for n in ast.walk(function) if isinstance(n, ast.For) and _over_batches(n)]
         inside = {id(n) for loop in loaders for n in ast.walk(loop)}
@@ -37,7 +37,7 @@ def one_draw_per_epoch(tree: ast.Module) -> Iterator[int]:
 
 
 def _over_batches(loop: ast.For) -> bool:
-    """Whether a loop is over the batches of a data loader."""
+    """Return whether a loop is over the batches of a data loader."""
     names = " ".join(names_in(loop.iter))
     return bool(re.search(r"loader|(^|[ _])dl($|[ _])|batches", names, re.I))
 
@@ -47,7 +47,7 @@ def _text(node: ast.AST) -> str:
 
 
 def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
-    """The training loader does not shuffle."""
+    """Find a training loader that does not shuffle."""
     for function in functions(tree):
         for node in ast.walk(function):
             if isinstance(node, ast.Call) and name_of(node.func) == "DataLoader":
@@ -66,7 +66,7 @@ def unshuffled_clips(tree: ast.Module) -> Iterator[int]:
 
 
 def optimizer_not_saved(tree: ast.Module) -> Iterator[int]:
-    """A checkpoint contains no optimizer state, or contains the weights of the model in its place."""
+    """Find a checkpoint without optimizer state, or with the weights of the model as optimizer state."""
     for node, keys in _saved(tree):
         if keys:
             optimizers = [v for k, v in keys.items() if re.search("opt", str(k), re.I)]
@@ -100,7 +100,7 @@ def _state_dict(node: ast.expr) -> bool:
 
 
 def restarted_schedules(tree: ast.Module) -> Iterator[int]:
-    """After a checkpoint is loaded, the learning-rate schedule starts again from its beginning."""
+    """Find a learning-rate schedule that starts again from the beginning after a checkpoint is loaded."""
     schedules = _calls(tree, r"LR$")
     for resume in _resumes(tree) if schedules else ():
         own = [n for n in _calls(resume.function, r"LR$") if n.lineno > resume.line]
@@ -110,7 +110,7 @@ def restarted_schedules(tree: ast.Module) -> Iterator[int]:
 
 
 def optimizer_not_restored(tree: ast.Module) -> Iterator[int]:
-    """After a checkpoint is loaded, the optimizer is new and its saved state is not restored."""
+    """Find an optimizer whose saved state is not restored after a checkpoint is loaded."""
     optimizers = _calls(tree, OPTIMIZERS)
     for resume in _resumes(tree) if optimizers else ():
         own = [n for n in _calls(resume.function, OPTIMIZERS) if n.lineno > resume.line]
@@ -145,7 +145,7 @@ def _calls(tree: ast.AST, pattern: str) -> list[ast.Call]:
 
 
 def short_mean(tree: ast.Module) -> Iterator[int]:
-    """The mean PSNR is a sum divided by the number of frames minus one."""
+    """Find a mean PSNR that is a sum divided by the number of frames minus one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and isinstance(node.right, ast.BinOp):
             divisor = node.right
@@ -160,7 +160,7 @@ def short_mean(tree: ast.Module) -> Iterator[int]:
 
 
 def separate_clips(tree: ast.Module) -> Iterator[int]:
-    """Clips of the data set do not overlap, so most windows of frames are never used."""
+    """Find a data set whose clips do not overlap, so that most windows of frames are never used."""
     for function in functions(tree):
         if function.name == "__getitem__":
             arguments = [argument.arg for argument in function.args.args[1:]]
@@ -178,7 +178,7 @@ def separate_clips(tree: ast.Module) -> Iterator[int]:
 
 
 def accumulated_ramp(tree: ast.Module) -> Iterator[int]:
-    """A cyclical ramp is computed by repeated addition, so it does not reach its last value."""
+    """Find a cyclical ramp that is computed by repeated addition and does not reach its last value."""
     for loop in ast.walk(tree):
         if isinstance(loop, ast.While):
             for part in ast.walk(loop):
@@ -190,7 +190,7 @@ def accumulated_ramp(tree: ast.Module) -> Iterator[int]:
 
 
 def hidden_eval(tree: ast.Module) -> Iterator[int]:
-    """A module defines its own `eval` method, so batch norm and dropout stay in training mode."""
+    """Find a module with its own `eval` method, so that batch norm and dropout stay in training mode."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and any(name_of(base).endswith("Module") for base in node.bases):
             for method in node.body:
@@ -199,7 +199,7 @@ def hidden_eval(tree: ast.Module) -> Iterator[int]:
 
 
 def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
-    """Gradients are never set to zero between steps.
+    """Find training steps between which gradients are never set to zero.
 
     `backward` and the step of the optimizer may be in different functions, or outside all functions.
     """
@@ -215,7 +215,7 @@ def missing_zero_grad(tree: ast.Module) -> Iterator[int]:
 
 
 def _resets_gradients(node: ast.AST) -> bool:
-    """Whether a node calls `zero_grad`, assigns to a `.grad`, or calls `.grad.zero_()`."""
+    """Return whether a node calls `zero_grad`, assigns to a `.grad`, or calls `.grad.zero_()`."""
     if isinstance(node, ast.Assign):
         return any(isinstance(target, ast.Attribute) and target.attr == "grad" for target in node.targets)
     if not isinstance(node, ast.Call):
@@ -226,7 +226,7 @@ def _resets_gradients(node: ast.AST) -> bool:
 
 
 def _is_optimizer_step(node: ast.AST) -> bool:
-    """Whether a node calls `step` of an optimizer, a scaler or a list of them, by the name of the object."""
+    """Return whether a node calls `step` of an object with the name of an optimizer, a scaler or a list of these."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
