@@ -81,6 +81,17 @@ def test_committed_tables_match_the_committed_records():
         assert text.split(START.format(name), 1)[1].split(END.format(name), 1)[0].strip() == table
 
 
+def test_the_text_about_initial_weights_agrees_with_its_record():
+    table = pd.read_csv(ROOT / "figures/studies/initial_weights.csv")
+    assert (table["psnr_mean"] < table["baseline_static"]).all()
+    means = table.groupby("variant")[["heldout_psnr", "psnr_mean"]].mean()
+    gain = means.loc["pretrained-300-frames-2-minutes"] - means.loc["random-300-frames-2-minutes"]
+    assert 0 < gain["heldout_psnr"] < gain["psnr_mean"] < 2
+    untrained = means.loc["pretrained-without-training"]
+    assert untrained["heldout_psnr"] == means["heldout_psnr"].min()
+    assert untrained["psnr_mean"] == means["psnr_mean"].max()
+
+
 def _code_blocks(heading):
     """Return the Python code blocks in a section of README."""
     section = (ROOT / "README.md").read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
