@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cvae_lab.__main__ import main
-from cvae_lab.bench import gpu, gpu_checks, gpu_sizes, table
+from cvae_lab.bench import gpu, gpu_checks, gpu_report, gpu_sizes, table
 from cvae_lab.bench.gpu_checks import Check
 from cvae_lab.bench.measure import Work
 from cvae_lab.config import ConfigError, ModelConfig
@@ -219,12 +219,12 @@ def test_targets_are_computed_from_the_rows():
         {**handout, "batch": 32, "forcing": 0.0, "ours": 2341.0},
         {"model": "handout", "what": "rollout", "streams": 6, "ours": 2000.0, "ours_s": 1.9},
     ]
-    free, forced, epoch, rollout = table.targets(rows)
+    free, forced, epoch, rollout = gpu_report.targets(rows)
     assert "forcing 0, over the reference loop: 8.0x (target 10x: not reached)" in free
     assert "forcing 1, over the reference loop: 12.0x (target 10x: reached)" in forced
     assert "batch 32: 10.0 s (target 10 s: reached)" in epoch
     assert "1.9 s (target 2 s: reached)" in rollout
-    assert table.targets([]) == []
+    assert gpu_report.targets([]) == []
 
 
 def test_synchronising_operations_are_counted_by_line(monkeypatch):
@@ -292,3 +292,24 @@ def test_every_check_passes_on_a_gpu():
     models = {"handout": ModelConfig.preset("handout"), "compact": ModelConfig()}
     results = dict(gpu_checks.checks(torch.device("cuda"), models))
     assert all(result.passed for result in results.values()), results
+
+
+def test_the_markdown_report_contains_every_row_target_and_missing_measurement():
+    rows = [
+        {"part": "checks", "check": "a", "passed": True},
+        {"part": "checks", "check": "b", "passed": False},
+        {"part": "training", "model": "handout", "what": "training", "batch": 2, "forcing": 0.0, "ours": 1000.0,
+         "reference": 80.0, "ratio": 12.5, "ours_mib": 50.0},
+        {"part": "training", "model": "handout", "what": "training", "batch": 128, "forcing": 0.0, "ours": 2000.0,
+         "ours_mib": 60.0, "skipped": "no time left for it"},
+        {"part": "rollout", "error": "stopped after 64 s"},
+    ]  # fmt: skip
+    text = gpu_report.gpu_markdown({"hardware": "GPU", "torch": "2", "commit": "abc", "rows": rows})
+    assert "GPU, torch 2, commit abc. 1 of 2 checks passed." in text
+    assert "| handout | training, batch 2, forcing 0 | 80.0 | 1,000.0 | 12.5 | 50 |" in text
+    assert "| handout | training, batch 128, forcing 0 | - | 2,000.0 | - | 60 |" in text
+    assert "12.5x (target 10x: reached)" in text
+    assert "an epoch of 23410 frames at forcing 0, batch 128: 11.7 s (target 10 s: not reached)" in text
+    missing = ["handout, training, batch 128, forcing 0, reference loop: no time left for it",
+               "rollout: stopped after 64 s"]  # fmt: skip
+    assert text.endswith("\n".join(f"- {line}" for line in missing))

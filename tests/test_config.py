@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cvae_lab.__main__ import main
 from cvae_lab.config import RENAMED, ConfigError, ModelConfig, RunConfig, TrainConfig, parameters
+from cvae_lab.config.run import FINE_TUNING_LR
 
 FIELDS = [
     (kind, name, info)
@@ -342,3 +343,11 @@ def test_an_impossible_value_on_the_command_line_is_refused_in_one_line_before_a
     assert len(error.splitlines()) == 1
     assert name in error
     assert not (tmp_path / "run").exists()
+
+
+def test_compact_has_a_smaller_default_learning_rate_if_it_starts_from_given_weights():
+    usual = RunConfig.from_params("tiny").train.lr
+    assert RunConfig.from_params("tiny", init_from="pretrained").train.lr == FINE_TUNING_LR < usual
+    assert RunConfig.from_params("tiny", init_from="pretrained", lr=usual).train.lr == usual
+    handout = RunConfig.from_params("tiny", "handout").train.lr
+    assert RunConfig.from_params("tiny", "handout", init_from="runs/one").train.lr == handout

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cvae_lab.config import ConfigError
+from cvae_lab.config import ConfigError, RunConfig
 from cvae_lab.data import load
 from cvae_lab.evaluation.metrics import grade
 from cvae_lab.rollout.reference import reference_predict
@@ -446,6 +446,37 @@ def test_reproduce_runs_the_gpu_study_on_request_and_draws_its_learning_curve(re
     text = reference.learning_summary(run)
     assert f"test PSNR {run.result['psnr_final']:.2f} dB" in text
     assert text.startswith("assignment: ")
+    assert reference.learning_runs(repository / "figures/handout") == [run]
+
+
+def test_the_learning_summary_of_a_run_that_stopped_contains_its_last_epoch_and_its_error(tmp_path):
+    folder = tmp_path / "assignment-seed0"
+    folder.mkdir()
+    config = RunConfig.from_params("tiny", protocol="assignment")
+    (folder / "config.json").write_text(config.to_json())
+    columns = {
+        "epoch": 1,
+        "step": 7,
+        "loss": 0.5,
+        "mse": 0.5,
+        "kl_nats": 1234.0,
+        "kl_weight": 0.0,
+        "lr": 1e-3,
+        "seconds": 9.0,
+    }
+    row = pd.DataFrame([{**columns, "heldout_psnr": 8.5, "val_psnr_prior": 8.0}])
+    row.to_csv(folder / "history.csv", index=False)
+    (folder / "failure.json").write_text('{"message": "Not finite.", "hardware": "GPU, 2 CPU cores"}')
+    (run,) = reference.learning_runs(tmp_path)
+    text = reference.learning_summary(run)
+    frames = 7 * config.train.batch_size * (config.train.n_frames - 1)
+    assert text.startswith(
+        f"assignment: stopped after epoch 1 of 70 on GPU, after {frames} predicted frames."
+    )
+    assert "error 0.5000, KL 1,234 nats per frame at a KL weight of 0, held-out PSNR 8.50 dB" in text
+    assert text.endswith('"Not finite."')
+    scores, _ = reference.learning_curve_picture([run]).axes
+    assert [list(line.get_ydata()) for line in scores.lines] == [[8.5]]  # no baseline without a result
 
 
 def test_reproduce_raises_an_error_for_unknown_records_and_uncommitted_changes(

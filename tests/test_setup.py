@@ -13,8 +13,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
 from cvae_lab.runs.folder import find_runs
-from cvae_lab.runs.reference import learning_summary
+from cvae_lab.runs.reference import learning_runs, learning_summary
+from cvae_lab.runs.reproduce import TABLES
 from cvae_lab.runs.tables import END, RESULTS, START, STUDY, markdown, runs_table
 
 ROOT = Path(__file__).parents[1]
@@ -65,18 +67,29 @@ def test_the_make_targets_in_readme_exist():
 def _tables():
     """Yield the file of every committed table, the table's name, and its text computed from the records."""
     yield ROOT / "README.md", "results", markdown(runs_table(find_runs(ROOT / "figures/reference")), RESULTS)
-    for name in ("ablation", "minutes", "course"):
+    for name in TABLES:
         table = pd.read_csv(ROOT / "figures/studies" / f"{name}.csv")
         yield ROOT / "figures/README.md", name, markdown(table, STUDY)
-    handout = ROOT / "figures/handout"  # made on a GPU; without it, the section is empty
-    runs = find_runs(handout) if handout.exists() else []
+    runs = learning_runs(ROOT / "figures/handout")
     yield ROOT / "figures/README.md", "handout", "\n".join(f"- {learning_summary(run)}" for run in runs)
+    yield ROOT / "figures/README.md", "gpu", gpu_markdown(read_gpu(ROOT / "figures/gpu.json"))
 
 
 def test_committed_tables_match_the_committed_records():
     for file, name, table in _tables():
         text = file.read_text()
         assert text.split(START.format(name), 1)[1].split(END.format(name), 1)[0].strip() == table
+
+
+def test_the_text_about_initial_weights_agrees_with_its_record():
+    table = pd.read_csv(ROOT / "figures/studies/initial_weights.csv")
+    assert (table["psnr_mean"] < table["baseline_static"]).all()
+    means = table.groupby("variant")[["heldout_psnr", "psnr_mean"]].mean()
+    gain = means.loc["pretrained-300-frames-2-minutes"] - means.loc["random-300-frames-2-minutes"]
+    assert 0 < gain["heldout_psnr"] < gain["psnr_mean"] < 2
+    untrained = means.loc["pretrained-without-training"]
+    assert untrained["heldout_psnr"] == means["heldout_psnr"].min()
+    assert untrained["psnr_mean"] == means["psnr_mean"].max()
 
 
 def _code_blocks(heading):

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from cvae_lab.bench.measure import (
 from cvae_lab.config import RunConfig, TrainConfig
 from cvae_lab.data.files import write_text
 from cvae_lab.models.device import pick_device, precision_of
-
-EPOCH_FRAMES = 23_410  # number of training frames in the assignment's data
 
 HEAD = (
     f"{'frames/s':8} {'':22} {'ref loop':>8} {'fast':>8} {'ratio':>7} {'vs handout':>10} {'spread':>6} "
@@ -237,64 +235,3 @@ def _timed(work: Work, name: str, device: torch.device, repeats: int, ends: floa
     count = 1 if few else repeats
     middle = statistics.median([once, *(seconds(work.action, device) for _ in range(count - 1))])
     return {name: work.frames / middle, f"{name}_s": middle, f"{name}_mib": peak_mib(device)}
-
-
-def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list[str]:
-    """Return the rows of `bench --gpu` as lines of text: checks, speeds, scores, targets and missing parts."""
-    lines = [
-        f"{'passed' if r['passed'] else 'FAILED':8}{r['check']}" for r in rows if r.get("passed") is not None
-    ]
-    if any("ours" in row for row in rows):
-        lines += [
-            "",
-            f"{'frames/s':44} {'reference':>10} {'ours':>10} {'ratio':>7} {'matmul':>6} {'copy':>5} {'MiB':>7}",
-        ]
-    for row in rows:
-        if "ours" in row:
-            size = (
-                f"batch {row['batch']}, forcing {row['forcing']:g}"
-                if "batch" in row
-                else f"{row['streams']} streams"
-            )
-            name = f"{row['model']}, {row['what']}, {size}"
-            values = f"{_cell(row, 'reference', '.1f'):>10} {row['ours']:10.1f} {_cell(row, 'ratio', '.1f', 'x'):>7}"
-            fractions = f"{_cell(row, 'of_matmul', '.0%'):>6} {_cell(row, 'of_copy', '.0%'):>5}"
-            lines.append(f"{name:44} {values} {fractions} {row['ours_mib']:7.0f}")
-    scores = [row for row in rows if "psnr_db" in row]
-    if scores:
-        lines += ["", "PSNR on the test clips, dB (mean over all frames, weights of the last step)"]
-    lines += [f"{r['model']:24} {r['minutes']:g} min on {r['data']}: {r['psnr_db']:.2f}" for r in scores]
-    missing = [r for r in rows if "error" in r or "skipped" in r]
-    if missing:
-        lines += ["", "Not measured; repeat with --only PART and a larger --budget:"]
-    lines += [f"{r['part']} {r.get('model', '')}: {r.get('error') or r['skipped']}" for r in missing]
-    return [*lines, "", *(targets(rows) if with_targets else ())]
-
-
-def _cell(row: dict[str, Any], key: str, format_spec: str, unit: str = "") -> str:
-    """Return a value as text, or a dash if it was not measured."""
-    return f"{row[key]:{format_spec}}{unit}" if key in row else "-"
-
-
-def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return one line for each of the project's GPU targets: the measured value, and whether the target is reached."""
-    found = []
-    mine = [row for row in rows if row.get("model") == "handout" and "ours" in row]
-    trained = [row for row in mine if row["what"] == "training"]
-    for row in trained:
-        if row["batch"] == 2 and "ratio" in row:
-            what = f"training at batch 2, forcing {row['forcing']:g}, over the reference loop"
-            found.append(_target(what, row["ratio"], 10, "x", True))
-    if epochs := {row["batch"]: EPOCH_FRAMES / row["ours"] for row in trained if row["forcing"] == 0}:
-        batch = min(epochs, key=epochs.__getitem__)
-        what = f"an epoch of {EPOCH_FRAMES} frames at forcing 0, batch {batch}"
-        found.append(_target(what, epochs[batch], 10, " s", False))
-    if values := [row["ours_s"] for row in mine if row["what"] == "rollout" and row["streams"] == 6]:
-        found.append(_target("prediction of 6 clips of 629 frames", min(values), 2, " s", False))
-    return found
-
-
-def _target(what: str, value: float, target: float, unit: str, at_least: bool) -> str:
-    reached = value >= target if at_least else value <= target
-    state = "reached" if reached else "not reached"
-    return f"handout, {what}: {value:.1f}{unit} (target {target}{unit}: {state})"

@@ -28,6 +28,10 @@ def parameters(*classes: type) -> list[Parameter]:
     return [parameter for cls in classes or (ModelConfig, TrainConfig) for parameter in parameters_of(cls)]
 
 
+FINE_TUNING_LR = 1e-3
+"""Default learning rate of `compact` if `init_from` is set. With 300 training frames of real clips and 0.6 CPU minutes,
+the pretrained weights reached 30.3 dB at 1e-3, 29.8 dB at 2.5e-3 and 29.5 dB at 8e-3 (held-out segments, one seed)."""
+
 PROTOCOL = Parameter("protocol", "choice", tuple(PROTOCOLS), "", "", MEANING)
 """Description of the parameter `protocol`, which stands for several parameters."""
 
@@ -78,6 +82,8 @@ class RunConfig:
         model = {name: values[name] for name in values if name in model_names}
         train = {name: values[name] for name in values if name in train_names}
         defaults = _PRESET_TRAINING.get(preset, {})
+        if train.get("init_from") and preset == ModelConfig.name:
+            defaults = defaults | {"lr": FINE_TUNING_LR}
         if train.get("scale") == "elbo":
             defaults = defaults | {"weighting": "equal"}
         return cls(str(data), ModelConfig.preset(preset, **model), TrainConfig(**(defaults | train)))

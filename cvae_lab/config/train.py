@@ -67,7 +67,12 @@ class TrainConfig:
     )
 
     optimizer: Literal["adam", "adamw", "adamax", "muon"] = Field("muon", description="optimizer")
-    lr: float = Field(8e-3, ge=1e-8, le=1.0, description="learning rate after warm-up")
+    lr: float = Field(
+        8e-3,
+        ge=1e-8,
+        le=1.0,
+        description="learning rate after warm-up; default 0.001 if `compact` starts from init_from",
+    )
     lr_schedule: Literal["constant", "step", "cosine"] = Field("cosine", description="learning-rate schedule")
     lr_warmup: float = Field(
         0.02, ge=0.0, le=0.5, description="fraction of training in which the learning rate rises from 0"

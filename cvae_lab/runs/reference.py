@@ -1,5 +1,6 @@
 """Committed records: copies of finished runs without checkpoints, and pictures of these runs."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from cvae_lab.views import figures
 
 DRAWS = 8  # number of predictions of one clip, each with another z
 KEPT = ("config.json", "history.csv", "psnr_per_frame.csv")
+ENDS = ("result.json", "failure.json")  # files that mark a run that ended, with or without a result
 COLUMNS = 16  # number of frames per row of excerpt.png
 
 
@@ -168,6 +170,16 @@ def learning_curve(run: RunFolder) -> pd.DataFrame:
     return table.assign(weighted_kl=(history["loss"] - history["mse"]).clip(lower=0.0))
 
 
+def learning_runs(root: Path) -> list[RunFolder]:
+    """Return the runs of a folder whose learning curves are shown: finished ones, and those with a `failure.json`.
+
+    `failure.json` contains the error message of a run that stopped early, with hardware, versions and commit.
+    """
+    return sorted(
+        (RunFolder(f.parent) for f in root.glob("*/*.json") if f.name in ENDS), key=lambda r: r.path
+    )
+
+
 def learning_curve_picture(runs: Sequence[RunFolder]) -> Figure:
     """Draw PSNR (left) and the two terms of the loss (right) against the frames that were predicted in training."""
     with plt.rc_context(figures.STYLE):
@@ -175,24 +187,32 @@ def learning_curve_picture(runs: Sequence[RunFolder]) -> Figure:
         for run, colour in zip(runs, figures.PALETTE, strict=False):
             curve, name = learning_curve(run), variant(run)
             thousands, scored = curve["frames"] / 1000, curve["heldout_psnr"].notna()
+            name += "" if run.done else " (stopped)"
             left.plot(thousands[scored], curve["heldout_psnr"][scored], "o-", color=colour, label=name)
-            right.plot(thousands, curve["mse"], "-", color=colour, label=f"{name}: error")
-            right.plot(
-                thousands, curve["weighted_kl"].replace(0.0, np.nan), "--", color=colour, label=f"{name}: KL"
-            )
-        left.axhline(
-            runs[0].result["baseline_static"], color=figures.GREY, linestyle=":", label="static baseline"
-        )
+            form = "" if len(curve) > 1 else "o"  # a line through one point is not visible
+            right.plot(thousands, curve["mse"], f"-{form}", color=colour, label=f"{name}: error")
+            if (curve["weighted_kl"] > 0).any():
+                right.plot(thousands, curve["weighted_kl"].replace(0.0, np.nan), f"--{form}", color=colour,
+                           label=f"{name}: KL")  # fmt: skip
+        for run in [run for run in runs if run.done][:1]:
+            baseline = run.result["baseline_static"]
+            left.axhline(baseline, color=figures.GREY, linestyle=":", label="static baseline")
         figures.quiet(left).set(ylabel="held-out PSNR, dB")
         figures.quiet(right).set(ylabel="terms of the loss", yscale="log")
         for panel in (left, right):
             panel.set_xlabel("thousand predicted frames")
+            panel.set_xlim(left=0)
             panel.legend(fontsize=9)
     return figure
 
 
 def learning_summary(run: RunFolder) -> str:
-    """Return one sentence about the length of a run, its scores and its loss, with numbers of the record."""
+    """Return a few sentences about the length of a run, its scores and its loss, with numbers of the record.
+
+    For a run with `failure.json`, they name the last finished epoch and the error message.
+    """
+    if not run.done:
+        return _failure_summary(run)
     curve, result = learning_curve(run), run.result
     scores = curve["heldout_psnr"].dropna()
     last, early = curve.iloc[-1], scores.iloc[len(scores) // 2]
@@ -201,5 +221,17 @@ def learning_summary(run: RunFolder) -> str:
         f"{variant(run)}: {result['minutes']:.1f} minutes on {result['hardware'].split(',')[0]}, "
         f"{result['epochs']} epochs, {last['frames']:,.0f} predicted frames; held-out PSNR {scores.iloc[-1]:.2f} dB "
         f"(half of the evaluations earlier {early:.2f} dB); test PSNR {result['psnr_final']:.2f} dB, static baseline "
-        f"{result['baseline_static']:.2f} dB; the weighted KL is {fraction:.1%} of the final loss."
+        f"{result['baseline_static']:.2f} dB. The final loss is {last['mse']:.4f} (error) + {last['weighted_kl']:.4g} "
+        f"(weighted KL), so the weighted KL is {fraction:.1%} of it."
+    )
+
+
+def _failure_summary(run: RunFolder) -> str:
+    failure, last = json.loads((run.path / "failure.json").read_text()), run.history.iloc[-1]
+    return (
+        f"{variant(run)}: stopped after epoch {last['epoch']:.0f} of {run.config.train.epochs} on "
+        f"{failure['hardware'].split(',')[0]}, after {learning_curve(run)['frames'].iloc[-1]:,.0f} predicted frames. "
+        f"At the end of that epoch: error {last['mse']:.4f}, KL {last['kl_nats']:,.0f} nats per frame at a KL weight "
+        f"of {last['kl_weight']:g}, held-out PSNR {last['heldout_psnr']:.2f} dB. The message was: "
+        f'"{failure["message"]}"'
     )

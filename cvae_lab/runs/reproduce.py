@@ -10,12 +10,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
 from cvae_lab.config import RunConfig
 from cvae_lab.data import load
 from cvae_lab.data.files import replacing
 from cvae_lab.runs import tables
 from cvae_lab.runs.folder import RunFolder, best_run, find_runs
-from cvae_lab.runs.reference import export, learning_curve_picture, learning_summary, write_pictures
+from cvae_lab.runs.reference import (
+    export,
+    learning_curve_picture,
+    learning_runs,
+    learning_summary,
+    write_pictures,
+)
 from cvae_lab.runs.result import RunError
 from cvae_lab.runs.studies import STUDIES, Job, Study, plan
 from cvae_lab.runs.sweep import sweep
@@ -24,9 +31,12 @@ PRETRAINED = {"minutes": 25.0, "threads": 1}
 """Pretraining on the synthetic data set `full`, for the study `course`."""
 
 FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; the others have a table
-ON_REQUEST = ("handout",)  # studies that need a GPU; they run only if they are named
+ON_REQUEST = (
+    "handout",
+    "initial-weights",
+)  # they need a GPU or your own data, and run only if they are named
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
-TABLES = ("ablation", "minutes", "course")  # studies whose tables figures/README.md shows
+TABLES = ("ablation", "minutes", "initial_weights", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}
 """Minutes per run for loading data, prediction and writing files."""
 
@@ -192,7 +202,7 @@ def _write_record(step: Step, figures_dir: Path) -> Path | str:
             export(run, new, pictures=step.name == "reference" and run == best)
         shutil.rmtree(figures_dir / step.name, ignore_errors=True)
         return new.rename(figures_dir / step.name)
-    table = figures_dir / "studies" / f"{step.name}.csv"
+    table = figures_dir / "studies" / f"{step.name.replace('-', '_')}.csv"
     rows = (
         [row for _, _, row in tables.latent_rows(runs)]
         if step.name == "latent"
@@ -212,8 +222,10 @@ def write_tables(root: Path) -> list[Path]:
         table = pd.read_csv(figures_dir / "studies" / f"{name}.csv")
         tables.into_markdown(more, name, tables.markdown(table, tables.STUDY))
     written = [readme, more, *write_pictures(figures_dir, best_run(figures_dir / "reference"))]
+    if (figures_dir / "gpu.json").exists():
+        tables.into_markdown(more, "gpu", gpu_markdown(read_gpu(figures_dir / "gpu.json")))
     if (figures_dir / "handout").exists():  # the study needs a GPU, so its record may be missing
-        handout = find_runs(figures_dir / "handout")
+        handout = learning_runs(figures_dir / "handout")
         tables.into_markdown(more, "handout", "\n".join(f"- {learning_summary(run)}" for run in handout))
         figure = learning_curve_picture(handout)
         with replacing(figures_dir / "handout.png") as temporary:
