@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
+from cvae_lab.bench.gpu.report import gpu_markdown, read_gpu
 from cvae_lab.config import RunConfig
 from cvae_lab.data import load
 from cvae_lab.data.files import replacing
