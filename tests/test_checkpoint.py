@@ -377,7 +377,7 @@ def test_a_flipped_bit_raises_an_error_or_has_no_effect(tmp_path, content):
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, content, part, value, kind):
     path, name = tmp_path / "best.pt", "Generator.out.2.bias"
     torch.save(with_change(content, (part, name), lambda inner, key: inner[key].fill_(value)), path)
-    message = rf"best\.pt cannot be used: its tensor {name} holds {kind}"
+    message = rf"best\.pt cannot be used: its tensor {name} contains {kind}"
     with pytest.raises(CheckpointError, match=message):
         resume(path, config_of())
     with pytest.raises(CheckpointError, match=message):

@@ -163,7 +163,7 @@ def test_a_clip_of_2023_is_read(tmp_path):
     file = tmp_path / "GT0.csv"
     file.write_text("\n".join(f"{v / 255:.8f}" for v in truth.flatten().tolist()))
     assert torch.equal(course_csv.read_2023(file, frames=2), truth)
-    with pytest.raises(DataError, match=r"GT0\.csv holds 12288 numbers"):
+    with pytest.raises(DataError, match=r"GT0\.csv contains 12288 numbers"):
         course_csv.read_2023(file)
 
 

@@ -235,7 +235,7 @@ def enlarge(name):
 
 
 FAULTS = {
-    "folder missing": (shutil.rmtree, r"data: no such folder; give the folder that holds train"),
+    "folder missing": (shutil.rmtree, r"data: there is no such folder; give the folder that contains train"),
     "half a split missing": (
         lambda r: shutil.rmtree(r / "val/val_img"),
         r"val_img: there is no such folder.*add the folder",

@@ -195,10 +195,10 @@ REFUSED = {
     "text": (lambda path, weights: path.write_text("0.1 0.2 0.3"), "not a checkpoint"),
     "random bytes": (lambda path, weights: path.write_bytes(bytes(range(256)) * 40), "not a checkpoint"),
     "pickle of a list": (lambda path, weights: path.write_bytes(pickle.dumps([1])), "not a checkpoint"),
-    "list": (lambda path, weights: torch.save([1], path), "holds a list"),
-    "one tensor": (lambda path, weights: torch.save(torch.zeros(3), path), "holds a Tensor"),
+    "list": (lambda path, weights: torch.save([1], path), "contains a list"),
+    "one tensor": (lambda path, weights: torch.save(torch.zeros(3), path), "contains a Tensor"),
     "no weights": (lambda path, weights: torch.save({"epoch": 1, "loss": 0}, path), "no weights under .*epoch"),
-    "empty dict": (lambda path, weights: torch.save({}, path), "it holds nothing"),
+    "empty dict": (lambda path, weights: torch.save({}, path), "it contains nothing"),
     "state_dict None": (lambda path, weights: torch.save({"state_dict": None}, path), "its state_dict is None"),
     "state_dict empty": (lambda path, weights: torch.save({"state_dict": {}}, path), "its state_dict is a dict"),
     "folder": (lambda path, weights: path.mkdir(), "not a regular file"),
@@ -222,7 +222,7 @@ REFUSED = {
     ),
     "infinity": (
         lambda path, weights: torch.save(weights | {"Generator.7.bias": torch.tensor([0.0, float("inf"), 0.0])}, path),
-        r"its tensor Generator\.7\.bias holds infinity",
+        r"its tensor Generator\.7\.bias contains infinity",
     ),
     "complex values": (
         lambda path, weights: torch.save(weights | {"Generator.7.bias": torch.zeros(3, dtype=torch.complex64)}, path),
