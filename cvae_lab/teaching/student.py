@@ -3,6 +3,11 @@
 `build` merges the committed notebooks and their solutions into a course folder of nbgrader. `source/` is for the
 teacher and contains solutions and hidden tests. `release/` is for the students and contains neither.
 
+Both nbgrader 0.9.6 and otter-grader 7.0.0 were tried on notebook 00. Both remove solutions and hidden tests. nbgrader
+keeps its data in the metadata of cells, so the public checks still run in a notebook without nbgrader. otter-grader
+needs raw cells in the source notebook and replaces each check with `grader.check(...)`, so students must install it,
+and `otter grade` needs Docker. nbgrader was chosen for these reasons.
+
 Save submissions as `submitted/STUDENT/lab4/`. `autograde` executes the code of the students, so call this function in a
 container or on a machine without other data.
 """
