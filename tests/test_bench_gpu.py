@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from cvae_lab.__main__ import main
-from cvae_lab.bench import gpu, gpu_checks, gpu_report, gpu_sizes, table
-from cvae_lab.bench.gpu_checks import Check
+from cvae_lab.bench import gpu, table
+from cvae_lab.bench.gpu import checks as gpu_checks
+from cvae_lab.bench.gpu import report as gpu_report
+from cvae_lab.bench.gpu import sizes as gpu_sizes
+from cvae_lab.bench.gpu.checks import Check
 from cvae_lab.bench.measure import Work
 from cvae_lab.config import ConfigError, ModelConfig
 from cvae_lab.runs.commands.benchmark import GPU_PARTS

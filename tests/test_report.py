@@ -50,9 +50,10 @@ def test_each_figure_has_its_data_as_csv(page, runs):
         assert table[run.path.name].to_numpy() == pytest.approx(truth, rel=1e-5)
 
 
-def test_the_notebook_runs_from_top_to_bottom(page):
+def test_the_notebook_runs_from_top_to_bottom_in_its_own_folder(page, monkeypatch):
     notebook = nbformat.read(page.with_suffix(".ipynb"), 4)
     nbformat.validate(notebook)
+    monkeypatch.chdir(page.parent)
     scope = {}
     for cell in notebook.cells:
         if cell.cell_type == "code":

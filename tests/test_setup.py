@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
+from cvae_lab.bench.gpu.report import gpu_markdown, read_gpu
 from cvae_lab.runs.folder import find_runs
 from cvae_lab.runs.reference import learning_runs, learning_summary
 from cvae_lab.runs.reproduce import TABLES

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from cvae_lab.bench.gpu_report import gpu_markdown, read_gpu
+from cvae_lab.bench.gpu.report import gpu_markdown, read_gpu
 from cvae_lab.config import RunConfig
 from cvae_lab.data import load
 from cvae_lab.data.files import replacing
@@ -34,7 +34,7 @@ FOLDERS = ("reference", "handout")  # studies whose record is a folder of runs; 
 ON_REQUEST = (
     "handout",
     "initial-weights",
-)  # studies that need a GPU or your own data; they run only on request
+)  # they need a GPU or your own data, and run only if they are named
 ALONE = ("pretrained", "course")  # studies with a limit on elapsed time: one run at a time
 TABLES = ("ablation", "minutes", "initial_weights", "course")  # studies whose tables figures/README.md shows
 OVERHEAD = {"compact": 0.3, "handout": 2.5}

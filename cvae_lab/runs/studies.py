@@ -96,8 +96,8 @@ STUDIES = {
         | {"stages": _MIX},
     ),
     "ablation": Study(
-        "The compact network with its default training for 20 epochs. Each variant changes one setting.",
-        {"epochs": 20, "eval_every": 20},
+        "The compact network with its default training for 6 epochs. Each variant changes one setting.",
+        {"epochs": 6, "eval_every": 6},
         {
             "base": {},
             "no-anchor": {"anchor": False},

@@ -111,13 +111,16 @@ def doctor(options: argparse.Namespace) -> None:
         raise ValueError("doctor needs a .py, .ipynb or .zip file, or a folder")
     unread: list[str] = []
     findings = sorted(examine(options.source, unread.append), key=lambda finding: finding.rule.note)
-    measured = costs.measured()
+    measured, conditions = costs.measured()
+    shown = {finding.rule.name for finding in findings} & set(measured)
     for finding in findings:
         print(finding, *filter(None, [measured.pop(finding.rule.name, "")]))
     for message in unread:
         print(f"Not examined: {message}.")
     notes = sum(finding.rule.note for finding in findings)
-    print(f"{len(findings) - notes} mistakes, {notes} notes.", CANNOT_SEE, sep="\n")
+    print(
+        f"{len(findings) - notes} mistakes, {notes} notes.", *[conditions] * bool(shown), CANNOT_SEE, sep="\n"
+    )
 
 
 def grade(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ same sections, with code that draws the figures from the run folders.
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,13 +82,16 @@ def write_report(runs: Sequence[RunFolder], out: Path) -> list[Path]:
     write_text(out, page)
     notebook = out.with_suffix(".ipynb")
     with replacing(notebook) as temporary:
-        nbformat.write(report_notebook(runs), temporary)
+        nbformat.write(report_notebook(runs, out.parent), temporary)
     return [out, notebook]
 
 
-def report_notebook(runs: Sequence[RunFolder]) -> nbformat.NotebookNode:
-    """Return the report as a notebook whose cells draw the figures from the run folders."""
-    paths = [str(run.path) for run in runs]
+def report_notebook(runs: Sequence[RunFolder], folder: Path) -> nbformat.NotebookNode:
+    """Return the report as a notebook whose cells draw the figures from the run folders.
+
+    The paths of the runs are relative to the folder of the notebook, which is the working directory in Jupyter.
+    """
+    paths = [Path(os.path.relpath(run.path, folder)).as_posix() for run in runs]
     setup = (
         "from pathlib import Path\n\nfrom cvae_lab.runs.folder import RunFolder\n"
         "from cvae_lab.runs.tables import runs_table\n"

@@ -83,7 +83,7 @@ def _provenance() -> dict[str, str]:
 
 def _bench_gpu(options: argparse.Namespace, about: dict[str, str]) -> None:
     from cvae_lab.bench.gpu import gpu
-    from cvae_lab.bench.gpu_report import gpu_table
+    from cvae_lab.bench.gpu.report import gpu_table
 
     about["command"] += " --gpu"
     rows = gpu(options.gpu, options.device, options.tiny, options.budget, options.only, about, log_line)

@@ -119,7 +119,7 @@ def submissions(folder: Path, n_clips: int) -> list[Path]:
     Submissions are files with one of the suffixes in FILES, and folders of pictures or text files.
 
     Args:
-        n_clips: number of test clips. A folder of more text files or picture folders is the folder of a class.
+        n_clips: number of test clips. A folder with more text files or picture folders is read as a class folder.
     """
     if folder.name.startswith(".") or folder.name == "__MACOSX":
         return []

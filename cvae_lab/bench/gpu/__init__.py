@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from cvae_lab.bench.gpu_checks import checks
-from cvae_lab.bench.gpu_sizes import MINIMUM, NORMAL, TINY, Sizes, allowance, chosen_parts, configuration
+from cvae_lab.bench.gpu.checks import checks as all_checks
+from cvae_lab.bench.gpu.sizes import MINIMUM, NORMAL, TINY, Sizes, allowance, chosen_parts, configuration
 from cvae_lab.bench.measure import (
     Case,
     Work,
@@ -160,9 +160,9 @@ def limits(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
 
 
 def check(device: torch.device, sizes: Sizes, ends: float) -> Iterator[Result]:
-    """Yield the result of every check of `gpu_checks`."""
+    """Yield the result of every check of `checks`."""
     models = {name: configuration(sizes, name, device).model for name in sizes.timed}
-    for name, result in checks(device, models):
+    for name, result in all_checks(device, models):
         yield {"check": name, **result._asdict()}
 
 
