@@ -168,8 +168,8 @@ def lr_factor_at(
 
     Args:
         progress: fraction of training done, in [0, 1].
-        schedule: schedule after the warm-up. `constant` is 1. `step` starts at 1 and multiplies by `gamma` at each of
-            `milestones`. `cosine` is half a period of a cosine, from 1 to 0.
+        schedule: schedule after the warm-up. `constant` is 1. `step` starts at 1. Each of `milestones` multiplies it by
+            `gamma`. `cosine` is half a period of a cosine, from 1 to 0.
         warmup: fraction of training in which the factor rises linearly from 0 to 1.
         position: value that is compared with `milestones`, such as the number of finished epochs; None: `progress`.
     """

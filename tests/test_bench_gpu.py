@@ -223,10 +223,12 @@ def test_targets_are_computed_from_the_rows():
         {"model": "handout", "what": "rollout", "streams": 6, "ours": 2000.0, "ours_s": 1.9},
     ]
     free, forced, epoch, rollout = gpu_report.targets(rows)
-    assert "forcing 0, over the reference loop: 8.0x (target 10x: not reached)" in free
-    assert "forcing 1, over the reference loop: 12.0x (target 10x: reached)" in forced
-    assert "batch 32: 10.0 s (target 10 s: reached)" in epoch
-    assert "1.9 s (target 2 s: reached)" in rollout
+    assert "8.0 times as fast as the reference loop (batch size 2, teacher-forcing ratio 0)" in free
+    assert free.endswith("The target of 10 times is not reached.")
+    assert "12.0 times as fast" in forced
+    assert forced.endswith("The target of 10 times is reached.")
+    assert "takes 10.0 s (batch size 32, teacher-forcing ratio 0). The target of 10 s is reached." in epoch
+    assert "takes 1.9 s (629 frames per clip). The target of 2 s is reached." in rollout
     assert gpu_report.targets([]) == []
 
 
@@ -309,10 +311,12 @@ def test_the_markdown_report_contains_every_row_target_and_missing_measurement()
     ]  # fmt: skip
     text = gpu_report.gpu_markdown({"hardware": "GPU", "torch": "2", "commit": "abc", "rows": rows})
     assert "GPU, torch 2, commit abc. 1 of 2 checks passed." in text
-    assert "| handout | training, batch 2, forcing 0 | 80.0 | 1,000.0 | 12.5 | 50 |" in text
-    assert "| handout | training, batch 128, forcing 0 | - | 2,000.0 | - | 60 |" in text
-    assert "12.5x (target 10x: reached)" in text
-    assert "an epoch of 23410 frames at forcing 0, batch 128: 11.7 s (target 10 s: not reached)" in text
-    missing = ["handout, training, batch 128, forcing 0, reference loop: no time left for it",
+    assert (
+        "| handout | training, batch size 2, teacher-forcing ratio 0 | 80.0 | 1,000.0 | 12.5 | 50 |" in text
+    )
+    assert "| handout | training, batch size 128, teacher-forcing ratio 0 | - | 2,000.0 | - | 60 |" in text
+    assert "12.5 times as fast as the reference loop" in text
+    assert "an epoch of 23,410 frames takes 11.7 s (batch size 128, teacher-forcing ratio 0)" in text
+    missing = ["handout, training, batch size 128, teacher-forcing ratio 0, reference loop: no time left for it",
                "rollout: stopped after 64 s"]  # fmt: skip
     assert text.endswith("\n".join(f"- {line}" for line in missing))

@@ -139,7 +139,7 @@ class TrainConfig:
         0.0,
         ge=0.0,
         le=100.0,
-        description="at scale `elbo`: standard deviation of the decoder; 0: closed-form optimum",
+        description="standard deviation of the Gaussian decoder, if scale is `elbo`; 0: its optimum, the error",
     )
     free_bits: float = Field(
         0.0,
@@ -180,7 +180,10 @@ class TrainConfig:
     )
     tf_step: float = Field(0.1, ge=0.0, le=1.0, description="change of the ratio per epoch")
     tf_decay: float = Field(
-        5.0, ge=1.0, le=10**6, description="`inverse_sigmoid`: k in k / (k + exp(e / k)), in epochs"
+        5.0,
+        ge=1.0,
+        le=10**6,
+        description="`inverse_sigmoid`: constant k (epochs) of k / (k + exp(epoch / k))",
     )
     tf_per: Literal["epoch", "batch", "clip", "step"] = Field(
         "step", description="unit for which one random teacher-forcing decision is made"

@@ -1,7 +1,7 @@
 """Diagnostics of posterior collapse and of drift.
 
-`diagnose` computes all diagnostics, in time proportional to the number of frames. Before a call of another function,
-the caller must switch the model to evaluation mode, as for `free_run`.
+`diagnose` computes all diagnostics, in time proportional to the number of frames. Before calling
+another function of this module or `free_run`, call `model.eval()`.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ class Diagnosis:
 
     @property
     def swap(self) -> float:
-        """Loss in dB in free-running prediction if z is the posterior mean of another clip."""
+        """Decrease of the PSNR in dB in free-running prediction if z is the posterior mean of another clip."""
         return self.scores["mean"].free - self.scores["swapped"].free
 
     @property

@@ -219,10 +219,10 @@ def learning_summary(run: RunFolder) -> str:
     fraction = last["weighted_kl"] / (last["mse"] + last["weighted_kl"])
     return (
         f"{variant(run)}: {result['minutes']:.1f} minutes on {result['hardware'].split(',')[0]}, "
-        f"{result['epochs']} epochs, {last['frames']:,.0f} predicted frames; held-out PSNR {scores.iloc[-1]:.2f} dB "
-        f"(half of the evaluations earlier {early:.2f} dB); test PSNR {result['psnr_final']:.2f} dB, static baseline "
-        f"{result['baseline_static']:.2f} dB. The final loss is {last['mse']:.4f} (error) + {last['weighted_kl']:.4g} "
-        f"(weighted KL), so the weighted KL is {fraction:.1%} of it."
+        f"{result['epochs']} epochs, {last['frames']:,.0f} predicted frames. The held-out PSNR is "
+        f"{scores.iloc[-1]:.2f} dB at the end and was {early:.2f} dB at half of the evaluations. The test PSNR is "
+        f"{result['psnr_final']:.2f} dB, and that of the static baseline {result['baseline_static']:.2f} dB. The final "
+        f"loss is {last['mse']:.4f} (error) + {last['weighted_kl']:.4g} (weighted KL); {fraction:.1%} of it is KL."
     )
 
 

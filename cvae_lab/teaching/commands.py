@@ -170,7 +170,7 @@ def student(options: argparse.Namespace) -> None:
 
     released = build(options.folder, options.only)
     print(f"For students: {len(released)} notebook(s) in {released[0].parent}")
-    print(f"For you, with solutions and hidden tests: {options.folder / 'source'}")
+    print(f"Teacher's edition, with solutions and hidden tests: {options.folder / 'source'}")
     if options.check:
         print(check(options.check).to_string(index=False))
 

@@ -79,7 +79,7 @@ def frame_strip(
 
 @plt.rc_context(STYLE)
 def schedule(curves: Mapping[str, ArrayLike], ylabel: str, title: str = "") -> Figure:
-    """Draw step curves with one value per epoch. Later curves are thinner, so that equal curves are all visible."""
+    """Draw piecewise constant curves, one value per epoch. Later curves are thinner, so equal curves are visible."""
     figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained", FigureClass=DescribedFigure)
     for i, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)

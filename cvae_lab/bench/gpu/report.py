@@ -50,25 +50,26 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
     trained = [row for row in mine if row["what"] == "training"]
     for row in trained:
         if row["batch"] == 2 and "ratio" in row:
-            what = f"training at batch 2, forcing {row['forcing']:g}, over the reference loop"
-            found.append(_target(what, row["ratio"], 10, "x", True))
+            what = f"training is {row['ratio']:.1f} times as fast as the reference loop"
+            where = f"batch size 2, teacher-forcing ratio {row['forcing']:g}"
+            found.append(_target(what, where, row["ratio"] >= 10, "10 times"))
     if epochs := {row["batch"]: EPOCH_FRAMES / row["ours"] for row in trained if row["forcing"] == 0}:
         batch = min(epochs, key=epochs.__getitem__)
-        what = f"an epoch of {EPOCH_FRAMES} frames at forcing 0, batch {batch}"
-        found.append(_target(what, epochs[batch], 10, " s", False))
+        what = f"an epoch of {EPOCH_FRAMES:,} frames takes {epochs[batch]:.1f} s"
+        where = f"batch size {batch}, teacher-forcing ratio 0"
+        found.append(_target(what, where, epochs[batch] <= 10, "10 s"))
     if values := [row["ours_s"] for row in mine if row["what"] == "rollout" and row["streams"] == 6]:
-        found.append(_target("prediction of 6 clips of 629 frames", min(values), 2, " s", False))
+        what = f"the prediction of 6 clips takes {min(values):.1f} s"
+        found.append(_target(what, "629 frames per clip", min(values) <= 2, "2 s"))
     return found
 
 
-def _target(what: str, value: float, target: float, unit: str, at_least: bool) -> str:
-    reached = value >= target if at_least else value <= target
-    state = "reached" if reached else "not reached"
-    return f"handout, {what}: {value:.1f}{unit} (target {target}{unit}: {state})"
+def _target(what: str, where: str, reached: bool, target: str) -> str:
+    return f"Preset handout: {what} ({where}). The target of {target} is {'reached' if reached else 'not reached'}."
 
 
 def speeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per timed case: network, size, frames/s of the reference loop and of ours, ratio, and MiB."""
+    """Return one row per timed case: network, size, frames/s of both paths, their ratio, and MiB."""
     return [
         {
             "network": row["model"], "what": row["what"], "size": _size(row),
@@ -93,7 +94,7 @@ def gpu_markdown(record: dict[str, Any]) -> str:
     lines = [
         f"{record['hardware']}, torch {record['torch']}, commit {record['commit']}. {good} of {count} checks passed.",
         "",
-        "| network | what | reference loop (frames/s) | ours (frames/s) | ratio | memory of ours (MiB) |",
+        "| network | what | reference loop (frames/s) | fast path (frames/s) | ratio | memory of the fast path (MiB) |",
         "|---|---|---|---|---|---|",
     ]
     for row in (row for row in rows if "ours" in row):
@@ -108,7 +109,7 @@ def gpu_markdown(record: dict[str, Any]) -> str:
 def _size(row: dict[str, Any]) -> str:
     """Return the size of a timed case in words."""
     if "batch" in row:
-        return f"batch {row['batch']}, forcing {row['forcing']:g}"
+        return f"batch size {row['batch']}, teacher-forcing ratio {row['forcing']:g}"
     return f"{row['streams']} {'stream' if row['streams'] == 1 else 'streams'}"
 
 

@@ -163,8 +163,8 @@ def _folder(path: Path, frames: Lengths) -> Clips:
     if len(tables) == 1:
         return read_submission(tables[0], frames)
     raise DataError(
-        f"{path}: this folder contains no pictures, no text files of 2023 and not exactly one submission CSV; add one "
-        f"of these"
+        f"{path}: this folder contains no prediction; it must contain pictures, text files in the course's format of "
+        "2023, or one submission CSV"
     )
 
 
