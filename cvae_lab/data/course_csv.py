@@ -4,6 +4,7 @@ Predictions and answers (true frames) have the same format. The files may come f
 larger than a valid file is therefore refused before it is read, and every value is checked.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,19 +21,24 @@ from cvae_lab.data.pixels import DataError, to_uint8
 HEIGHT, WIDTH = 32, 64
 VALUES = 3 * HEIGHT * WIDTH
 MAX_CHARACTERS = 32  # largest length of a value with its separator; no program writes more
+ROWS_PER_WRITE = 256  # rows converted to text at once; limits the memory for long clips
 MAX_ROWS = 100_000  # limit if the number of rows is not known in advance; 614 MB of pixels
 
 
-def write_submission(path: Path, clips: Sequence[Float[Tensor, "t 3 32 64"]]) -> None:
+def write_submission(
+    path: Path, clips: Sequence[Float[Tensor, "_ 3 32 64"] | UInt8[Tensor, "_ 3 32 64"]]
+) -> None:
     """Write the CSV file of later years: a header id,0,...,6143 and one row per frame, one clip after the other.
 
     First frames are included. Values are rint(255 x), clamped to 0..255, in channel, row, column order.
     """
-    rows = torch.cat([to_uint8(clip) for clip in clips]).flatten(1).numpy()
-    table = np.column_stack([np.arange(len(rows)), rows])
-    header = ",".join(["id", *map(str, range(VALUES))])
-    with replacing(path) as temporary:
-        np.savetxt(temporary, table, fmt="%d", delimiter=",", header=header, comments="")
+    number = itertools.count()
+    with replacing(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
+        file.write(",".join(["id", *map(str, range(VALUES))]) + "\n")
+        for part in (part for clip in clips for part in clip.split(ROWS_PER_WRITE)):
+            rows = to_uint8(part).flatten(1).numpy()
+            numbers = list(itertools.islice(number, len(rows)))
+            np.savetxt(file, np.column_stack([numbers, rows]), fmt="%d", delimiter=",")
 
 
 def read_submission(path: Path, frames_per_clip: int | Sequence[int]) -> list[UInt8[Tensor, "t 3 32 64"]]:
@@ -153,14 +159,14 @@ def regular(path: Path) -> Path:
     return path
 
 
-def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"]) -> None:
+def write_2023(path: Path, clip: Float[Tensor, "t 3 32 64"] | UInt8[Tensor, "t 3 32 64"]) -> None:
     """Write one clip in the format of 2023: one line of 6144 numbers in [0, 1] per frame, including the first frame.
 
     Four decimals are enough to distinguish all 256 levels of a pixel.
     """
-    rows = to_uint8(clip).flatten(1).numpy() / 255
-    with replacing(path) as temporary:
-        np.savetxt(temporary, rows, fmt="%.4f")
+    with replacing(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as file:
+        for part in clip.split(ROWS_PER_WRITE):
+            np.savetxt(file, to_uint8(part).flatten(1).numpy() / 255, fmt="%.4f")
 
 
 def read_2023(path: Path, frames: int = 630) -> UInt8[Tensor, "t 3 32 64"]:

@@ -1,7 +1,7 @@
 """Predict and score the clips of a data set."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,11 +11,18 @@ from torch import Tensor
 from cvae_lab.config import TrainConfig
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.pixels import to_float
-from cvae_lab.evaluation.corrections import predict_corrected
+from cvae_lab.evaluation.corrections import predict_corrected_in_chunks
 from cvae_lab.evaluation.metrics import psnr
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import reduced_precision
-from cvae_lab.rollout import Latents, evaluating, free_run, posterior_latents, predict, prior_latents
+from cvae_lab.rollout import (
+    Latents,
+    evaluating,
+    free_run,
+    posterior_latents,
+    predict_in_chunks,
+    prior_latents,
+)
 
 
 def predict_clips(
@@ -39,9 +46,33 @@ def predict_clips(
         batch_statistics: predict as the course's code does (`rollout.evaluating`). Each clip is a batch of its own,
             because batch norm would otherwise use the labels of all clips together. `corrected` is then ignored.
     """
+    device = next(model.parameters()).device
+    frames = [torch.empty(len(clip) - 1, *clip.first.shape, device=device) for clip in clips]
+    done = [0] * len(clips)
+    for index, chunk in predict_clips_in_chunks(model, clips, config, seed, corrected, batch_statistics):
+        frames[index][done[index] : done[index] + len(chunk)] = chunk
+        done[index] += len(chunk)
+    return [clip.cpu() for clip in frames]
+
+
+def predict_clips_in_chunks(
+    model: CVAE,
+    clips: Sequence[Clip],
+    config: TrainConfig,
+    seed: int = 0,
+    corrected: bool = False,
+    batch_statistics: bool = False,
+) -> Iterator[tuple[int, Float[Tensor, "n 3 h w"]]]:
+    """Yield the frames of `predict_clips` in short chunks, each with the index of its clip, on the model's device.
+
+    The chunks of one clip are in order. The caller may convert and store each chunk, so the memory does not contain all
+    frames as float32.
+    """
     if batch_statistics and len(clips) > 1:
-        single = ([clip] for clip in clips)
-        return [predict_clips(model, clip, config, seed, batch_statistics=True)[0] for clip in single]
+        for index, clip in enumerate(clips):
+            single = predict_clips_in_chunks(model, [clip], config, seed, batch_statistics=True)
+            yield from ((index, chunk) for _, chunk in single)
+        return
     device = next(model.parameters()).device
     longest = max(len(clip.labels) for clip in clips)
     padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
@@ -52,12 +83,22 @@ def predict_clips(
     labels = torch.stack(whole).to(device)
     first = to_float(torch.stack([clip.first for clip in clips]).to(device))
     streams = [clip_generator(clip, seed) for clip in clips]
-    with reduced_precision(config, device):
-        if corrected and not batch_statistics:
-            frames = predict_corrected(model, first, labels, streams, mirror=config.flip).cpu()
-        else:
-            frames = predict(model, first, labels, streams, batch_statistics).cpu()
-    return [row[: len(clip.labels) - 1] for row, clip in zip(frames, clips, strict=True)]
+    if corrected and not batch_statistics:
+        chunks = predict_corrected_in_chunks(model, first, labels, streams, mirror=config.flip)
+    else:
+        chunks = predict_in_chunks(model, first, labels, streams, batch_statistics)
+    start = 0
+    while True:
+        with reduced_precision(
+            config, device
+        ):  # ends before each yield, so the caller's code is not affected
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        for index, (row, clip) in enumerate(zip(chunk, clips, strict=True)):
+            if start < len(clip) - 1:
+                yield index, row[: len(clip) - 1 - start]
+        start += chunk.shape[1]
 
 
 def clip_generator(clip: Clip, seed: int, device: torch.device | str = "cpu") -> torch.Generator:

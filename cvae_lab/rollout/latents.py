@@ -54,6 +54,17 @@ def clip_noise(
     return steps()
 
 
+def after_steps(
+    model: CVAE, first: Float[Tensor, "b 3 h w"], streams: Sequence[torch.Generator], steps: int
+) -> list[torch.Generator]:
+    """Return copies of the streams in the state that they have after `steps` steps of `clip_noise`."""
+    copies = [stream.clone_state() for stream in streams]
+    noise = clip_noise(model, first, copies)
+    for _ in range(steps):
+        next(noise)
+    return copies
+
+
 def prior_latents(model: CVAE, first: Float[Tensor, "b 3 h w"], generator: NoiseSource = None) -> Latents:
     """Draw z from the prior: from the learned prior if the model has one, otherwise from N(0, I).
 

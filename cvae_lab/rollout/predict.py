@@ -51,7 +51,7 @@ def predict(
             several calls.
         batch_statistics: see `evaluating`.
     """
-    return _joined(predict_in_chunks(model, first, labels, generator, batch_statistics), first, labels)
+    return joined(predict_in_chunks(model, first, labels, generator, batch_statistics), first, labels)
 
 
 def predict_in_chunks(
@@ -92,7 +92,7 @@ def free_run(
     model: CVAE, first: Float[Tensor, "b 3 h w"], labels: Labels, latents: Latents
 ) -> Float[Tensor, "b s 3 h w"]:
     """Predict frames 1 to T-1 in [0, 1]. Each is the input of the next step. The caller must set eval mode."""
-    return _joined(_free_run_chunks(model, first, labels, latents, _as_float), first, labels)
+    return joined(_free_run_chunks(model, first, labels, latents, _as_float), first, labels)
 
 
 def folds(model: CVAE, device: torch.device) -> bool:
@@ -121,7 +121,8 @@ def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[Non
             layer.batch_statistics = False
 
 
-def _joined(chunks: Iterator[Tensor], first: Tensor, labels: Tensor) -> Float[Tensor, "b s 3 h w"]:
+def joined(chunks: Iterator[Tensor], first: Tensor, labels: Tensor) -> Float[Tensor, "b s 3 h w"]:
+    """Return the predictions of frames 1 to T-1 in one tensor."""
     frames = first.new_empty(first.shape[0], labels.shape[1] - 1, *first.shape[1:])
     done = 0
     for chunk in chunks:

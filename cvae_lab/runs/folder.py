@@ -18,11 +18,11 @@ from cvae_lab.config import RunConfig
 from cvae_lab.data import load
 from cvae_lab.data.clips import Clip, Dataset
 from cvae_lab.data.files import remove_stale, write_bytes, write_text
-from cvae_lab.data.pixels import to_uint8
-from cvae_lab.evaluation import predict_clips
+from cvae_lab.evaluation.scoring import predict_clips_in_chunks
 from cvae_lab.models.cvae import CVAE
 from cvae_lab.models.device import pick_device
-from cvae_lab.runs.result import RunError, checked, provenance, read_arrays, read_scores, score, summarise
+from cvae_lab.runs import result as results
+from cvae_lab.runs.result import Predicted, RunError, checked, provenance, read_arrays, read_scores
 from cvae_lab.training import TrainState, checkpoint, distributed, fit
 from cvae_lab.training.progress import reporter
 from cvae_lab.views.clip_views import write_clip_player, write_grid_gif
@@ -128,24 +128,22 @@ class RunFolder:
         """
         clips = [*data.tests, *data.val.as_clips()[:1]]
         chosen, last = self._last_record("best.pt"), self._last_record("last.pt")
-        model, predictions = self._predict("best.pt", clips, config, seed)
-        scores = final = score(clips, predictions)
+        model, predicted = self._predict("best.pt", clips, config, seed)
+        scores = final = results.score(clips, predicted)
         if last["epoch"] != chosen["epoch"]:
-            final = score(clips, self._predict("last.pt", clips, config, seed)[1])
-        result = summarise(config, chosen, last, scores, final)
+            final = results.score(clips, self._predict("last.pt", clips, config, seed, keep=False)[1])
+        result = results.summarise(config, chosen, last, scores, final)
         result["parameters"] = sum(weights.numel() for weights in model.parameters())
         result |= {"command": config.command(), **provenance()}
         write_text(self.path / "psnr_per_frame.csv", scores.to_csv(index=False, float_format="%.4f"))
-        arrays = {
-            clip.name: to_uint8(frames).numpy() for clip, frames in zip(clips, predictions, strict=True)
-        }
+        arrays = {clip.name: one.numpy() for clip, one in zip(clips, predicted.frames, strict=True)}
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
         write_bytes(self.path / "predictions.npz", content.getbuffer())
         if pictures and clips:
             shown = slice(len(data.tests) or None)
-            write_grid_gif(self.path / "predictions.gif", clips[shown], predictions[shown])
-            write_clip_player(self.path / "player.html", clips[shown][0], predictions[shown][0])
+            write_grid_gif(self.path / "predictions.gif", clips[shown], predicted.frames[shown])
+            write_clip_player(self.path / "player.html", clips[0], predicted.frames[0], predicted.psnr[0])
         write_text(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False))
         self.unlock()
         return result
@@ -160,10 +158,11 @@ class RunFolder:
         return checkpoint.read_history(file)[-1]
 
     def _predict(
-        self, name: str, clips: list[Clip], config: RunConfig, seed: int
-    ) -> tuple[CVAE, list[torch.Tensor]]:
+        self, name: str, clips: list[Clip], config: RunConfig, seed: int, keep: bool = True
+    ) -> tuple[CVAE, Predicted]:
         model = checkpoint.load_model(self.path / name, pick_device(config.train.device))
-        return model, predict_clips(model, clips, config.train, seed) if clips else []
+        chunks = predict_clips_in_chunks(model, clips, config.train, seed) if clips else ()
+        return model, results.gather(clips, chunks, keep)
 
     # -- reading ---------------------------------------------------------------------------------------------
 

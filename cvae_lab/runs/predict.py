@@ -1,23 +1,24 @@
 """Predict the test clips with trained models, and write GIFs, HTML players and the files to hand in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cvae_lab.data import Dataset, course_csv, load
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.course_csv import write_2023, write_submission
 from cvae_lab.data.files import replacing
-from cvae_lab.data.pixels import to_float, to_uint8
-from cvae_lab.evaluation import metrics, predict_clips
+from cvae_lab.data.pixels import to_uint8
+from cvae_lab.evaluation import metrics
+from cvae_lab.evaluation.scoring import predict_clips_in_chunks
 from cvae_lab.models.device import pick_device
 from cvae_lab.runs.folder import find_runs
-from cvae_lab.runs.result import RunError
+from cvae_lab.runs.result import Predicted, RunError, gather
 from cvae_lab.training import checkpoint
 from cvae_lab.views.clip_views import write_clip_gif, write_clip_player
 
@@ -31,7 +32,6 @@ The class of that code defines a method `eval`, which hides `nn.Module.eval`. It
 mode in validation and test. Scores of that code can only be reproduced in this mode. In the other predictions, batch
 norm uses its running statistics, as is usual in evaluation.
 """
-Videos = list[Float[Tensor, "_ 3 _ _"]]
 
 KINDS = ("plain", "corrected")
 """Kinds of prediction: without and with the test-time corrections."""
@@ -92,7 +92,7 @@ def predict_run(
     videos = _predict_all(chosen, clips, reported, seed, output, log)
     for line in score_lines(source.tests if has_answers else clips, videos):
         log(line)
-    _write(out, form, source.tests, videos[kinds[-1]][: len(source.tests)], log)
+    _write(out, form, source.tests, videos[kinds[-1]], log)
     return out
 
 
@@ -129,18 +129,24 @@ def _predict_all(
     seed: int,
     output: Output,
     log: Log,
-) -> dict[str, Videos]:
-    """Predictions averaged over the checkpoints, by kind: plain, corrected at test time, or BATCH_STATISTICS."""
-    device = pick_device()
-    videos: dict[str, list[Videos]] = {kind: [] for kind in kinds}
+) -> dict[str, Predicted]:
+    """Predictions averaged over the checkpoints, by kind: plain, corrected at test time, or BATCH_STATISTICS.
+
+    Only the frames of the last kind are kept.
+    """
+    device, models = pick_device(), []
     for file, _, reason in chosen:
         log(f"Predicting with {file}{reason}")
         model = checkpoint.load_model(file, device, output=output, clips=clips, log=log)
-        trained = checkpoint.train_config(file)
-        for kind, found in videos.items():
-            modes = {"corrected": kind == "corrected", "batch_statistics": kind == BATCH_STATISTICS}
-            found.append(predict_clips(model, clips, trained, seed, **modes))
-    return {kind: _averaged(found) for kind, found in videos.items()}
+        models.append((model, checkpoint.train_config(file)))
+    videos = {}
+    for kind in kinds:
+        modes = {"corrected": kind == "corrected", "batch_statistics": kind == BATCH_STATISTICS}
+        by_model = [
+            predict_clips_in_chunks(model, clips, trained, seed, **modes) for model, trained in models
+        ]
+        videos[kind] = gather(clips, _averaged(by_model), keep=kind == kinds[-1], with_ssim=False)
+    return videos
 
 
 def _choose(run: Path) -> _Chosen:
@@ -191,18 +197,20 @@ def _common_height(chosen: Sequence[_Chosen]) -> int:
     return next(iter(heights.values()))
 
 
-def _averaged(by_model: Sequence[Videos]) -> Videos:
-    return [sum(same_clip) / len(same_clip) for same_clip in zip(*by_model, strict=True)]
+def _averaged(by_model: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[int, Tensor]]:
+    """Mean of the chunks of several models. All models predict the same frames in the same order."""
+    for chunks in zip(*by_model, strict=True):
+        yield chunks[0][0], sum(frames for _, frames in chunks) / len(chunks)
 
 
-def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
+def score_lines(clips: Sequence[Clip], videos: dict[str, Predicted]) -> list[str]:
     """Return the lines of a table of mean PSNR by clip and kind of prediction, and of notes on it."""
     rows = []
     for index, clip in enumerate(clips):
         if clip.answer is not None:
-            truth = to_float(clip.answer)
-            scores = [float(metrics.psnr(found[index], truth[1:]).mean()) for found in videos.values()]
-            rows.append([*scores, float(metrics.static_baseline(truth).mean())])
+            found = list(videos.values())
+            curves = [*(kind.psnr[index] for kind in found), found[0].baseline[index]]
+            rows.append([float(curve.mean()) for curve in curves])
     if not rows:
         return ["There is no score, because the true frames of these clips are not known."]
     names = [clip.name for clip in clips if clip.answer is not None]
@@ -230,14 +238,14 @@ def score_lines(clips: Sequence[Clip], videos: dict[str, Videos]) -> list[str]:
     return lines
 
 
-def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Log) -> None:
+def _write(out: Path, form: Form, clips: Sequence[Clip], predicted: Predicted, log: Log) -> None:
+    """Write the files of the test clips. They are the first of the predicted clips."""
     out.mkdir(exist_ok=True)
-    for clip, frames in zip(clips, videos, strict=True):
+    for clip, frames, psnr in zip(clips, predicted.frames, predicted.psnr, strict=False):
         write_clip_gif(out / f"clip{clip.name}.gif", clip, frames)
-        write_clip_player(out / f"clip{clip.name}.html", clip, frames)
-    whole = [
-        torch.cat([to_float(clip.first[None]), frames]) for clip, frames in zip(clips, videos, strict=True)
-    ]
+        write_clip_player(out / f"clip{clip.name}.html", clip, frames, psnr)
+    pairs = zip(clips, predicted.frames, strict=False)
+    whole = [torch.cat([clip.first[None], frames]) for clip, frames in pairs]
     for file in write_course_files(out, form, clips, whole):
         if file.suffix == ".npz":
             height, width = clips[0].first.shape[-2:]
@@ -251,7 +259,10 @@ def _write(out: Path, form: Form, clips: Sequence[Clip], videos: Videos, log: Lo
 
 
 def write_course_files(
-    out: Path, form: Form, clips: Sequence[Clip], whole: Sequence[Float[Tensor, "_ 3 h w"]]
+    out: Path,
+    form: Form,
+    clips: Sequence[Clip],
+    whole: Sequence[Float[Tensor, "_ 3 h w"] | UInt8[Tensor, "_ 3 h w"]],
 ) -> list[Path]:
     """Write submission.csv (`later`) or one predK.csv per clip (`2023`). The clips in `whole` include frame 0.
 

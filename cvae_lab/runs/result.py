@@ -7,22 +7,22 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from cvae_lab.config import RunConfig
 from cvae_lab.data.clips import Clip
-from cvae_lab.data.pixels import to_float
-from cvae_lab.evaluation.metrics import grade, psnr, ssim, static_baseline
+from cvae_lab.data.pixels import to_float, to_uint8
+from cvae_lab.evaluation.metrics import grade, psnr, ssim
 
 SSIM_EVERY = 1
 """SSIM is computed on frames 1, 1 + SSIM_EVERY, 1 + 2 * SSIM_EVERY, ..."""
@@ -110,19 +110,67 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
         raise RunError(f"{file} is damaged; run the training command again to write it.") from error
 
 
-def score(clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 h w"]]) -> pd.DataFrame:
+class Predicted(NamedTuple):
+    """Predicted frames 1 to T-1 of every clip as uint8 (empty if not kept), and the scores per frame of every clip.
+
+    `psnr` and `baseline` are in dB, and `ssim` is nan where it was not computed. All three are empty for a clip without
+    true frames.
+    """
+
+    frames: list[UInt8[Tensor, "_ 3 _ _"]]
+    psnr: list[Float[Tensor, " _"]]
+    baseline: list[Float[Tensor, " _"]]
+    ssim: list[Float[Tensor, " _"]]
+
+
+def gather(
+    clips: Sequence[Clip],
+    chunks: Iterable[tuple[int, Float[Tensor, "n 3 h w"]]],
+    keep: bool = True,
+    with_ssim: bool = True,
+) -> Predicted:
+    """Score the chunks of `predict_clips_in_chunks` as float, and keep their frames as uint8.
+
+    A clip of 10,000 frames of 32 x 64 pixels takes 61 MB. As float32, it would take 246 MB.
+
+    Args:
+        keep: keep the frames.
+        with_ssim: also compute SSIM, of the frames that SSIM_EVERY selects.
+    """
+    lengths = [len(clip) - 1 for clip in clips]
+    frames = [
+        torch.empty(n * keep, *clip.first.shape, dtype=torch.uint8)
+        for n, clip in zip(lengths, clips, strict=True)
+    ]
+    scored = [n * (clip.answer is not None) for n, clip in zip(lengths, clips, strict=True)]
+    kinds = (torch.float32, torch.float32, torch.float64)
+    curves = ([torch.full((n,), math.nan, dtype=kind) for n in scored] for kind in kinds)
+    predicted = Predicted(frames, *curves)
+    done = [0] * len(clips)
+    for index, device_chunk in chunks:
+        clip, chunk, start = clips[index], device_chunk.cpu(), done[index]
+        stop = done[index] = start + len(chunk)
+        if keep:
+            frames[index][start:stop] = to_uint8(chunk)
+        if clip.answer is not None:
+            truth = to_float(clip.answer[start + 1 : stop + 1])
+            predicted.psnr[index][start:stop] = psnr(chunk, truth)
+            predicted.baseline[index][start:stop] = psnr(to_float(clip.first).expand_as(truth), truth)
+            if with_ssim:
+                where = slice(-start % SSIM_EVERY, None, SSIM_EVERY)
+                predicted.ssim[index][start:stop][where] = ssim(chunk[where], truth[where])
+    return predicted
+
+
+def score(clips: Sequence[Clip], predicted: Predicted) -> pd.DataFrame:
     """Return one row per predicted frame of every clip whose true frames are known, with columns SCORE_COLUMNS.
 
     `frame` counts from 1. `psnr` and `baseline_static` are in dB. `ssim` is nan if it was not computed.
     """
     tables = [pd.DataFrame(columns=list(SCORE_COLUMNS))]
-    for clip, prediction in zip(clips, predictions, strict=True):
+    for clip, *scores in zip(clips, predicted.psnr, predicted.baseline, predicted.ssim, strict=True):
         if clip.answer is not None:
-            truth = to_float(clip.answer)
-            similarity = np.full(len(prediction), np.nan)
-            similarity[::SSIM_EVERY] = ssim(prediction[::SSIM_EVERY], truth[1::SSIM_EVERY]).numpy()
-            values = [psnr(prediction, truth[1:]).numpy(), static_baseline(truth).numpy(), similarity]
-            columns = [clip.name, np.arange(1, len(truth)), *values]
+            columns = [clip.name, np.arange(1, len(clip)), *(values.numpy() for values in scores)]
             tables.append(pd.DataFrame(dict(zip(SCORE_COLUMNS, columns, strict=True))))
     return pd.concat(tables[1:] or tables)
 

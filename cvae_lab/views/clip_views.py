@@ -1,21 +1,25 @@
 """Files that show a predicted clip: animated GIFs and the HTML player, with true frames and scores if known."""
 
-from collections.abc import Iterator, Sequence
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import GifImagePlugin, Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from cvae_lab.data.clips import Clip
 from cvae_lab.data.files import replacing
-from cvae_lab.data.pixels import to_float, to_uint8
-from cvae_lab.evaluation.metrics import psnr, static_baseline
+from cvae_lab.data.pixels import Frames, to_float, to_uint8
+from cvae_lab.evaluation.metrics import psnr as psnr_of_frames
 from cvae_lab.views.html_player import write_html
 from cvae_lab.views.sprites import SCALE, Pictures
 
@@ -23,31 +27,74 @@ FASTEST = 50  # frames per second; browsers play a GIF more slowly if its frames
 CAPTION = 20  # height of a line of text in a GIF, pixels
 FONT_SIZE = 13  # pixels
 COURSE_WIDTH = 64  # width of a frame of the course in pixels
+MOST_FRAMES = 2000  # of a longer clip, players and GIFs show every second, third, ... frame
+FRAMES_PER_CALL = 64  # frames converted to float at once; limits the memory for long clips
 MARGIN = 4  # pixels between the panels of a GIF
 BACKGROUND, BLANK = (235,) * 3, 205  # grey of the background, and of a panel without a picture
 
 
-def write_gif(path: Path | str, frames: Pictures, fps: int | float = 20) -> None:
+class LazyPictures(Sequence):
+    """A sequence of pictures, each of which is made when it is read, so that the memory contains only a few."""
+
+    def __init__(self, count: int, make: Callable[[int], UInt8[np.ndarray, "_ _ 3"]]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "_ _ 3"]:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._make(index)
+
+
+def write_gif(path: Path | str, frames: Pictures | LazyPictures, fps: int | float = 20) -> None:
     """Write a GIF that repeats forever. Its duration equals that of the video, with an error of at most 1/100 s.
 
     A GIF stores durations in hundredths of a second. Each rounding error is added to the next duration, so frames of a
     video with 30 frames per second last 3, 3, 4, 3, 3, 4 hundredths. Above 50 frames per second, some frames are left
     out. Equal neighbours become one frame that lasts as long as both. All frames have the same palette of 256 colours,
-    so a constant background does not flicker and adds no bytes.
+    so a constant background does not flicker and adds no bytes. Frames are encoded and written one at a time, because
+    `Image.save` would keep all of them in memory.
     """
     if not len(frames):
         raise ValueError(f"There are no frames to write to {path}: give at least one.")
     if not fps > 0:
         raise ValueError(f"{fps} is not a number of frames per second for {path}: give a number above 0.")
-    sample = np.concatenate(frames[:: max(1, len(frames) // 16)])
+    sample = np.concatenate([frames[i] for i in range(0, len(frames), max(1, len(frames) // 16))])
     palette = Image.fromarray(sample).quantize(256, kmeans=2, dither=Image.Dither.NONE)
-    images, durations = [], []
-    for i, hundredths in _timing(len(frames), fps):
-        images.append(Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE))
-        durations.append(10 * hundredths)
-    with replacing(path) as temporary:
-        options = {"save_all": True, "append_images": images[1:], "duration": durations, "loop": 0}
-        images[0].save(temporary, "GIF", **options)
+    images = (
+        (Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE), hundredths)
+        for i, hundredths in _timing(len(frames), fps)
+    )
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_images(file, palette, images)
+
+
+def _write_images(file: BinaryIO, palette: Image.Image, images: Iterator[tuple[Image.Image, int]]) -> None:
+    """Write a GIF (GIF89a specification) from images with one palette, and their durations in hundredths of a second.
+
+    Of each image except the first, only the smallest rectangle that contains all changed pixels is written.
+    """
+    previous, duration = next(images)
+    colours = bytes(palette.getpalette("RGB"))[:768].ljust(768, b"\0")
+    # 0xF7: a palette of 2^8 colours with 8 bits each follows.
+    file.write(b"GIF89a" + struct.pack("<HHBBB", *previous.size, 0xF7, 0, 0) + colours)
+    file.write(b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # repeat forever
+    waiting, place, shown = previous, (0, 0), np.asarray(previous)
+    for image, hundredths in chain(images, [(None, 0)]):
+        pixels = None if image is None else np.asarray(image)
+        changed = None if pixels is None else pixels != shown
+        if changed is not None and not changed.any():
+            duration += hundredths
+            continue
+        file.write(b"".join(GifImagePlugin.getdata(waiting, place, duration=10 * duration, disposal=1)))
+        if image is not None:
+            rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
+            place = int(columns[0]), int(rows[0])
+            waiting = image.crop((*place, int(columns[-1]) + 1, int(rows[-1]) + 1))
+            duration, shown = hundredths, pixels
+    file.write(b";")
 
 
 def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
@@ -59,27 +106,34 @@ def _timing(n: int, fps: int | float) -> Iterator[tuple[int, int]]:
         yield k * n // count, end - start
 
 
-def write_grid_gif(
-    path: Path, clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int = 2
-) -> None:
+def write_grid_gif(path: Path, clips: Sequence[Clip], predictions: Sequence[Frames], scale: int = 2) -> None:
     """Write one GIF with one row per clip: label, true frame (if known) and prediction.
 
-    It shows every second frame in real time and ends with the shortest prediction. Captions give the names of clips
-    and columns and the frame number.
+    It shows every second frame in real time, or fewer of long clips, and ends with the shortest prediction. Captions
+    give the names of clips and columns and the frame number.
     """
     length = min(len(frames) for frames in predictions)
-    frames = _captioned(clips, predictions, scale, range(1, length + 1, 2))
-    write_gif(path, frames, fps=10)
+    step = 2 * _step(math.ceil(length / 2))
+    write_gif(path, _captioned(clips, predictions, scale, range(1, length + 1, step)), fps=20 / step)
 
 
-def write_clip_gif(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write a GIF of one clip at 20 frames per second: label, true frame if known and prediction, with captions."""
-    write_gif(path, _captioned([clip], [frames], SCALE, range(1, len(frames) + 1)))
+def write_clip_gif(path: Path, clip: Clip, frames: Frames) -> None:
+    """Write a GIF of one clip in real time: label, true frame if known and prediction, with captions.
+
+    It has 20 frames per second if the clip has at most MOST_FRAMES frames, and fewer otherwise.
+    """
+    step = _step(len(frames))
+    write_gif(path, _captioned([clip], [frames], SCALE, range(1, len(frames) + 1, step)), fps=20 / step)
+
+
+def _step(length: int) -> int:
+    """Distance between the frames that are shown of a clip, so that there are at most MOST_FRAMES."""
+    return math.ceil(length / MOST_FRAMES)
 
 
 def _captioned(
-    clips: Sequence[Clip], predictions: Sequence[Float[Tensor, "_ 3 _ _"]], scale: int, numbers: range
-) -> Pictures:
+    clips: Sequence[Clip], predictions: Sequence[Frames], scale: int, numbers: range
+) -> LazyPictures:
     """Pictures with one row per clip. Captions give the names of rows and columns and the frame number.
 
     Frames are enlarged by `scale`. Wider frames than in the course are enlarged less or reduced, so that a panel is at
@@ -106,20 +160,20 @@ def _captioned(
     for row, clip in enumerate(clips):
         middle = CAPTION + row * (height + MARGIN) + height / 2
         draw.text((MARGIN, middle), f"clip {clip.name}", "black", font, "lm")
-    frames = np.repeat(np.asarray(base)[None], len(numbers), axis=0)
-    at = list(numbers)
-    for row, (clip, prediction) in enumerate(zip(clips, predictions, strict=True)):
-        panels = [clip.labels[at], *[clip.answer if clip.answer is None else clip.answer[at]] * known]
-        panels.append(prediction[[number - 1 for number in at]])
-        top = CAPTION + row * (height + MARGIN)
-        for column, panel in enumerate(panels):
-            x = left + column * (width + MARGIN)
-            frames[:, top : top + height, x : x + width] = (
-                BLANK if panel is None else _resized(panel, scale, reduction)
-            )
-    for frame, number in zip(frames, at, strict=True):
-        frame[:CAPTION, :left] = _text(f"frame {number}", left, font)
-    return frames
+
+    def picture(index: int) -> UInt8[np.ndarray, "_ _ 3"]:
+        number, pixels = numbers[index], np.array(base)
+        pixels[:CAPTION, :left] = _text(f"frame {number}", left, font)
+        for row, (clip, prediction) in enumerate(zip(clips, predictions, strict=True)):
+            truth = [clip.answer if clip.answer is None else clip.answer[number]] * known
+            top = CAPTION + row * (height + MARGIN)
+            for column, panel in enumerate([clip.labels[number], *truth, prediction[number - 1]]):
+                x = left + column * (width + MARGIN)
+                shown = BLANK if panel is None else _resized(panel[None], scale, reduction)[0]
+                pixels[top : top + height, x : x + width] = shown
+        return pixels
+
+    return LazyPictures(len(numbers), picture)
 
 
 def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
@@ -141,11 +195,36 @@ def _text(text: str, width: int, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarr
     return np.asarray(image)
 
 
-def write_clip_player(path: Path, clip: Clip, frames: Float[Tensor, "s 3 h w"]) -> None:
-    """Write the HTML player of one clip: label, true frame and PSNR if known, and prediction."""
+def write_clip_player(
+    path: Path, clip: Clip, frames: Frames, psnr: Float[Tensor, " s"] | None = None
+) -> None:
+    """Write the HTML player of one clip: label, true frame and PSNR if known, and prediction.
+
+    Of a clip with more than MOST_FRAMES frames, every second, third, ... frame is shown in real time. The title says
+    so.
+
+    Args:
+        psnr: PSNR per frame. Without it, the PSNR is computed from `frames`.
+    """
+    step = _step(len(frames))
+    numbers = range(1, len(frames) + 1, step)
+    title = f"Clip {clip.name}" + (f" (1 of {step} frames is shown)" if step > 1 else "")
     known: dict[str, Any] = {}
     if clip.answer is not None:
-        truth = to_float(clip.answer)
-        known = {"psnr": psnr(frames, truth[1:]).numpy(), "truth": clip.answer[1:]}
-        known["baseline"] = static_baseline(truth).numpy()
-    write_html(path, clip.labels[1:], frames, title=f"Clip {clip.name}", **known)
+        curve = _curve(frames, clip.answer[1:]) if psnr is None else psnr
+        baseline = _curve(clip.first.expand_as(clip.answer[1:]), clip.answer[1:])
+        known = {"psnr": curve[::step].numpy(), "baseline": baseline[::step].numpy()}
+        known["truth"] = clip.answer[1::step]
+    write_html(
+        path, clip.labels[1::step], frames[::step], title=title, numbers=numbers, fps=20 / step, **known
+    )
+
+
+def _curve(frames: Frames, truth: Frames) -> Float[Tensor, " s"]:
+    """PSNR per frame in dB."""
+    pairs = zip(frames.split(FRAMES_PER_CALL), truth.split(FRAMES_PER_CALL), strict=True)
+    return torch.cat([psnr_of_frames(_as_float(frame), _as_float(true)) for frame, true in pairs])
+
+
+def _as_float(frames: Frames) -> Float[Tensor, "_ 3 _ _"]:
+    return to_float(frames) if frames.dtype == torch.uint8 else frames
