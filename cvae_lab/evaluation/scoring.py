@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cvae_lab.config import TrainConfig
@@ -74,13 +74,7 @@ def predict_clips_in_chunks(
             yield from ((index, chunk) for _, chunk in single)
         return
     device = next(model.parameters()).device
-    longest = max(len(clip.labels) for clip in clips)
-    padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
-    whole = [
-        torch.cat([clip.labels, extra]) if len(extra) else clip.labels
-        for clip, extra in zip(clips, padding, strict=True)
-    ]
-    labels = torch.stack(whole).to(device)
+    labels = _padded_labels(clips).to(device)
     first = to_float(torch.stack([clip.first for clip in clips]).to(device))
     streams = [clip_generator(clip, seed) for clip in clips]
     if corrected and not batch_statistics:
@@ -89,9 +83,8 @@ def predict_clips_in_chunks(
         chunks = predict_in_chunks(model, first, labels, streams, batch_statistics)
     start = 0
     while True:
-        with reduced_precision(
-            config, device
-        ):  # ends before each yield, so the caller's code is not affected
+        # The reduced precision ends before each yield, so it does not affect the caller's code.
+        with reduced_precision(config, device):
             chunk = next(chunks, None)
         if chunk is None:
             return
@@ -99,6 +92,13 @@ def predict_clips_in_chunks(
             if start < len(clip) - 1:
                 yield index, row[: len(clip) - 1 - start]
         start += chunk.shape[1]
+
+
+def _padded_labels(clips: Sequence[Clip]) -> UInt8[Tensor, "b t 3 h w"]:
+    """Return the labels of all clips. Shorter clips are padded with their last label."""
+    longest = max(len(clip.labels) for clip in clips)
+    padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
+    return torch.stack([torch.cat([c.labels, extra]) for c, extra in zip(clips, padding, strict=True)])
 
 
 def clip_generator(clip: Clip, seed: int, device: torch.device | str = "cpu") -> torch.Generator:

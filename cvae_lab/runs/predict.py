@@ -59,50 +59,47 @@ def predict_run(
 ) -> Path:
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
-    The printed table has two scores per clip. The first is the score of the plain prediction, as in the result of the
-    run. The second is the score of the prediction with test-time corrections (`evaluation.corrections`). Predictions of
-    several checkpoints are averaged. If no test clip has true frames, the validation clips are predicted and scored,
-    too. For checkpoints of the course's code, the table also has the score in the mode of that code (BATCH_STATISTICS).
+    Predictions of several checkpoints are averaged. `_clips_to_predict` and `_reported` describe the printed table.
 
     Args:
         runs: run folders, folders of runs (the run with the highest held-out score is used), or checkpoint files.
         seed: seed of the samples of z.
         form: file format of the course: `later` is one CSV of all clips (later years), `2023` is one file per clip.
-        log: called with each line of text.
+            For frames of another size than 32 x 64, predictions.npz is written instead (uint8, with frame 0).
         out: folder of the files; by default `test` in the run folder, or a folder named after the checkpoint file.
         plain: write and score the plain predictions only.
-        answers: file or folder with the true frames of the test clips (`data.answers.read_answers`).
+        answers: true frames of the test clips (`data.answers.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
         batch_statistics: write the prediction in the mode of the course's code, without test-time corrections.
 
-    The data are read at the height of the checkpoint's frames. The course's formats have frames of 32 x 64 pixels. For
-    other sizes, predictions.npz is written instead (uint8, one array per clip, with frame 0).
-
-    Before the prediction, RunError is raised if the folder is not writable.
+    Raises RunError before the prediction if the folder is not writable.
     """
     chosen = [_choose(run) for run in runs]
     kinds = _kinds(chosen, plain, batch_statistics)
     out = out or _default_folder(chosen, "" if kinds[-1] == "corrected" else kinds[-1])
     _check_writable(out)
-    height = _common_height(chosen)
-    source = load(data, parts=("val", "test"), required=("test",), answers=answers, height=height)
-    has_answers = any(clip.answer is not None for clip in source.tests)
-    clips = _clips_to_predict(source, has_answers)
-    reported = kinds if BATCH_STATISTICS in kinds or not _all_course(chosen) else (BATCH_STATISTICS, *kinds)
-    videos = _predict_all(chosen, clips, reported, seed, output, log)
-    for line in score_lines(source.tests if has_answers else clips, videos):
+    source = load(
+        data, parts=("val", "test"), required=("test",), answers=answers, height=_common_height(chosen)
+    )
+    clips, scored = _clips_to_predict(source)
+    videos = _predict_all(chosen, clips, _reported(kinds, chosen), seed, output, log)
+    for line in score_lines(clips[:scored], videos):
         log(line)
     _write(out, form, source.tests, videos[kinds[-1]], log)
     return out
 
 
-def _clips_to_predict(source: Dataset, has_answers: bool) -> list[Clip]:
-    """Return the test clips and one validation clip, or all validation clips if no test clip has true frames.
+def _clips_to_predict(source: Dataset) -> tuple[list[Clip], int]:
+    """Return the clips to predict, and how many of them are scored, from the first one.
 
-    `RunFolder.finish` predicts the same batch, so both scores are equal to the last digit. In a batch of another size,
-    sums can be rounded differently.
+    These are the test clips and one validation clip, which is not scored. If no test clip has true frames, these are
+    the test clips and all validation clips, and all are scored. `RunFolder.finish` predicts the same batch, so both
+    scores are equal to the last digit. In a batch of another size, sums can be rounded differently.
     """
-    return [*source.tests, *(source.val.as_clips()[:1] if has_answers else source.val.as_clips())]
+    validation = source.val.as_clips()
+    if any(clip.answer is not None for clip in source.tests):
+        return [*source.tests, *validation[:1]], len(source.tests)
+    return [*source.tests, *validation], len(source.tests) + len(validation)
 
 
 def _kinds(chosen: Sequence[_Chosen], plain: bool, batch_statistics: bool) -> tuple[str, ...]:
@@ -118,8 +115,14 @@ def _kinds(chosen: Sequence[_Chosen], plain: bool, batch_statistics: bool) -> tu
     return ("plain", BATCH_STATISTICS)
 
 
-def _all_course(chosen: Sequence[_Chosen]) -> bool:
-    return all(checkpoint.is_course(file) for file, *_ in chosen)
+def _reported(kinds: tuple[str, ...], chosen: Sequence[_Chosen]) -> tuple[str, ...]:
+    """Return the kinds of prediction that are scored.
+
+    `plain` has the score in the result of the run, and `corrected` uses the test-time corrections
+    (`evaluation.corrections`). Checkpoints of the course's code also get the score in the mode of that code.
+    """
+    from_course = all(checkpoint.is_course(file) for file, *_ in chosen)
+    return (BATCH_STATISTICS, *kinds) if from_course and BATCH_STATISTICS not in kinds else kinds
 
 
 def _predict_all(

@@ -146,20 +146,9 @@ def _captioned(
     widest = scale * COURSE_WIDTH
     reduction, scale = max(1, wide // widest), max(1, min(scale, widest // wide))
     height, width = (scale * (size // reduction) for size in (high, wide))
-    words = [f"frame {numbers[-1]}", *(f"clip {clip.name}" for clip in clips)]
-    left = int(max(map(font.getlength, words))) + 2 * MARGIN
-    base = Image.new(
-        "RGB",
-        (left + len(names) * (width + MARGIN), CAPTION + len(clips) * (height + MARGIN)),
-        BACKGROUND,
-    )
-    draw = ImageDraw.Draw(base)
-    for column, name in enumerate(names):
-        center = left + column * (width + MARGIN) + width / 2
-        draw.text((center, CAPTION / 2), name, "black", font, "mm")
-    for row, clip in enumerate(clips):
-        middle = CAPTION + row * (height + MARGIN) + height / 2
-        draw.text((MARGIN, middle), f"clip {clip.name}", "black", font, "lm")
+    rows = [f"clip {clip.name}" for clip in clips]
+    left = int(max(map(font.getlength, [f"frame {numbers[-1]}", *rows]))) + 2 * MARGIN
+    base = _captions(rows, names, height, width, left)
 
     def picture(index: int) -> UInt8[np.ndarray, "_ _ 3"]:
         number, pixels = numbers[index], np.array(base)
@@ -174,6 +163,20 @@ def _captioned(
         return pixels
 
     return LazyPictures(len(numbers), picture)
+
+
+def _captions(rows: Sequence[str], columns: Sequence[str], height: int, width: int, left: int) -> Image.Image:
+    """Return a picture with the captions of rows and columns, and empty panels of `height` x `width` pixels."""
+    size = (left + len(columns) * (width + MARGIN), CAPTION + len(rows) * (height + MARGIN))
+    base = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(base)
+    for column, name in enumerate(columns):
+        center = left + column * (width + MARGIN) + width / 2
+        draw.text((center, CAPTION / 2), name, "black", _font(), "mm")
+    for row, name in enumerate(rows):
+        middle = CAPTION + row * (height + MARGIN) + height / 2
+        draw.text((MARGIN, middle), name, "black", _font(), "lm")
+    return base
 
 
 def _resized(panel: Tensor, scale: int, reduction: int) -> Pictures:
