@@ -79,7 +79,7 @@ def test_bytes_inserted_into_the_pixel_data_of_a_picture_are_noticed(tmp_path):
     content = PICTURES[1]
     for place in range(content.index(b"IDAT") + 4, len(content) - 12):
         file.write_bytes(content[:place] + b"3\xb2$\xa2" + content[place:])
-        with pytest.raises(DataError, match=r"7\.png: not a readable PNG"):
+        with pytest.raises(DataError, match=r"7\.png: this is not a readable PNG"):
             decode([Group([file], False)], (32, 64))
 
 

@@ -273,12 +273,18 @@ FAULTS = {
         r"three\.png: the name has no number; rename it",
     ),
     "clip name of text": (rename("test/test_img/1", "test/test_img/one"), r"one: the name has no number"),
-    "unreadable": (text(f"{IMG}/3.png"), r"3\.png: not a readable PNG or JPEG file .*replace the file"),
-    "truncated": (truncate(f"{IMG}/3.png"), r"3\.png: not a readable PNG or JPEG file .*replace the file"),
-    "truncated first": (truncate(f"{IMG}/0.png"), r"0\.png: not a readable PNG or JPEG file"),
+    "unreadable": (
+        text(f"{IMG}/3.png"),
+        r"3\.png: this is not a readable PNG or JPEG file .*replace the file",
+    ),
+    "truncated": (
+        truncate(f"{IMG}/3.png"),
+        r"3\.png: this is not a readable PNG or JPEG file .*replace the file",
+    ),
+    "truncated first": (truncate(f"{IMG}/0.png"), r"0\.png: this is not a readable PNG or JPEG file"),
     "empty file": (
         lambda r: (r / f"{IMG}/3.png").write_bytes(b""),
-        r"3\.png: not a readable PNG or JPEG file",
+        r"3\.png: this is not a readable PNG or JPEG file",
     ),
     "two patterns": (
         rename(f"{IMG}/3.png", f"{IMG}/frame3.png"),
@@ -293,11 +299,14 @@ FAULTS = {
         copy(f"{IMG}/3.png", f"{IMG}/003.png"),
         r"3\.png: number 3 occurs twice, also in 003\.png",
     ),
-    "pipe": (pipe(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
-    "device": (device(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
-    "dangling link": (dangling(f"{IMG}/3.png"), r"3\.png: not a regular file; replace it"),
-    "huge": (huge(f"{IMG}/3.png"), r"3\.png: too large \(.*\); make it smaller"),
-    "size mix": (enlarge(f"{IMG}/3.png"), r"3\.png: 128 x 64 pixels, but the first file .* 64 x 32; resize"),
+    "pipe": (pipe(f"{IMG}/3.png"), r"3\.png: this is not a regular file; replace it"),
+    "device": (device(f"{IMG}/3.png"), r"3\.png: this is not a regular file; replace it"),
+    "dangling link": (dangling(f"{IMG}/3.png"), r"3\.png: this is not a regular file; replace it"),
+    "huge": (huge(f"{IMG}/3.png"), r"3\.png: the picture is too large \(.*\); make it smaller"),
+    "size mix": (
+        enlarge(f"{IMG}/3.png"),
+        r"3\.png: the picture has 128 x 64 pixels, but the first picture .* 64 x 32; resize",
+    ),
     "too few frames": (
         remove(*(f"{f}/{k}.png" for f in (IMG, LABEL) for k in range(8, 20))),
         r"train_img: 8 frames are too few, a clip needs 16; add frames",
@@ -435,7 +444,9 @@ def test_written_data_is_unchanged_when_read(data_folder, tmp_path):
     assert torch.equal(dataset.val.frames, again.val.frames)
     assert torch.equal(dataset.tests[0].answer, again.tests[0].answer)
     assert again.tests[1].answer is None
-    with pytest.raises(DataError, match="out: already exists and is not empty; choose a new or empty folder"):
+    with pytest.raises(
+        DataError, match="out: this folder already exists and is not empty; choose a new or empty folder"
+    ):
         write_folder(dataset, tmp_path / "out")
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".out")]
 

@@ -247,7 +247,7 @@ def test_a_text_has_as_many_frames_per_clip_as_the_other_side(tmp_path):
 
 @pytest.mark.parametrize(("prediction", "message"), [
     (PREDICTION[:1], "the prediction has 1 clips, but the answer has 2"),
-    ([clip[2:] for clip in PREDICTION], "clip 0: the prediction has 4 frames of 64 x 32 pixels, the answer 6"),
+    ([clip[2:] for clip in PREDICTION], "clip 0: the prediction has 4 frames of 64 x 32 pixels, but the answer has 6"),
     ([clip[:, 1:] for clip in PREDICTION], "clip 0: the prediction has 6 frames of 64 x 31 pixels"),
 ])  # fmt: skip
 def test_clips_that_do_not_correspond_are_refused(prediction, message):

@@ -54,9 +54,9 @@ def test_the_name_with_a_size_gives_the_same_file(folder):
 
 
 def test_a_size_without_weights_is_refused_and_the_sizes_are_named(folder):
-    with pytest.raises(CheckpointError, match=r"128x256 pixels; sizes: 32x64\."):
+    with pytest.raises(CheckpointError, match=r"128x256 pixels; available sizes: 32x64\."):
         load_model("pretrained-128x256")
-    with pytest.raises(CheckpointError, match=r"64x128 pixels; sizes: 32x64\."):
+    with pytest.raises(CheckpointError, match=r"64x128 pixels; available sizes: 32x64\."):
         create_state(RunConfig.from_params("tiny", height=64, init_from="pretrained"))
 
 

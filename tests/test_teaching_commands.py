@@ -54,10 +54,11 @@ def test_doctor_prints_mistakes_first_then_what_it_cannot_see(tmp_path, capsys):
     assert main(["doctor", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == CANNOT_SEE
-    kinds = [re.match(r"trainer\.py:\d+: (mistake|note)", line)[1] for line in lines[:-2]]
+    places = [re.match(r"trainer\.py:\d+: (mistake|note)", line) for line in lines]
+    kinds = [place[1] for place in places if place]
     assert "mistake" in kinds
     assert kinds == sorted(kinds)
-    assert lines[-2] == f"{kinds.count('mistake')} mistakes, {kinds.count('note')} notes."
+    assert lines[len(kinds)] == f"{kinds.count('mistake')} mistakes, {kinds.count('note')} notes."
 
 
 def test_score_prints_each_average_and_writes_a_row_per_frame(data, static, tmp_path, capsys):

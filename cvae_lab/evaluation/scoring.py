@@ -97,8 +97,11 @@ def predict_clips_in_chunks(
 def _padded_labels(clips: Sequence[Clip]) -> UInt8[Tensor, "b t 3 h w"]:
     """Return the labels of all clips. Shorter clips are padded with their last label."""
     longest = max(len(clip.labels) for clip in clips)
-    padding = [clip.labels[-1:].expand(longest - len(clip.labels), -1, -1, -1) for clip in clips]
-    return torch.stack([torch.cat([c.labels, extra]) for c, extra in zip(clips, padding, strict=True)])
+    labels = clips[0].labels.new_empty(len(clips), longest, *clips[0].labels.shape[1:])
+    for row, clip in zip(labels, clips, strict=True):
+        row[: len(clip.labels)] = clip.labels
+        row[len(clip.labels) :] = clip.labels[-1]
+    return labels
 
 
 def clip_generator(clip: Clip, seed: int, device: torch.device | str = "cpu") -> torch.Generator:

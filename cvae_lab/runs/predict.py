@@ -60,6 +60,7 @@ def predict_run(
     """Write a GIF and an HTML player per test clip, and the files to hand in; return their folder.
 
     Predictions of several checkpoints are averaged. `_clips_to_predict` and `_reported` describe the printed table.
+    Raises RunError before the prediction if the folder is not writable.
 
     Args:
         runs: run folders, folders of runs (the run with the highest held-out score is used), or checkpoint files.
@@ -71,16 +72,13 @@ def predict_run(
         answers: true frames of the test clips (`data.answers.read_answers`).
         output: last activation of a network that another trainer saved (`checkpoint.load_model`).
         batch_statistics: write the prediction in the mode of the course's code, without test-time corrections.
-
-    Raises RunError before the prediction if the folder is not writable.
     """
     chosen = [_choose(run) for run in runs]
     kinds = _kinds(chosen, plain, batch_statistics)
     out = out or _default_folder(chosen, "" if kinds[-1] == "corrected" else kinds[-1])
     _check_writable(out)
-    source = load(
-        data, parts=("val", "test"), required=("test",), answers=answers, height=_common_height(chosen)
-    )
+    height = _common_height(chosen)
+    source = load(data, parts=("val", "test"), required=("test",), answers=answers, height=height)
     clips, scored = _clips_to_predict(source)
     videos = _predict_all(chosen, clips, _reported(kinds, chosen), seed, output, log)
     for line in score_lines(clips[:scored], videos):

@@ -25,7 +25,7 @@ def gpu_table(rows: Sequence[dict[str, Any]], with_targets: bool = True) -> list
         ]
     for row in rows:
         if "ours" in row:
-            name = f"{row['model']}, {row['what']}, {_size(row)}"
+            name = f"{row['model']}, {row['what']}, {_size(row, short=True)}"
             values = f"{_cell(row, 'reference', '.1f'):>10} {row['ours']:10.1f} {_cell(row, 'ratio', '.1f', 'x'):>7}"
             fractions = f"{_cell(row, 'of_matmul', '.0%'):>6} {_cell(row, 'of_copy', '.0%'):>5}"
             lines.append(f"{name:44} {values} {fractions} {row['ours_mib']:7.0f}")
@@ -106,8 +106,10 @@ def gpu_markdown(record: dict[str, Any]) -> str:
                       *(["", "Not measured:", "", *missing] if missing else [])])  # fmt: skip
 
 
-def _size(row: dict[str, Any]) -> str:
-    """Return the size of a timed case in words."""
+def _size(row: dict[str, Any], short: bool = False) -> str:
+    """Return the size of a timed case in words. `short` is for a table in a terminal."""
+    if "batch" in row and short:
+        return f"batch {row['batch']}, forcing {row['forcing']:g}"
     if "batch" in row:
         return f"batch size {row['batch']}, teacher-forcing ratio {row['forcing']:g}"
     return f"{row['streams']} {'stream' if row['streams'] == 1 else 'streams'}"

@@ -62,7 +62,7 @@ def _distortion(source: float, target: float, fit: Fit) -> str:
     change = f"{wider:.2f} times as wide" if wider > 1 else f"{1 / wider:.2f} times as high"
     return (
         f"; the aspect ratio changes, so shapes become {change}. read_folder(…, fit='crop') or fit='letterbox' keeps "
-        "proportions."
+        "the aspect ratio."
     )
 
 
