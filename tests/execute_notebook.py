@@ -23,7 +23,7 @@ from PIL import Image, ImageChops
 from cvae_lab.runs.sweep import QUIET_KERNEL
 
 VIEW = "application/vnd.jupyter.widget-view+json"
-LARGE = 40_000  # bytes of a PNG
+LARGE = 60_000  # bytes of a PNG
 
 
 def main(path: Path) -> None:
@@ -124,7 +124,9 @@ def squeezed(png: str) -> str:
     picture.save(small, "png", optimize=True)
     if small.tell() > LARGE:
         small = io.BytesIO()
-        picture.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            small, "png", optimize=True
+        )
     return base64.b64encode(small.getvalue()).decode()
 
 
