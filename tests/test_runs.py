@@ -444,7 +444,7 @@ def test_reproduce_runs_the_gpu_study_on_request_and_draws_its_learning_curve(re
     assert scores.lines[0].get_ydata().tolist() == run.history["heldout_psnr"].dropna().tolist()
     assert terms.lines[0].get_ydata().tolist() == run.history["mse"].tolist()
     text = reference.learning_summary(run)
-    assert f"test PSNR {run.result['psnr_final']:.2f} dB" in text
+    assert f"The test PSNR is {run.result['psnr_final']:.2f} dB" in text
     assert text.startswith("assignment: ")
     assert reference.learning_runs(repository / "figures/handout") == [run]
 
