@@ -1,6 +1,9 @@
 """Fixtures that several test files use."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +80,44 @@ def browser():
         chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def start_sweep(tmp_path):
+    """Return a function that starts a sweep of tiny runs with one worker in another process."""
+
+    def start(out, strategies, epochs, eval_every):
+        parameters = {"epochs": epochs, "width": 8, "clips_per_epoch": 24, "eval_every": eval_every}
+        flags = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+        command = [
+            sys.executable,
+            "-m",
+            "cvae_lab",
+            "sweep",
+            "--data",
+            "tiny",
+            "--out",
+            str(out),
+            "--workers",
+            "1",
+        ]
+        return subprocess.Popen(
+            [*command, "--strategies", *strategies, *flags], cwd=Path(__file__).parents[1], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "CVAE_LAB_CACHE": str(tmp_path / "cache")},
+        )  # fmt: skip
+
+    return start

@@ -5,7 +5,6 @@ import itertools
 import math
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -445,19 +444,6 @@ def test_a_save_beyond_a_size_limit_leaves_the_old_file_and_nothing_else(tmp_pat
         save(path, state, config)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["last.pt"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("this user may not mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_reported_with_the_file_and_the_space_that_it_needs(small_disk):

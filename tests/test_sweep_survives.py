@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,26 +22,9 @@ def worker_of_a_running_kernel(parent):
     return None
 
 
-def test_the_run_of_a_killed_worker_is_resumed(tmp_path):
+def test_the_run_of_a_killed_worker_is_resumed(tmp_path, start_sweep):
     out = tmp_path / "runs"
-    parameters = {"epochs": 8, "width": 8, "clips_per_epoch": 24, "eval_every": 8}
-    flags = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "cvae_lab",
-        "sweep",
-        "--data",
-        "tiny",
-        "--out",
-        str(out),
-        "--workers",
-        "1",
-    ]
-    sweep = subprocess.Popen(
-        [*command, "--strategies", "none", "constant", *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        env={**os.environ, "CVAE_LAB_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+    sweep = start_sweep(out, ["none", "constant"], epochs=8, eval_every=8)
     try:
         deadline = time.monotonic() + 180
         while not list(out.glob("*/last.pt")) and time.monotonic() < deadline:

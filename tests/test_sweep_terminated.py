@@ -1,9 +1,6 @@
 """SIGTERM ends a sweep, its Dask worker and its papermill notebook with one line and exit status 143."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,26 +22,9 @@ def is_kernel(process):
         return False
 
 
-def test_sigterm_ends_a_sweep_and_its_notebook_and_leaves_no_process(tmp_path):
+def test_sigterm_ends_a_sweep_and_its_notebook_and_leaves_no_process(tmp_path, start_sweep):
     out = tmp_path / "runs"
-    parameters = {"epochs": 200, "width": 8, "clips_per_epoch": 24, "eval_every": 100}
-    flags = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "cvae_lab",
-        "sweep",
-        "--data",
-        "tiny",
-        "--out",
-        str(out),
-        "--workers",
-        "1",
-    ]
-    sweep = subprocess.Popen(
-        [*command, "--strategies", "none", *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "CVAE_LAB_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+    sweep = start_sweep(out, ["none"], epochs=200, eval_every=100)
     try:
         deadline = time.monotonic() + 280
         children = []

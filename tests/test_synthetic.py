@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from cvae_lab.data.synthetic import appearances, drawing, figure, motion, skeleton, varied
 from cvae_lab.data.synthetic import dataset as synthetic
-from cvae_lab.data.synthetic import drawing, figure, looks, motion, skeleton, varied
 
 EVERY_MOVE = motion.TRAVELS | {"turn": motion.turn} | motion.GESTURES
 FIXED = {
@@ -155,19 +155,19 @@ def test_the_appearance_is_equal_within_a_recording_and_differs_between_recordin
 
 def test_looks_differ_in_every_property():
     rng = np.random.default_rng(0)
-    appearances = [looks.random_appearance(rng) for _ in range(50)]
+    appearances = [appearances.random_appearance(rng) for _ in range(50)]
     for name in figure.Appearance._fields:
         assert len({getattr(one, name) for one in appearances}) > 1, name
-    bodies = np.array([looks.random_body(rng) for _ in range(50)])
+    bodies = np.array([appearances.random_body(rng) for _ in range(50)])
     assert (np.ptp(bodies, axis=0) > 0.1).all()
-    cameras = np.array([looks.random_camera(rng)[0][:4] for _ in range(50)])
+    cameras = np.array([appearances.random_camera(rng)[0][:4] for _ in range(50)])
     assert (np.ptp(cameras, axis=0) > 0.5).all()
 
 
 def test_other_limb_lengths_scale_every_bone_and_keep_the_foot_on_the_floor():
-    body = looks.Body(leg=0.9, trunk=1.1, arm=1.2, shoulder=0.8, hip=1.3, head=1.1)
+    body = appearances.Body(leg=0.9, trunk=1.1, arm=1.2, shoulder=0.8, hip=1.3, head=1.1)
     poses = np.stack([motion.pose(x=1.0, z=5.0, yaw=40.0), motion.pose(bow=60.0, leg_l=70.0, knee_l=90.0)])
-    old, new = skeleton.joints(poses), looks.resized(skeleton.joints(poses), body)
+    old, new = skeleton.joints(poses), appearances.resized(skeleton.joints(poses), body)
     at = {name: i for i, name in enumerate(skeleton.JOINTS)}
 
     def length(places, a, b):
@@ -181,7 +181,7 @@ def test_other_limb_lengths_scale_every_bone_and_keep_the_foot_on_the_floor():
 
 def test_default_lengths_change_no_joint():
     places = standing(arm_l=30.0)
-    np.testing.assert_allclose(looks.resized(places, looks.Body()), places, atol=1e-12)
+    np.testing.assert_allclose(appearances.resized(places, appearances.Body()), places, atol=1e-12)
 
 
 def test_a_larger_frame_of_varied_shows_the_same_scene(varied_recordings):

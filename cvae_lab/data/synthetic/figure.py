@@ -35,46 +35,50 @@ class Appearance(NamedTuple):
     head_size: float = 1.0  # factor on the radii of head and hair
 
 
-def parts(look: Appearance | None = None) -> tuple[Part, ...]:
+def parts(appearance: Appearance | None = None) -> tuple[Part, ...]:
     """Return the parts of the figure with this appearance."""
-    look = look or Appearance()
-    found = [*(part for side in "lr" for part in _limbs(look, side)), *_trunk(look), *_head(look)]
+    appearance = appearance or Appearance()
+    found = [
+        *(part for side in "lr" for part in _limbs(appearance, side)),
+        *_trunk(appearance),
+        *_head(appearance),
+    ]
     return tuple(
         (tuple((POINTS.index(point), radius) for point, radius in ends), colour, nearer)
         for ends, colour, nearer in found
     )
 
 
-def _limbs(look: Appearance, s: str) -> tuple:
-    arm, leg = look.arm_size, look.leg_size
+def _limbs(appearance: Appearance, s: str) -> tuple:
+    arm, leg = appearance.arm_size, appearance.leg_size
     return (
-        (((f"ankle_{s}", 0.05), (f"toe_{s}", 0.042)), look.shoe, 0.0),
-        (((f"knee_{s}", 0.068 * leg), (f"ankle_{s}", 0.05 * leg)), look.shin, 0.0),
-        (((f"hip_{s}", 0.095 * leg), (f"knee_{s}", 0.072 * leg)), look.thigh, -0.1),
-        (((f"shoulder_{s}", 0.068 * arm), (f"elbow_{s}", 0.055 * arm)), look.upper_sleeve, 0.08),
-        (((f"elbow_{s}", 0.055 * arm), (f"wrist_{s}", 0.045 * arm)), look.lower_sleeve, 0.1),
-        (((f"wrist_{s}", 0.04), (f"hand_{s}", 0.05)), look.skin, 0.1),
+        (((f"ankle_{s}", 0.05), (f"toe_{s}", 0.042)), appearance.shoe, 0.0),
+        (((f"knee_{s}", 0.068 * leg), (f"ankle_{s}", 0.05 * leg)), appearance.shin, 0.0),
+        (((f"hip_{s}", 0.095 * leg), (f"knee_{s}", 0.072 * leg)), appearance.thigh, -0.1),
+        (((f"shoulder_{s}", 0.068 * arm), (f"elbow_{s}", 0.055 * arm)), appearance.upper_sleeve, 0.08),
+        (((f"elbow_{s}", 0.055 * arm), (f"wrist_{s}", 0.045 * arm)), appearance.lower_sleeve, 0.1),
+        (((f"wrist_{s}", 0.04), (f"hand_{s}", 0.05)), appearance.skin, 0.1),
     )
 
 
-def _trunk(look: Appearance) -> tuple:
-    size = look.trunk_size
+def _trunk(appearance: Appearance) -> tuple:
+    size = appearance.trunk_size
     shoulders, hips = (("shoulder_l", "shoulder_r"), 0.075 * size), (("hip_r", "hip_l"), 0.085 * size)
     (left, right), upper = shoulders
     chest = ((left, upper), ("neck", 0.06), (right, upper), *((hip, hips[1]) for hip in hips[0]))
-    if look.skirt is None:
-        lower = ((("hip_l", 0.09 * size), ("hip_r", 0.09 * size)), look.thigh, 0.05)
+    if appearance.skirt is None:
+        lower = ((("hip_l", 0.09 * size), ("hip_r", 0.09 * size)), appearance.thigh, 0.05)
     else:
         outline = (("hip_l", 0.1), ("hip_r", 0.1), ("hem_r", 0.09), ("hem_l", 0.09))
-        lower = (tuple((point, radius * size) for point, radius in outline), look.skirt, 0.05)
-    return (chest, look.top, 0.0), lower
+        lower = (tuple((point, radius * size) for point, radius in outline), appearance.skirt, 0.05)
+    return (chest, appearance.top, 0.0), lower
 
 
-def _head(look: Appearance) -> tuple:
-    size = look.head_size
-    end = ("tail", 0.055 * size) if look.long_hair else ("head", 0.085 * size)
+def _head(appearance: Appearance) -> tuple:
+    size = appearance.head_size
+    end = ("tail", 0.055 * size) if appearance.long_hair else ("head", 0.085 * size)
     return (
-        ((("neck", 0.05), ("head", 0.05)), look.skin, 0.02),
-        ((("nose", 0.088 * size),), look.skin, 0.03),
-        ((("nape", 0.11 * size), end), look.hair, 0.0),
+        ((("neck", 0.05), ("head", 0.05)), appearance.skin, 0.02),
+        ((("nose", 0.088 * size),), appearance.skin, 0.03),
+        ((("nape", 0.11 * size), end), appearance.hair, 0.0),
     )

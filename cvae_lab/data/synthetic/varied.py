@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.random import Generator, SeedSequence, default_rng
 
-from cvae_lab.data.synthetic import drawing, looks, motion, skeleton
+from cvae_lab.data.synthetic import appearances, drawing, motion, skeleton
 from cvae_lab.data.synthetic.skeleton import DOF, Pose, Poses
 
 MIN_FRAMES, MAX_FRAMES = 60, 150  # length of a recording
@@ -65,22 +65,22 @@ def random_motion(n: int, rng: Generator) -> Poses:
 
 
 def scaled_to_camera(poses: Poses, camera: drawing.Camera, distance: float) -> Poses:
-    """Move poses written for distance `looks.DISTANCE`, so that they cover the same part of this camera's frame."""
+    """Move poses written for distance `appearances.DISTANCE`, so that they cover the same part of this camera's frame."""
     poses = poses.copy()
-    poses[:, DOF.index("x")] *= drawing.FOCAL / looks.DISTANCE * distance / camera.focal
-    poses[:, DOF.index("z")] *= distance / looks.DISTANCE
+    poses[:, DOF.index("x")] *= drawing.FOCAL / appearances.DISTANCE * distance / camera.focal
+    poses[:, DOF.index("z")] *= distance / appearances.DISTANCE
     return poses
 
 
 def scene_and_places(
-    n: int, look: Generator, moves: Generator, height: int
+    n: int, appearance: Generator, moves: Generator, height: int
 ) -> tuple[drawing.Scene, np.ndarray]:
     """Return the scene of a recording, and its joint positions in metres (n, joints, 3)."""
-    camera, distance = looks.random_camera(look, height)
-    body = looks.random_body(look)
-    scene = looks.random_scene(look, camera)
+    camera, distance = appearances.random_camera(appearance, height)
+    body = appearances.random_body(appearance)
+    scene = appearances.random_scene(appearance, camera)
     poses = scaled_to_camera(random_motion(n, moves), camera, distance)
-    return scene, looks.resized(skeleton.joints(poses), body)
+    return scene, appearances.resized(skeleton.joints(poses), body)
 
 
 def jittered(seen: np.ndarray, rng: Generator, zoom: float) -> np.ndarray:
