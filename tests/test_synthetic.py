@@ -153,11 +153,11 @@ def test_the_appearance_is_equal_within_a_recording_and_differs_between_recordin
         assert all((one - other).abs().max() > 5 for other in rooms[:i])
 
 
-def test_looks_differ_in_every_property():
+def test_appearances_differ_in_every_property():
     rng = np.random.default_rng(0)
-    appearances = [appearances.random_appearance(rng) for _ in range(50)]
+    drawn = [appearances.random_appearance(rng) for _ in range(50)]
     for name in figure.Appearance._fields:
-        assert len({getattr(one, name) for one in appearances}) > 1, name
+        assert len({getattr(one, name) for one in drawn}) > 1, name
     bodies = np.array([appearances.random_body(rng) for _ in range(50)])
     assert (np.ptp(bodies, axis=0) > 0.1).all()
     cameras = np.array([appearances.random_camera(rng)[0][:4] for _ in range(50)])

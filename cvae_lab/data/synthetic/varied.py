@@ -65,7 +65,7 @@ def random_motion(n: int, rng: Generator) -> Poses:
 
 
 def scaled_to_camera(poses: Poses, camera: drawing.Camera, distance: float) -> Poses:
-    """Move poses written for distance `appearances.DISTANCE`, so that they cover the same part of this camera's frame."""
+    """Move poses for distance `appearances.DISTANCE`, so that they cover the same part of this camera's frame."""
     poses = poses.copy()
     poses[:, DOF.index("x")] *= drawing.FOCAL / appearances.DISTANCE * distance / camera.focal
     poses[:, DOF.index("z")] *= distance / appearances.DISTANCE
